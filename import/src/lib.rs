@@ -1,0 +1,1 @@
+//! Importers: ONNX models to Kiln's IR

@@ -1,0 +1,1 @@
+//! Kernel families: loop nests, matmul, attention

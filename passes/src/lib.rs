@@ -1,0 +1,1 @@
+//! Kiln's pass manager and passes

@@ -1,0 +1,1 @@
+//! Kiln's runtime: artifact, loader, plan, executor, thread pool

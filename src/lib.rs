@@ -1,0 +1,1 @@
+//! Kiln: a compiler-style model-graph optimizer and runtime.

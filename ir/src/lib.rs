@@ -1,10 +1,27 @@
 //! Kiln's typed IR: element types, symbolic dims, the graph, the op table, the
 //! builder, the verifier, the text form and the reference interpreter.
 
+pub mod builder;
 pub mod dim;
 pub mod dtype;
+pub mod graph;
+pub mod module;
+pub mod op;
+pub mod ops;
 pub mod scalar;
+pub mod tensor;
+pub mod ty;
 
+pub use builder::Builder;
 pub use dim::{Binding, Dim, DimError, Tri};
 pub use dtype::{DType, Kind};
+pub use graph::{
+    Graph, Guard, Node, NodeId, Origin, Origins, Region, RegionId, Relation, SymValue, Value,
+};
+pub use module::{ConstSource, Global, GlobalKind, Globals, Module};
+pub use op::{
+    Attr, Attrs, AxisMap, EvalCx, EvalError, Grad, InferCx, Inferred, Io, Op, OpDef, TypeError,
+};
 pub use scalar::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
+pub use tensor::{Bytes, Tensor};
+pub use ty::{BlockFormat, Encoding, ShardSpec, TensorType};

@@ -1,0 +1,1 @@
+//! One-op conveniences of the builder.

@@ -1,1 +1,12 @@
-//! Kiln's pass manager and passes
+//! Kiln's passes and the manager that runs them.
+//!
+//! A pass is a function from a graph to a changed graph; its file is its name.
+//! The pipelines are the lists in [`pipeline`].
+
+pub mod choose_layouts;
+pub mod decompose;
+pub mod fuse;
+pub mod manager;
+pub mod pipeline;
+
+pub use manager::{Changed, Manager, Options, Pass, PassCx, PassError, Timing};

@@ -12,3 +12,4 @@ mod pending;
 pub mod reduce;
 pub mod source;
 mod sugar;
+pub mod util;

@@ -25,9 +25,6 @@ macro_rules! pending {
 }
 // ops-a
 pending! {
-    elementwise::Unary, elementwise::Binary, elementwise::Compare, elementwise::Select, elementwise::Cast,
-    source::Constant, source::Global, source::Dims, source::Iota, source::Philox,
-    layout::Reshape, layout::Broadcast, layout::Transpose, layout::Slice, layout::Concat, layout::Pad,
     index::Gather, index::GatherElements, index::GatherNd, index::ScatterElements, index::ScatterNd,
     index::DynamicSlice, index::DynamicUpdateSlice, index::NonZero, index::BindDim,
 }

@@ -1,0 +1,209 @@
+//! What the rules of several ops share: broadcasting, strides, known values.
+
+use crate::graph::{SymValue, Value};
+use crate::op::{Arg, InferCx, TypeError, type_err};
+use crate::ops::reduce::Reduce;
+use crate::{Builder, Dim, ReduceFn, Tri};
+
+/// Known values longer than this are not tracked.
+pub(crate) const KNOWN_LIMIT: usize = 256;
+
+/// The shape that all shapes broadcast to (NumPy's rule). Extents that may or
+/// may not be equal are taken as equal under a guard.
+pub(crate) fn broadcast_shapes(cx: &mut InferCx, shapes: &[&[Dim]]) -> Result<Vec<Dim>, TypeError> {
+    let rank = shapes.iter().map(|s| s.len()).max().unwrap_or(0);
+    let mut out = vec![Dim::ONE; rank];
+    for shape in shapes {
+        for (slot, dim) in out[rank - shape.len()..].iter_mut().zip(shape.iter()) {
+            if dim.as_const() == Some(1) || slot == dim {
+                continue;
+            }
+            *slot = if slot.as_const() == Some(1) {
+                dim.clone()
+            } else {
+                cx.require_same(slot, dim, "extents do not broadcast")?
+            };
+        }
+    }
+    Ok(out)
+}
+
+/// Exactly `n` arguments.
+pub(crate) fn arity<'s, 'a>(args: &'s [Arg<'a>], n: usize) -> Result<&'s [Arg<'a>], TypeError> {
+    if args.len() == n {
+        Ok(args)
+    } else {
+        type_err(format!("takes {n} arguments, not {}", args.len()))
+    }
+}
+
+/// The axis, if the rank has it.
+pub(crate) fn check_axis(axis: usize, rank: usize) -> Result<(), TypeError> {
+    if axis < rank {
+        Ok(())
+    } else {
+        type_err(format!("axis {axis} is beyond rank {rank}"))
+    }
+}
+
+/// Row-major strides in elements.
+pub fn strides(shape: &[usize]) -> Vec<usize> {
+    let mut out = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        out[i - 1] = out[i] * shape[i];
+    }
+    out
+}
+
+/// Calls `f` with every index of the shape, in row-major order.
+pub fn for_each_index(shape: &[usize], mut f: impl FnMut(&[usize])) {
+    if shape.contains(&0) {
+        return;
+    }
+    let mut index = vec![0; shape.len()];
+    loop {
+        f(&index);
+        let mut axis = shape.len();
+        loop {
+            if axis == 0 {
+                return;
+            }
+            axis -= 1;
+            index[axis] += 1;
+            if index[axis] < shape[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+}
+
+/// Strides with which `shape` is read as if broadcast to `to`.
+pub fn broadcast_strides(shape: &[usize], to: &[usize]) -> Vec<usize> {
+    let own = strides(shape);
+    let lead = to.len() - shape.len();
+    (0..to.len())
+        .map(|i| {
+            if i < lead || shape[i - lead] == 1 {
+                0
+            } else {
+                own[i - lead]
+            }
+        })
+        .collect()
+}
+
+/// The flat offset of an index.
+pub fn offset(index: &[usize], strides: &[usize]) -> usize {
+    index.iter().zip(strides).map(|(i, s)| i * s).sum()
+}
+
+/// Known arguments combined element by element, with scalars broadcast.
+pub(crate) fn known_map(args: &[Arg], f: impl Fn(&[&Dim]) -> Option<Dim>) -> Option<SymValue> {
+    let known: Vec<&SymValue> = args.iter().map(|a| a.known).collect::<Option<_>>()?;
+    let largest = known.iter().max_by_key(|k| (k.dims.len(), k.shape.len()))?;
+    if known
+        .iter()
+        .any(|k| k.dims.len() != 1 && k.dims.len() != largest.dims.len())
+    {
+        return None;
+    }
+    let rank = known.iter().map(|k| k.shape.len()).max()?;
+    let shape = if largest.shape.len() == rank {
+        largest.shape.clone()
+    } else {
+        vec![1; rank]
+    };
+    let dims = (0..largest.dims.len())
+        .map(|i| {
+            f(&known
+                .iter()
+                .map(|k| &k.dims[if k.dims.len() == 1 { 0 } else { i }])
+                .collect::<Vec<_>>())
+        })
+        .collect::<Option<_>>()?;
+    Some(SymValue { shape, dims })
+}
+
+/// A truth as a known value.
+pub(crate) fn known_truth(t: Tri) -> Option<Dim> {
+    match t {
+        Tri::Yes => Some(Dim::ONE),
+        Tri::No => Some(Dim::ZERO),
+        Tri::Unknown => None,
+    }
+}
+
+/// Sums a gradient over the axes along which its value was broadcast.
+pub(crate) fn unbroadcast(b: &mut Builder, d: Value, to: &[Dim]) -> Result<Value, TypeError> {
+    let from = b.shape(d);
+    let lead = from.len() - to.len();
+    let axes: Vec<usize> = (0..from.len())
+        .filter(|&i| i < lead || (to[i - lead] == Dim::ONE && from[i] != Dim::ONE))
+        .collect();
+    let summed = if axes.is_empty() {
+        d
+    } else {
+        b.one(
+            Reduce {
+                f: ReduceFn::Sum,
+                axes,
+                keep: true,
+            },
+            &[d],
+        )?
+    };
+    if b.shape(summed) == to {
+        Ok(summed)
+    } else {
+        b.reshape(summed, to)
+    }
+}
+
+/// Labels for arguments that broadcast to `result`: label `i` for result axis
+/// `i`, none where an argument's extent is 1.
+pub(crate) fn broadcast_labels(args: &[&crate::TensorType], rank: usize) -> Vec<Vec<Option<u8>>> {
+    args.iter()
+        .map(|a| {
+            let lead = rank - a.rank();
+            a.shape
+                .iter()
+                .enumerate()
+                .map(|(i, d)| (*d != Dim::ONE).then_some((lead + i) as u8))
+                .collect()
+        })
+        .collect()
+}
+
+/// The `parse` of an op with one mnemonic.
+macro_rules! parse_one {
+    ($ty:ty, $name:literal, |$attrs:ident| $make:expr) => {
+        impl $ty {
+            /// The op from its text form; none if the mnemonic is another's.
+            pub fn parse(
+                mnemonic: &str,
+                $attrs: &crate::op::Attrs,
+            ) -> Option<Result<Self, crate::op::TypeError>> {
+                (mnemonic == $name).then(|| (|| $make)())
+            }
+        }
+    };
+}
+pub(crate) use parse_one;
+
+/// The rules shared by primitives that consume nothing.
+macro_rules! primitive {
+    () => {
+        fn donates(&self) -> &'static [usize] {
+            &[]
+        }
+        fn expand(
+            &self,
+            _: &mut crate::Builder,
+            _: &[crate::Value],
+        ) -> Result<Option<Vec<crate::Value>>, crate::op::TypeError> {
+            Ok(None)
+        }
+    };
+}
+pub(crate) use primitive;

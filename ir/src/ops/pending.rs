@@ -23,11 +23,6 @@ macro_rules! pending {
         }
     )*};
 }
-// ops-a
-pending! {
-    index::Gather, index::GatherElements, index::GatherNd, index::ScatterElements, index::ScatterNd,
-    index::DynamicSlice, index::DynamicUpdateSlice, index::NonZero, index::BindDim,
-}
 // ops-b
 pending! {
     reduce::Reduce, reduce::ArgReduce, reduce::Cumulate, reduce::TopK,

@@ -2,6 +2,7 @@
 //! and its [`crate::op::OpDef`] (or, for composites, [`composite::Composite`]).
 
 pub mod attention;
+pub mod blocks;
 pub mod composite;
 pub mod contract;
 pub mod control;

@@ -594,7 +594,9 @@ impl OpDef for TopK {
             }
         }
         let indices = Tensor::from_i64(DType::I64, shape.clone(), &index).map_err(|e| EvalError(e.to_string()))?;
-        Ok(vec![one(finish(x.dtype(), shape, values)?)?, indices])
+        let mut results = finish(x.dtype(), shape, values)?;
+        results.push(indices);
+        Ok(results)
     }
 
     fn grad(&self, b: &mut Builder, io: Io<'_>, d: &[Value]) -> Result<Grad, TypeError> {

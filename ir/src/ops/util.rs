@@ -175,6 +175,25 @@ pub(crate) fn broadcast_labels(args: &[&crate::TensorType], rank: usize) -> Vec<
         .collect()
 }
 
+/// An argument whose elements lie plainly in memory.
+pub(crate) fn plain(ty: &crate::TensorType) -> Result<(), TypeError> {
+    match ty.encoding {
+        Some(e) => type_err(format!("the argument is encoded as {}: decode it first", e.format.name())),
+        None => Ok(()),
+    }
+}
+
+/// A result of packed elements.
+pub(crate) fn finish(
+    dtype: crate::DType,
+    shape: impl Into<Vec<usize>>,
+    out: crate::tensor::Encoder,
+) -> Result<Vec<crate::Tensor>, crate::op::EvalError> {
+    crate::Tensor::new(dtype, shape, out.finish())
+        .map(|t| vec![t])
+        .map_err(|e| crate::op::EvalError(e.to_string()))
+}
+
 /// The `parse` of an op with one mnemonic.
 macro_rules! parse_one {
     ($ty:ty, $name:literal, |$attrs:ident| $make:expr) => {

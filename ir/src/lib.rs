@@ -15,9 +15,7 @@ pub mod ty;
 pub use builder::Builder;
 pub use dim::{Binding, Dim, DimError, Tri};
 pub use dtype::{DType, Kind};
-pub use graph::{
-    Graph, Guard, Node, NodeId, Origin, Origins, Region, RegionId, Relation, SymValue, Value,
-};
+pub use graph::{Def, Graph, Guard, Node, NodeId, Origin, Origins, Port, PortKind, Region, RegionId, Relation, SymValue, Value, ValueData};
 pub use module::{ConstSource, Global, GlobalKind, Globals, Module};
 pub use op::{
     Attr, Attrs, AxisMap, EvalCx, EvalError, Grad, InferCx, Inferred, Io, Op, OpDef, TypeError,

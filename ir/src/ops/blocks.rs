@@ -6,9 +6,17 @@ use crate::op::EvalError;
 use half::f16;
 
 /// Appends the elements of one block. The block has exactly the format's bytes.
-pub fn decode_block(format: BlockFormat, block: &[u8], out: &mut Vec<f32>) -> Result<(), EvalError> {
+pub fn decode_block(
+    format: BlockFormat,
+    block: &[u8],
+    out: &mut Vec<f32>,
+) -> Result<(), EvalError> {
     if block.len() != format.block_bytes() {
-        return Err(EvalError(format!("a block of {} has {} bytes", format.name(), block.len())));
+        return Err(EvalError(format!(
+            "a block of {} has {} bytes",
+            format.name(),
+            block.len()
+        )));
     }
     match format {
         BlockFormat::Q4_0 => {
@@ -46,7 +54,9 @@ pub fn decode_block(format: BlockFormat, block: &[u8], out: &mut Vec<f32>) -> Re
 }
 
 /// The non-linear 4-bit code book.
-const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+const IQ4_NL: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+];
 
 fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
@@ -85,7 +95,11 @@ fn q3_k(block: &[u8], out: &mut Vec<f32>) {
     let d = half_at(block, 108);
     // Scale i: low 4 bits from byte i % 8, high 2 bits from byte 8 + i % 4.
     let scale = |i: usize| {
-        let low = if i < 8 { packed[i] & 0xf } else { packed[i - 8] >> 4 };
+        let low = if i < 8 {
+            packed[i] & 0xf
+        } else {
+            packed[i - 8] >> 4
+        };
         let top = packed[8 + i % 4] >> (2 * (i / 4)) & 3;
         (low | top << 4) as i32 - 32
     };
@@ -102,7 +116,10 @@ fn scale_min(packed: &[u8], i: usize) -> (f32, f32) {
     let (s, m) = if i < 4 {
         (packed[i] & 63, packed[i + 4] & 63)
     } else {
-        (packed[i + 4] & 0xf | packed[i - 4] >> 6 << 4, packed[i + 4] >> 4 | packed[i] >> 6 << 4)
+        (
+            packed[i + 4] & 0xf | packed[i - 4] >> 6 << 4,
+            packed[i + 4] >> 4 | packed[i] >> 6 << 4,
+        )
     };
     (s as f32, m as f32)
 }
@@ -110,7 +127,12 @@ fn scale_min(packed: &[u8], i: usize) -> (f32, f32) {
 /// d, dmin, 12 bytes of scales and minima, 128 of nibbles: each 32 bytes hold a
 /// run of 32 in the low nibbles and the next in the high ones.
 fn q4_k(block: &[u8], out: &mut Vec<f32>) {
-    let (d, dmin, packed, qs) = (half_at(block, 0), half_at(block, 2), &block[4..16], &block[16..]);
+    let (d, dmin, packed, qs) = (
+        half_at(block, 0),
+        half_at(block, 2),
+        &block[4..16],
+        &block[16..],
+    );
     for i in 0..256 {
         let (s, m) = scale_min(packed, i / 32);
         let q = qs[i / 64 * 32 + i % 32] >> (4 * (i / 32 % 2)) & 0xf;
@@ -149,7 +171,11 @@ fn ternary(block: &[u8], out: &mut Vec<f32>) -> Result<(), EvalError> {
     let scale = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
     for i in 0..32 {
         match block[4 + i / 4] >> (2 * (i % 4)) & 3 {
-            3 => return Err(EvalError("a ternary block holds the code 3, which means nothing".into())),
+            3 => {
+                return Err(EvalError(
+                    "a ternary block holds the code 3, which means nothing".into(),
+                ));
+            }
             code => out.push(scale * (code as i32 - 1) as f32),
         }
     }

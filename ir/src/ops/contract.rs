@@ -49,7 +49,10 @@ pub struct Decode {
 
 /// `m`, `k` of a matrix stored as `[.., m, k]`, or as `[.., k, m]`.
 fn matrix<T: Clone>(shape: &[T], transposed: bool) -> (T, T) {
-    let (r, c) = (shape[shape.len() - 2].clone(), shape[shape.len() - 1].clone());
+    let (r, c) = (
+        shape[shape.len() - 2].clone(),
+        shape[shape.len() - 1].clone(),
+    );
     if transposed { (c, r) } else { (r, c) }
 }
 
@@ -71,7 +74,9 @@ impl MatMul {
             _ if !agree => type_err(format!("the arguments differ in element type: {a} and {b}")),
             (Kind::Float, Kind::Float) => Ok(out),
             (Kind::Int | Kind::Uint, Kind::Int | Kind::Uint) => Ok(out),
-            (Kind::Bool | Kind::Complex | Kind::Str, _) => type_err(format!("matrices of {a} are not supported")),
+            (Kind::Bool | Kind::Complex | Kind::Str, _) => {
+                type_err(format!("matrices of {a} are not supported"))
+            }
             _ => type_err(format!("a product of {a} matrices cannot be {out}")),
         }
     }
@@ -88,13 +93,16 @@ impl OpDef for MatMul {
         plain(a)?;
         plain(b)?;
         if a.rank() < 2 || b.rank() < 2 {
-            return type_err(format!("needs matrices, not {a} and {b}: reshape vectors first"));
+            return type_err(format!(
+                "needs matrices, not {a} and {b}: reshape vectors first"
+            ));
         }
         let dtype = self.result_dtype(a.dtype, b.dtype)?;
         let (m, ka) = matrix(&a.shape, self.transpose_a);
         let (kb, n) = matrix(&b.shape, self.transpose_b);
         cx.require_same(&ka, &kb, &format!("the inner extents of {a} and {b}"))?;
-        let mut shape = broadcast_shapes(cx, &[&a.shape[..a.rank() - 2], &b.shape[..b.rank() - 2]])?;
+        let mut shape =
+            broadcast_shapes(cx, &[&a.shape[..a.rank() - 2], &b.shape[..b.rank() - 2]])?;
         shape.extend([m, n]);
         Ok(vec![TensorType::new(dtype, shape).into()])
     }
@@ -111,9 +119,18 @@ impl OpDef for MatMul {
         };
         matrix(0, m, k, self.transpose_a);
         matrix(1, k, n, self.transpose_b);
-        let batch = |i: u8| labels.iter().any(|l| l[..l.len() - 2].contains(&Some(i))).then_some(i);
+        let batch = |i: u8| {
+            labels
+                .iter()
+                .any(|l| l[..l.len() - 2].contains(&Some(i)))
+                .then_some(i)
+        };
         let result = (0..m).map(batch).chain([Some(m), Some(n)]).collect();
-        AxisMap::Labels { args: labels, results: vec![result], reduce: Some(ReduceFn::Sum) }
+        AxisMap::Labels {
+            args: labels,
+            results: vec![result],
+            reduce: Some(ReduceFn::Sum),
+        }
     }
 
     fn eval(&self, _: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
@@ -124,15 +141,26 @@ impl OpDef for MatMul {
         if k != kb {
             return Err(EvalError(format!("matmul: {k} columns meet {kb} rows")));
         }
-        let (ba, bb) = (&a.shape()[..a.shape().len() - 2], &b.shape()[..b.shape().len() - 2]);
+        let (ba, bb) = (
+            &a.shape()[..a.shape().len() - 2],
+            &b.shape()[..b.shape().len() - 2],
+        );
         let batch = broadcast_sizes(ba, bb).map_err(|e| EvalError(format!("matmul: {e}")))?;
         let (sa, sb) = (broadcast_strides(ba, &batch), broadcast_strides(bb, &batch));
         let (am, ak) = if self.transpose_a { (1, m) } else { (k, 1) };
         let (bk, bn) = if self.transpose_b { (1, k) } else { (n, 1) };
         let mut out = Encoder::new(dtype, batch.iter().product::<usize>() * m * n);
         let exact = computes_in_integers(a.dtype());
-        let (fa, fb) = if exact { (vec![], vec![]) } else { (a.to_f64(), b.to_f64()) };
-        let (ia, ib) = if exact { (a.to_i64(), b.to_i64()) } else { (vec![], vec![]) };
+        let (fa, fb) = if exact {
+            (vec![], vec![])
+        } else {
+            (a.to_f64(), b.to_f64())
+        };
+        let (ia, ib) = if exact {
+            (a.to_i64(), b.to_i64())
+        } else {
+            (vec![], vec![])
+        };
         for_each_index(&batch, |at| {
             let (oa, ob) = (offset(at, &sa) * m * k, offset(at, &sb) * k * n);
             for i in 0..m {
@@ -151,7 +179,9 @@ impl OpDef for MatMul {
                     let mut row = vec![0f64; n];
                     for p in 0..k {
                         let x = fa[a_at(p)];
-                        row.iter_mut().enumerate().for_each(|(j, s)| *s += x * fb[b_at(p, j)]);
+                        row.iter_mut()
+                            .enumerate()
+                            .for_each(|(j, s)| *s += x * fb[b_at(p, j)]);
                     }
                     row.into_iter().for_each(|s| out.push_f64(s));
                 }
@@ -180,7 +210,10 @@ impl OpDef for MatMul {
         } else {
             self.grad_right(b, x, d)?
         };
-        Ok(Grad::Args(vec![Some(unbroadcast(b, dx, &sx)?), Some(unbroadcast(b, dy, &sy)?)]))
+        Ok(Grad::Args(vec![
+            Some(unbroadcast(b, dx, &sx)?),
+            Some(unbroadcast(b, dy, &sy)?),
+        ]))
     }
 
     fn attrs(&self) -> Attrs {
@@ -215,7 +248,13 @@ fn join_rows(b: &mut Builder, x: Value) -> Result<Value, TypeError> {
 /// NumPy's broadcast of two constant shapes.
 fn broadcast_sizes(a: &[usize], b: &[usize]) -> Result<Vec<usize>, String> {
     let rank = a.len().max(b.len());
-    let at = |s: &[usize], i: usize| if i + s.len() < rank { 1 } else { s[i + s.len() - rank] };
+    let at = |s: &[usize], i: usize| {
+        if i + s.len() < rank {
+            1
+        } else {
+            s[i + s.len() - rank]
+        }
+    };
     (0..rank)
         .map(|i| match (at(a, i), at(b, i)) {
             (x, y) if x == y || y == 1 => Ok(x),
@@ -254,7 +293,11 @@ impl OpDef for Pack {
         let rank = args[0].rank();
         let batch = || (0..rank - 2).map(|i| Some(i as u8));
         let k = Some(rank as u8 - 2);
-        let matrix = if self.transposed { [None, k] } else { [k, None] };
+        let matrix = if self.transposed {
+            [None, k]
+        } else {
+            [k, None]
+        };
         AxisMap::Labels {
             args: vec![batch().chain(matrix).collect()],
             results: vec![batch().chain([None, k, None]).collect()],
@@ -267,14 +310,21 @@ impl OpDef for Pack {
         let (k, n) = matrix(w.shape(), self.transposed);
         let panels = n.div_ceil(self.nr);
         let batch = &w.shape()[..w.shape().len() - 2];
-        let mut out = Encoder::new(w.dtype(), batch.iter().product::<usize>() * panels * k * self.nr);
+        let mut out = Encoder::new(
+            w.dtype(),
+            batch.iter().product::<usize>() * panels * k * self.nr,
+        );
         let shape: Vec<usize> = batch.iter().copied().chain([panels, k, self.nr]).collect();
         for_each_index(&shape, |index| {
             let (lead, place) = index.split_at(batch.len());
             let column = place[0] * self.nr + place[2];
             let row = place[1];
             let at = offset(lead, &strides(batch)) * k * n
-                + if self.transposed { column * k + row } else { row * n + column };
+                + if self.transposed {
+                    column * k + row
+                } else {
+                    row * n + column
+                };
             match computes_in_integers(w.dtype()) {
                 _ if column >= n => out.push_i64(0),
                 true => out.push_i64(w.get_i64(at)),
@@ -285,11 +335,15 @@ impl OpDef for Pack {
     }
 
     fn grad(&self, _: &mut Builder, _: Io<'_>, _: &[Value]) -> Result<Grad, TypeError> {
-        Ok(Grad::Unsupported { because: "layouts are chosen after differentiation" })
+        Ok(Grad::Unsupported {
+            because: "layouts are chosen after differentiation",
+        })
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::none().with("nr", Attr::Int(self.nr as i64)).with("transposed", Attr::Bool(self.transposed))
+        Attrs::none()
+            .with("nr", Attr::Int(self.nr as i64))
+            .with("transposed", Attr::Bool(self.transposed))
     }
 
     primitive!();
@@ -308,8 +362,10 @@ impl Decode {
 }
 
 parse_one!(Decode, "decode", |attrs| Ok(Decode {
-    format: BlockFormat::from_name(attrs.name("format")?)
-        .ok_or_else(|| TypeError(format!("there is no encoding `{}`", attrs.name("format").unwrap_or_default())))?,
+    format: BlockFormat::from_name(attrs.name("format")?).ok_or_else(|| TypeError(format!(
+        "there is no encoding `{}`",
+        attrs.name("format").unwrap_or_default()
+    )))?,
     axis: attrs.index("axis")?,
     dtype: attrs.dtype("dtype")?,
     shape: attrs.dims("shape")?,
@@ -323,12 +379,19 @@ impl OpDef for Decode {
     fn infer(&self, _: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
         let x = arity(args, 1)?[0].ty;
         if Decode::of(x).as_ref() != Some(self) {
-            return type_err(format!("decodes {} along axis {}, but the argument is {x}", self.format.name(), self.axis));
+            return type_err(format!(
+                "decodes {} along axis {}, but the argument is {x}",
+                self.format.name(),
+                self.axis
+            ));
         }
         check_axis(self.axis, x.rank())?;
         let len = self.format.block_len();
         if x.shape[self.axis].modulo(&len.into()) != Dim::ZERO {
-            return type_err(format!("axis {} of {x} does not divide into blocks of {len}", self.axis));
+            return type_err(format!(
+                "axis {} of {x} does not divide into blocks of {len}",
+                self.axis
+            ));
         }
         if !self.dtype.is_float() {
             return type_err(format!("decodes to floats, not {}", self.dtype));
@@ -338,8 +401,14 @@ impl OpDef for Decode {
 
     fn axes(&self, _: &[&TensorType]) -> AxisMap {
         // Blocks of the axis stay whole; so the axis itself has no label.
-        let labels: Vec<Option<u8>> = (0..self.shape.len()).map(|i| (i != self.axis).then_some(i as u8)).collect();
-        AxisMap::Labels { args: vec![labels.clone()], results: vec![labels], reduce: None }
+        let labels: Vec<Option<u8>> = (0..self.shape.len())
+            .map(|i| (i != self.axis).then_some(i as u8))
+            .collect();
+        AxisMap::Labels {
+            args: vec![labels.clone()],
+            results: vec![labels],
+            reduce: None,
+        }
     }
 
     fn eval(&self, cx: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
@@ -349,7 +418,10 @@ impl OpDef for Decode {
         let x = args[0].bytes();
         if shape.get(self.axis).is_none_or(|n| n % len != 0) || x.len() != total / len * bytes {
             let name = self.format.name();
-            return Err(EvalError(format!("decode: {} bytes are not {shape:?} in {name}", x.len())));
+            return Err(EvalError(format!(
+                "decode: {} bytes are not {shape:?} in {name}",
+                x.len()
+            )));
         }
         let mut lanes = Vec::with_capacity(total);
         for block in x.chunks_exact(bytes) {
@@ -371,7 +443,9 @@ impl OpDef for Decode {
     }
 
     fn grad(&self, _: &mut Builder, _: Io<'_>, _: &[Value]) -> Result<Grad, TypeError> {
-        Ok(Grad::Zero { because: "encoded values are constants" })
+        Ok(Grad::Zero {
+            because: "encoded values are constants",
+        })
     }
 
     fn attrs(&self) -> Attrs {

@@ -36,10 +36,16 @@ use crate::op::*;
 use crate::ops::util::*;
 use crate::{Builder, DType, Dim, Tensor, TensorType, Tri};
 
-const NO_REGION_GRAD: Grad = Grad::Unsupported { because: "control flow is not differentiated yet" };
+const NO_REGION_GRAD: Grad = Grad::Unsupported {
+    because: "control flow is not differentiated yet",
+};
 
 fn scalar_of(ty: &TensorType, dtype: DType, what: &str) -> Result<(), TypeError> {
-    if ty.dtype == dtype && ty.rank() == 0 { Ok(()) } else { type_err(format!("{what} is {dtype}[], not {ty}")) }
+    if ty.dtype == dtype && ty.rank() == 0 {
+        Ok(())
+    } else {
+        type_err(format!("{what} is {dtype}[], not {ty}"))
+    }
 }
 
 parse_one!(If, "if", |_a| Ok(If));
@@ -51,7 +57,9 @@ impl OpDef for If {
 
     fn infer(&self, cx: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
         scalar_of(arity(args, 1)?[0].ty, DType::Bool, "the condition")?;
-        let [(p0, yes), (p1, no)] = &cx.regions[..] else { return type_err("owns two regions") };
+        let [(p0, yes), (p1, no)] = &cx.regions[..] else {
+            return type_err("owns two regions");
+        };
         if !p0.is_empty() || !p1.is_empty() || yes.len() != no.len() {
             return type_err("the branches take nothing and yield as many values");
         }
@@ -65,7 +73,9 @@ impl OpDef for If {
     }
 
     fn axes(&self, _: &[&TensorType]) -> AxisMap {
-        AxisMap::Whole { because: "a branch is taken as a whole" }
+        AxisMap::Whole {
+            because: "a branch is taken as a whole",
+        }
     }
 
     fn eval(&self, cx: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
@@ -87,8 +97,15 @@ impl Loop {
     /// The op from its text form; none if the mnemonic is another's.
     pub fn parse(mnemonic: &str, a: &Attrs) -> Option<Result<Self, TypeError>> {
         (mnemonic == "loop").then(|| {
-            let symbol = if a.get("symbol").is_ok() { Some(a.str("symbol")?.into()) } else { None };
-            Ok(Loop { carried: a.index("carried")?, symbol })
+            let symbol = if a.get("symbol").is_ok() {
+                Some(a.str("symbol")?.into())
+            } else {
+                None
+            };
+            Ok(Loop {
+                carried: a.index("carried")?,
+                symbol,
+            })
         })
     }
 }
@@ -102,7 +119,9 @@ impl OpDef for Loop {
         arity(args, 2 + self.carried)?;
         scalar_of(args[0].ty, DType::I64, "the trip count")?;
         scalar_of(args[1].ty, DType::Bool, "the condition")?;
-        let [(params, results)] = &cx.regions[..] else { return type_err("owns one region") };
+        let [(params, results)] = &cx.regions[..] else {
+            return type_err("owns one region");
+        };
         if params.len() != 1 + self.carried || results.len() < 1 + self.carried {
             return type_err("the body takes and yields another number of values than are carried");
         }
@@ -112,7 +131,9 @@ impl OpDef for Loop {
         for i in 0..self.carried {
             let (start, inner, next) = (args[2 + i].ty, &params[1 + i], &results[1 + i]);
             if start.same(inner) != Tri::Yes || next.same(inner) != Tri::Yes {
-                return type_err(format!("carried value {i} is {start}, then {inner}, then {next}"));
+                return type_err(format!(
+                    "carried value {i} is {start}, then {inner}, then {next}"
+                ));
             }
             out.push(inner.clone().into());
         }
@@ -121,7 +142,9 @@ impl OpDef for Loop {
             (None, known) => known.cloned(),
         };
         for scanned in &results[1 + self.carried..] {
-            let Some(steps) = &steps else { return type_err("stacked values need a known or named number of steps") };
+            let Some(steps) = &steps else {
+                return type_err("stacked values need a known or named number of steps");
+            };
             let mut shape = vec![steps.clone()];
             shape.extend(scanned.shape.iter().cloned());
             out.push(scanned.with_shape(shape).into());
@@ -130,7 +153,9 @@ impl OpDef for Loop {
     }
 
     fn axes(&self, _: &[&TensorType]) -> AxisMap {
-        AxisMap::Whole { because: "steps depend on each other" }
+        AxisMap::Whole {
+            because: "steps depend on each other",
+        }
     }
 
     fn eval(&self, cx: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
@@ -147,20 +172,29 @@ impl OpDef for Loop {
             on = out[0].get_i64(0) != 0;
             carried = out.split_off(1);
             scanned.resize_with(scans.len(), Vec::new);
-            scanned.iter_mut().zip(scans).for_each(|(all, s)| all.push(s));
+            scanned
+                .iter_mut()
+                .zip(scans)
+                .for_each(|(all, s)| all.push(s));
             i += 1;
         }
         if let Some(symbol) = &self.symbol {
             cx.binding.borrow_mut().insert(symbol.clone(), i);
         }
         for all in scanned {
-            let first = all.first().ok_or_else(|| EvalError("a loop stacked nothing".into()))?;
+            let first = all
+                .first()
+                .ok_or_else(|| EvalError("a loop stacked nothing".into()))?;
             if all.iter().any(|t| t.shape() != first.shape()) {
-                return Err(EvalError("a stacked value changed its shape between steps".into()));
+                return Err(EvalError(
+                    "a stacked value changed its shape between steps".into(),
+                ));
             }
             let shape = [&[all.len()], first.shape()].concat();
             let bytes: Vec<u8> = all.iter().flat_map(|t| t.bytes().to_vec()).collect();
-            carried.push(Tensor::new(first.dtype(), shape, bytes).map_err(|e| EvalError(e.to_string()))?);
+            carried.push(
+                Tensor::new(first.dtype(), shape, bytes).map_err(|e| EvalError(e.to_string()))?,
+            );
         }
         Ok(carried)
     }
@@ -180,7 +214,9 @@ impl OpDef for Loop {
     primitive!();
 }
 
-parse_one!(Call, "call", |a| Ok(Call { function: a.str("function")?.into() }));
+parse_one!(Call, "call", |a| Ok(Call {
+    function: a.str("function")?.into()
+}));
 
 impl OpDef for Call {
     fn mnemonic(&self) -> &'static str {
@@ -195,7 +231,9 @@ impl OpDef for Call {
     }
 
     fn axes(&self, _: &[&TensorType]) -> AxisMap {
-        AxisMap::Whole { because: "the callee decides" }
+        AxisMap::Whole {
+            because: "the callee decides",
+        }
     }
 
     fn eval(&self, cx: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
@@ -222,9 +260,15 @@ impl OpDef for Fused {
     }
 
     fn infer(&self, cx: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
-        let [(params, results)] = &cx.regions[..] else { return type_err("owns one region") };
+        let [(params, results)] = &cx.regions[..] else {
+            return type_err("owns one region");
+        };
         if params.len() != args.len() {
-            return type_err(format!("the group takes {} values, not {}", params.len(), args.len()));
+            return type_err(format!(
+                "the group takes {} values, not {}",
+                params.len(),
+                args.len()
+            ));
         }
         for (p, a) in params.iter().zip(args) {
             if p.same(a.ty) != Tri::Yes {
@@ -235,7 +279,9 @@ impl OpDef for Fused {
     }
 
     fn axes(&self, _: &[&TensorType]) -> AxisMap {
-        AxisMap::Whole { because: "groups are formed after sharding" }
+        AxisMap::Whole {
+            because: "groups are formed after sharding",
+        }
     }
 
     fn eval(&self, cx: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
@@ -244,7 +290,9 @@ impl OpDef for Fused {
     }
 
     fn grad(&self, _: &mut Builder, _: Io<'_>, _: &[Value]) -> Result<Grad, TypeError> {
-        Ok(Grad::Unsupported { because: "groups are formed after differentiation" })
+        Ok(Grad::Unsupported {
+            because: "groups are formed after differentiation",
+        })
     }
 
     fn attrs(&self) -> Attrs {

@@ -9,7 +9,6 @@ pub mod control;
 pub mod elementwise;
 pub mod index;
 pub mod layout;
-mod pending;
 pub mod reduce;
 pub mod source;
 mod sugar;

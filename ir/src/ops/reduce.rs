@@ -66,15 +66,21 @@ fn check_numbers(ty: &TensorType, f: ReduceFn) -> Result<(), TypeError> {
     plain(ty)?;
     let arithmetic = matches!(f, ReduceFn::Sum | ReduceFn::Mean | ReduceFn::Prod);
     match ty.dtype.kind() {
-        Kind::Str | Kind::Complex => type_err(format!("{} of {} has no meaning", f.name(), ty.dtype)),
-        Kind::Bool if arithmetic => type_err(format!("{} of bool: cast it to a number first", f.name())),
+        Kind::Str | Kind::Complex => {
+            type_err(format!("{} of {} has no meaning", f.name(), ty.dtype))
+        }
+        Kind::Bool if arithmetic => {
+            type_err(format!("{} of bool: cast it to a number first", f.name()))
+        }
         Kind::Bool | Kind::Float | Kind::Int | Kind::Uint => Ok(()),
     }
 }
 
 /// Argument labels 0, 1, 2 … with those of `whole` axes left out.
 fn labels_but(rank: usize, whole: &[usize]) -> Vec<Option<u8>> {
-    (0..rank).map(|i| (!whole.contains(&i)).then_some(i as u8)).collect()
+    (0..rank)
+        .map(|i| (!whole.contains(&i)).then_some(i as u8))
+        .collect()
 }
 
 /// One running reduction, in f64 for floats and 64-bit integers otherwise.
@@ -92,8 +98,13 @@ impl Acc {
         let (least, greatest) = match dtype.kind() {
             Kind::Bool => (Acc::Int(0), Acc::Int(1)),
             Kind::Uint => (Acc::Uint(0), Acc::Uint(u64::MAX >> (64 - bits))),
-            Kind::Int => (Acc::Int(i64::MIN >> (64 - bits)), Acc::Int(i64::MAX >> (64 - bits))),
-            Kind::Float | Kind::Complex | Kind::Str => (Acc::Float(f64::NEG_INFINITY), Acc::Float(f64::INFINITY)),
+            Kind::Int => (
+                Acc::Int(i64::MIN >> (64 - bits)),
+                Acc::Int(i64::MAX >> (64 - bits)),
+            ),
+            Kind::Float | Kind::Complex | Kind::Str => {
+                (Acc::Float(f64::NEG_INFINITY), Acc::Float(f64::INFINITY))
+            }
         };
         let number = |v: i64| match least {
             Acc::Float(_) => Acc::Float(v as f64),
@@ -167,12 +178,28 @@ impl Reduce {
     /// The op from its text form; none if the mnemonic is another's.
     pub fn parse(mnemonic: &str, attrs: &Attrs) -> Option<Result<Self, TypeError>> {
         let f = ReduceFn::from_name(mnemonic.strip_prefix("reduce_")?)?;
-        Some((|| Ok(Reduce { f, axes: attrs.indices("axes")?, keep: attrs.bool("keep")? }))())
+        Some((|| {
+            Ok(Reduce {
+                f,
+                axes: attrs.indices("axes")?,
+                keep: attrs.bool("keep")?,
+            })
+        })())
     }
 
     /// The reduced axes as extents of 1.
     fn kept_shape(&self, shape: &[Dim]) -> Vec<Dim> {
-        shape.iter().enumerate().map(|(i, d)| if self.axes.contains(&i) { Dim::ONE } else { d.clone() }).collect()
+        shape
+            .iter()
+            .enumerate()
+            .map(|(i, d)| {
+                if self.axes.contains(&i) {
+                    Dim::ONE
+                } else {
+                    d.clone()
+                }
+            })
+            .collect()
     }
 
     fn known(&self, known: &SymValue) -> Option<SymValue> {
@@ -188,7 +215,10 @@ impl Reduce {
             ReduceFn::Min => dims.reduce(|a, b| a.minimum(&b)),
             ReduceFn::Mean => None,
         }?;
-        Some(SymValue { shape: vec![1; if self.keep { known.shape.len() } else { 0 }], dims: vec![dim] })
+        Some(SymValue {
+            shape: vec![1; if self.keep { known.shape.len() } else { 0 }],
+            dims: vec![dim],
+        })
     }
 }
 
@@ -215,27 +245,47 @@ impl OpDef for Reduce {
         let kept = self.kept_shape(&x.ty.shape);
         let shape: Vec<Dim> = match self.keep {
             true => kept,
-            false => kept.into_iter().enumerate().filter(|(i, _)| !self.axes.contains(i)).map(|(_, d)| d).collect(),
+            false => kept
+                .into_iter()
+                .enumerate()
+                .filter(|(i, _)| !self.axes.contains(i))
+                .map(|(_, d)| d)
+                .collect(),
         };
         let known = x.known.and_then(|k| self.known(k));
-        Ok(vec![Inferred { ty: TensorType::new(x.ty.dtype, shape), known }])
+        Ok(vec![Inferred {
+            ty: TensorType::new(x.ty.dtype, shape),
+            known,
+        }])
     }
 
     fn axes(&self, args: &[&TensorType]) -> AxisMap {
         // Means over parts of different sizes do not combine by a mean.
-        let whole = if self.f == ReduceFn::Mean { &self.axes[..] } else { &[] };
+        let whole = if self.f == ReduceFn::Mean {
+            &self.axes[..]
+        } else {
+            &[]
+        };
         let labels = labels_but(args[0].rank(), whole);
         let result = (0..args[0].rank())
             .filter(|i| self.keep || !self.axes.contains(i))
             .map(|i| (!self.axes.contains(&i)).then_some(i as u8))
             .collect();
-        AxisMap::Labels { args: vec![labels], results: vec![result], reduce: Some(self.f) }
+        AxisMap::Labels {
+            args: vec![labels],
+            results: vec![result],
+            reduce: Some(self.f),
+        }
     }
 
     fn eval(&self, _: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let x = args[0];
-        let kept: Vec<usize> =
-            x.shape().iter().enumerate().map(|(i, &d)| if self.axes.contains(&i) { 1 } else { d }).collect();
+        let kept: Vec<usize> = x
+            .shape()
+            .iter()
+            .enumerate()
+            .map(|(i, &d)| if self.axes.contains(&i) { 1 } else { d })
+            .collect();
         let into = broadcast_strides(&kept, x.shape());
         let from = strides(x.shape());
         let mut acc = vec![Acc::start(self.f, x.dtype()); kept.iter().product()];
@@ -246,11 +296,19 @@ impl OpDef for Reduce {
         let count: usize = self.axes.iter().map(|&a| x.shape()[a]).product();
         let mut out = Encoder::new(x.dtype(), acc.len());
         for a in acc {
-            let a = if self.f == ReduceFn::Mean { a.mean(count)? } else { a };
+            let a = if self.f == ReduceFn::Mean {
+                a.mean(count)?
+            } else {
+                a
+            };
             a.push(&mut out);
         }
-        let shape: Vec<usize> =
-            kept.into_iter().enumerate().filter(|(i, _)| self.keep || !self.axes.contains(i)).map(|(_, d)| d).collect();
+        let shape: Vec<usize> = kept
+            .into_iter()
+            .enumerate()
+            .filter(|(i, _)| self.keep || !self.axes.contains(i))
+            .map(|(_, d)| d)
+            .collect();
         finish(x.dtype(), shape, out)
     }
 
@@ -304,7 +362,12 @@ impl Reduce {
         joined.push(Dim::product(&moved_shape[others.len()..]));
         let flat = b.reshape(moved, &joined)?;
         let axis = others.len();
-        let running = |reverse| Cumulate { f: ReduceFn::Prod, axis, exclusive: true, reverse };
+        let running = |reverse| Cumulate {
+            f: ReduceFn::Prod,
+            axis,
+            exclusive: true,
+            reverse,
+        };
         let before = b.one(running(false), &[flat])?;
         let after = b.one(running(true), &[flat])?;
         let rest = b.mul(before, after)?;
@@ -319,7 +382,11 @@ impl Reduce {
 /// `x / count`, in f32 where the dtype is too narrow to hold the count.
 pub(crate) fn divide_by_count(b: &mut Builder, x: Value, count: Dim) -> Result<Value, TypeError> {
     let dtype = b.ty(x).dtype;
-    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let wide = if dtype == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    };
     let n = b.dims(SymValue::scalar(count))?;
     let (n, x) = (b.cast(n, wide)?, b.cast(x, wide)?);
     let q = b.div(x, n)?;
@@ -335,8 +402,17 @@ impl ArgReduce {
             _ => return None,
         };
         Some((|| {
-            let (axis, keep, last) = (attrs.index("axis")?, attrs.bool("keep")?, attrs.bool("last")?);
-            Ok(ArgReduce { largest, axis, keep, last })
+            let (axis, keep, last) = (
+                attrs.index("axis")?,
+                attrs.bool("keep")?,
+                attrs.bool("last")?,
+            );
+            Ok(ArgReduce {
+                largest,
+                axis,
+                keep,
+                last,
+            })
         })())
     }
 }
@@ -367,14 +443,21 @@ impl OpDef for ArgReduce {
         if !self.keep {
             result.remove(self.axis);
         }
-        AxisMap::Labels { args: vec![labels], results: vec![result], reduce: None }
+        AxisMap::Labels {
+            args: vec![labels],
+            results: vec![result],
+            reduce: None,
+        }
     }
 
     fn eval(&self, _: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let x = args[0];
         let n = x.shape()[self.axis];
         if n == 0 {
-            return Err(EvalError(format!("axis {} has no elements to choose from", self.axis)));
+            return Err(EvalError(format!(
+                "axis {} has no elements to choose from",
+                self.axis
+            )));
         }
         let mut out = Encoder::new(DType::I64, x.len() / n);
         for_each_lane(x.shape(), self.axis, |lane| {
@@ -396,7 +479,9 @@ impl OpDef for ArgReduce {
     }
 
     fn grad(&self, _: &mut Builder, _: Io<'_>, _: &[Value]) -> Result<Grad, TypeError> {
-        Ok(Grad::Zero { because: "the index of an extreme is piecewise constant" })
+        Ok(Grad::Zero {
+            because: "the index of an extreme is piecewise constant",
+        })
     }
 
     fn attrs(&self) -> Attrs {
@@ -416,7 +501,11 @@ impl ArgReduce {
         let nan = |k: usize| x.dtype().is_float() && x.get_f64(k).is_nan();
         // `order` puts NaN above all numbers, which is right for the smallest only
         // if NaN is then not turned around.
-        if self.largest || nan(i) || nan(j) { order } else { order.reverse() }
+        if self.largest || nan(i) || nan(j) {
+            order
+        } else {
+            order.reverse()
+        }
     }
 }
 
@@ -428,7 +517,8 @@ fn order(x: &Tensor, i: usize, j: usize) -> Ordering {
         x.get_i64(i).cmp(&x.get_i64(j))
     } else {
         let (a, b) = (x.get_f64(i), x.get_f64(j));
-        a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
+        a.partial_cmp(&b)
+            .unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
     }
 }
 
@@ -449,8 +539,17 @@ impl Cumulate {
     pub fn parse(mnemonic: &str, attrs: &Attrs) -> Option<Result<Self, TypeError>> {
         let f = ReduceFn::from_name(mnemonic.strip_prefix("cumulate_")?)?;
         Some((|| {
-            let (axis, exclusive, reverse) = (attrs.index("axis")?, attrs.bool("exclusive")?, attrs.bool("reverse")?);
-            Ok(Cumulate { f, axis, exclusive, reverse })
+            let (axis, exclusive, reverse) = (
+                attrs.index("axis")?,
+                attrs.bool("exclusive")?,
+                attrs.bool("reverse")?,
+            );
+            Ok(Cumulate {
+                f,
+                axis,
+                exclusive,
+                reverse,
+            })
         })())
     }
 }
@@ -478,7 +577,11 @@ impl OpDef for Cumulate {
 
     fn axes(&self, args: &[&TensorType]) -> AxisMap {
         let labels = labels_but(args[0].rank(), &[self.axis]);
-        AxisMap::Labels { args: vec![labels.clone()], results: vec![labels], reduce: None }
+        AxisMap::Labels {
+            args: vec![labels.clone()],
+            results: vec![labels],
+            reduce: None,
+        }
     }
 
     fn eval(&self, _: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
@@ -502,14 +605,21 @@ impl OpDef for Cumulate {
     fn grad(&self, b: &mut Builder, _: Io<'_>, d: &[Value]) -> Result<Grad, TypeError> {
         match self.f {
             ReduceFn::Sum => {
-                let back = Cumulate { reverse: !self.reverse, ..self.clone() };
+                let back = Cumulate {
+                    reverse: !self.reverse,
+                    ..self.clone()
+                };
                 Ok(Grad::Args(vec![Some(b.one(back, &[d[0]])?)]))
             }
-            ReduceFn::Prod => Ok(Grad::Unsupported { because: "the gradient of a running product is not written" }),
-            ReduceFn::Max | ReduceFn::Min => {
-                Ok(Grad::Unsupported { because: "the gradient of a running extreme is not written" })
-            }
-            ReduceFn::Mean => Ok(Grad::Unsupported { because: "there is no running mean" }),
+            ReduceFn::Prod => Ok(Grad::Unsupported {
+                because: "the gradient of a running product is not written",
+            }),
+            ReduceFn::Max | ReduceFn::Min => Ok(Grad::Unsupported {
+                because: "the gradient of a running extreme is not written",
+            }),
+            ReduceFn::Mean => Ok(Grad::Unsupported {
+                because: "there is no running mean",
+            }),
         }
     }
 
@@ -541,7 +651,12 @@ impl OpDef for TopK {
         let n = &x.shape[self.axis];
         match self.k.le(n) {
             Tri::Yes => {}
-            Tri::No => return type_err(format!("k = {} is more than the {n} elements of axis {}", self.k, self.axis)),
+            Tri::No => {
+                return type_err(format!(
+                    "k = {} is more than the {n} elements of axis {}",
+                    self.k, self.axis
+                ));
+            }
             Tri::Unknown => cx.guards.push(crate::Guard {
                 left: self.k.clone(),
                 relation: crate::Relation::Le,
@@ -551,19 +666,29 @@ impl OpDef for TopK {
         }
         let mut shape = x.shape.clone();
         shape[self.axis] = self.k.clone();
-        Ok(vec![TensorType::new(x.dtype, shape.clone()).into(), TensorType::new(DType::I64, shape).into()])
+        Ok(vec![
+            TensorType::new(x.dtype, shape.clone()).into(),
+            TensorType::new(DType::I64, shape).into(),
+        ])
     }
 
     fn axes(&self, args: &[&TensorType]) -> AxisMap {
         let labels = labels_but(args[0].rank(), &[self.axis]);
-        AxisMap::Labels { args: vec![labels.clone()], results: vec![labels.clone(), labels], reduce: None }
+        AxisMap::Labels {
+            args: vec![labels.clone()],
+            results: vec![labels.clone(), labels],
+            reduce: None,
+        }
     }
 
     fn eval(&self, cx: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let x = args[0];
         let (n, k) = (x.shape()[self.axis], cx.dim(&self.k)?);
         if k > n {
-            return Err(EvalError(format!("top_k: k = {k} is more than the {n} elements of axis {}", self.axis)));
+            return Err(EvalError(format!(
+                "top_k: k = {k} is more than the {n} elements of axis {}",
+                self.axis
+            )));
         }
         let mut shape = x.shape().to_vec();
         shape[self.axis] = k;
@@ -593,7 +718,8 @@ impl OpDef for TopK {
                 false => values.push_f64(x.get_f64(i)),
             }
         }
-        let indices = Tensor::from_i64(DType::I64, shape.clone(), &index).map_err(|e| EvalError(e.to_string()))?;
+        let indices = Tensor::from_i64(DType::I64, shape.clone(), &index)
+            .map_err(|e| EvalError(e.to_string()))?;
         let mut results = finish(x.dtype(), shape, values)?;
         results.push(indices);
         Ok(results)
@@ -604,8 +730,13 @@ impl OpDef for TopK {
         let dtype = b.ty(io.args[0]).dtype;
         let zeros = b.full(dtype, &shape, 0.0)?;
         // Indices differ within a lane, so that nothing meets.
-        let scatter = ScatterElements { axis: self.axis, f: ScatterFn::Set };
-        Ok(Grad::Args(vec![Some(b.one(scatter, &[zeros, io.results[1], d[0]])?)]))
+        let scatter = ScatterElements {
+            axis: self.axis,
+            f: ScatterFn::Set,
+        };
+        Ok(Grad::Args(vec![Some(
+            b.one(scatter, &[zeros, io.results[1], d[0]])?,
+        )]))
     }
 
     fn attrs(&self) -> Attrs {

@@ -178,7 +178,10 @@ pub(crate) fn broadcast_labels(args: &[&crate::TensorType], rank: usize) -> Vec<
 /// An argument whose elements lie plainly in memory.
 pub(crate) fn plain(ty: &crate::TensorType) -> Result<(), TypeError> {
     match ty.encoding {
-        Some(e) => type_err(format!("the argument is encoded as {}: decode it first", e.format.name())),
+        Some(e) => type_err(format!(
+            "the argument is encoded as {}: decode it first",
+            e.format.name()
+        )),
         None => Ok(()),
     }
 }

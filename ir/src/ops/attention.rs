@@ -1,6 +1,13 @@
 //! Attention and what belongs to it.
 
-use crate::Dim;
+use crate::graph::Value;
+use crate::op::*;
+use crate::ops::composite::{
+    Composite, Softmax, composite_parse, count, float, grad_by_expansion, may_be, widen,
+};
+use crate::ops::index::DynamicUpdateSlice;
+use crate::ops::source::Iota;
+use crate::{BinaryFn, Builder, CompareFn, DType, Dim, ReduceFn, Tensor, TensorType, UnaryFn};
 
 /// `rope(x: f[b, h, s, d], cos: f[.., s, d/2], sin: f[.., s, d/2])`: rotary
 /// position embedding (Su et al. 2021).
@@ -71,31 +78,41 @@ pub struct Attention {
 #[derive(Clone, Debug, PartialEq)]
 pub struct KvCacheAppend;
 
-use crate::graph::Value;
-use crate::op::*;
-use crate::ops::composite::{Composite, Softmax, parse_composite, take, widen};
-use crate::ops::index::DynamicUpdateSlice;
-use crate::ops::source::Iota;
-use crate::{BinaryFn, Builder, CompareFn, DType, ReduceFn, Tensor, UnaryFn};
-
-parse_composite!(Rope, Attention, KvCacheAppend);
+composite_parse!(Rope, Attention, KvCacheAppend);
 
 impl Composite for Rope {
     const MNEMONIC: &'static str = "rope";
+    const DONATES: &'static [usize] = &[];
 
-    fn expand(&self, b: &mut Builder, args: &[Value]) -> Result<Vec<Value>, TypeError> {
-        let [x, cos, sin] = take(args)?;
-        let (rank, shape) = (b.ty(x).rank(), b.shape(x));
-        let full = shape.last().and_then(Dim::as_const).map(|d| d as usize);
-        let Some(full) = full else {
-            return type_err("the head size must be a constant");
+    fn check(&self, args: &[&TensorType]) -> Result<(), TypeError> {
+        count(args, 3)?;
+        for (ty, what) in args.iter().zip(["the argument", "the cosine", "the sine"]) {
+            float(ty, what)?;
+        }
+        let Some(full) = args[0].shape.last().and_then(Dim::as_const) else {
+            return type_err(format!("the head size of {} must be a constant", args[0]));
         };
-        let dims = self.rotary_dims.unwrap_or(full);
-        if dims == 0 || dims % 2 != 0 || dims > full {
+        let dims = self.rotary_dims.map_or(full, |d| d as i64);
+        if dims <= 0 || dims % 2 != 0 || dims > full {
             return type_err(format!("cannot rotate {dims} of {full} features"));
         }
-        let (x, dtype) = widen(b, x)?;
-        let ((cos, _), (sin, _)) = (widen(b, cos)?, widen(b, sin)?);
+        for (ty, what) in args[1..].iter().zip(["the cosines", "the sines"]) {
+            match ty.shape.last() {
+                Some(d) if ty.rank() <= args[0].rank() => may_be(d, &(dims / 2).into(), what)?,
+                _ => return type_err(format!("{what} of {ty} do not go with {}", args[0])),
+            }
+        }
+        Ok(())
+    }
+
+    fn expand(&self, b: &mut Builder, args: &[Value]) -> Result<Vec<Value>, TypeError> {
+        let (dtype, shape) = (b.ty(args[0]).dtype, b.shape(args[0]));
+        let rank = shape.len();
+        let full = shape.last().and_then(Dim::as_const).unwrap_or(0) as usize;
+        let dims = self.rotary_dims.unwrap_or(full);
+        let x = widen(b, args[0])?;
+        let compute = b.ty(x).dtype;
+        let (cos, sin) = (b.cast(args[1], compute)?, b.cast(args[2], compute)?);
         let last = rank - 1;
         let turned = b.slice_axis(x, last, Dim::ZERO, dims.into())?;
         let (first, second) = if self.interleaved {
@@ -137,6 +154,8 @@ impl Composite for Rope {
         Ok(vec![b.cast(y, dtype)?])
     }
 
+    grad_by_expansion!();
+
     fn attrs(&self) -> Attrs {
         let attrs = Attrs::none().with("interleaved", Attr::Bool(self.interleaved));
         match self.rotary_dims {
@@ -163,29 +182,76 @@ fn size(b: &mut Builder, d: &Dim) -> Result<Value, TypeError> {
     b.dims(crate::SymValue::scalar(d.clone()))
 }
 
+/// The optional arguments by name.
+struct Extras<'a, T> {
+    bias: Option<&'a T>,
+    keep: Option<&'a T>,
+    slopes: Option<&'a T>,
+    lengths: Option<&'a T>,
+}
+
 impl Attention {
-    /// Which (query, key) pairs the mask kind shows, `bool[s, t]`; none for all.
-    fn seen(&self, b: &mut Builder, s: &Dim, t: &Dim) -> Result<Option<Value>, TypeError> {
-        let grid = [s.clone(), t.clone()];
-        let index = |b: &mut Builder, axis| {
-            b.one(
-                Iota {
-                    shape: grid.to_vec(),
-                    axis,
-                    dtype: DType::I64,
-                },
-                &[],
-            )
-        };
-        let offset = match &self.mask {
-            MaskKind::Full => return Ok(None),
+    /// How many extra arguments follow q, k and v.
+    pub fn extras(&self) -> usize {
+        [self.bias, self.keep, self.slopes, self.lengths]
+            .into_iter()
+            .filter(|&x| x)
+            .count()
+    }
+
+    fn named_extras<'a, T>(&self, args: &'a [T]) -> Extras<'a, T> {
+        let mut rest = args.iter();
+        let mut next = |present: bool| if present { rest.next() } else { None };
+        Extras {
+            bias: next(self.bias),
+            keep: next(self.keep),
+            slopes: next(self.slopes),
+            lengths: next(self.lengths),
+        }
+    }
+
+    /// Keys before the first query.
+    fn offset(&self) -> Dim {
+        match &self.mask {
+            MaskKind::Full => Dim::ZERO,
             MaskKind::Causal { offset }
             | MaskKind::Sliding { offset, .. }
-            | MaskKind::Prefix { offset, .. } => offset,
+            | MaskKind::Prefix { offset, .. } => offset.clone(),
+        }
+    }
+
+    /// The position of each query among the keys as a column, and of each key as
+    /// a row, as i64.
+    fn positions(&self, b: &mut Builder, score: Value) -> Result<(Value, Value), TypeError> {
+        let shape = b.shape(score);
+        let count = |shape: Vec<Dim>, axis| Iota {
+            shape,
+            axis,
+            dtype: DType::I64,
         };
-        let (i, j) = (index(b, 0)?, index(b, 1)?);
-        let offset = size(b, offset)?;
-        let place = b.add(i, offset)?;
+        let i = b.one(count(vec![shape[2].clone(), Dim::ONE], 0), &[])?;
+        let j = b.one(count(vec![Dim::ONE, shape[3].clone()], 1), &[])?;
+        let offset = size(b, &self.offset())?;
+        Ok((b.add(i, offset)?, j))
+    }
+
+    /// `slope · (j − i − offset)`.
+    fn alibi(&self, b: &mut Builder, slopes: Value, score: Value) -> Result<Value, TypeError> {
+        let (place, j) = self.positions(b, score)?;
+        let distance = b.sub(j, place)?;
+        let compute = b.ty(score).dtype;
+        let (distance, slopes) = (b.cast(distance, compute)?, b.cast(slopes, compute)?);
+        let heads = b.shape(score)[1].clone();
+        let slopes = b.reshape(slopes, &[heads, Dim::ONE, Dim::ONE])?;
+        b.mul(slopes, distance)
+    }
+
+    /// Which (query, key) pairs the mask kind shows; none for all.
+    fn shown(&self, b: &mut Builder, score: Value) -> Result<Option<Value>, TypeError> {
+        if self.mask == MaskKind::Full {
+            return Ok(None);
+        }
+        let (place, j) = self.positions(b, score)?;
         let causal = b.compare(CompareFn::Le, j, place)?;
         Ok(Some(match &self.mask {
             MaskKind::Full | MaskKind::Causal { .. } => causal,
@@ -206,160 +272,189 @@ impl Attention {
         }))
     }
 
-    /// How many extra arguments follow q, k and v.
-    pub fn extras(&self) -> usize {
-        [self.bias, self.keep, self.slopes, self.lengths]
-            .into_iter()
-            .filter(|&x| x)
-            .count()
-    }
-}
-
-impl Composite for Attention {
-    const MNEMONIC: &'static str = "attention";
-
-    fn expand(&self, b: &mut Builder, args: &[Value]) -> Result<Vec<Value>, TypeError> {
-        if args.len() != 3 + self.extras() {
-            return type_err(format!(
-                "takes {} arguments, not {}",
-                3 + self.extras(),
-                args.len()
-            ));
-        }
-        let (q, k, v) = (args[0], args[1], args[2]);
-        if [q, k, v].iter().any(|&x| b.ty(x).rank() != 4) {
-            return type_err("q, k and v have four axes: batch, heads, sequence, features");
-        }
-        let ((q, dtype), (mut k, _), (mut v, _)) = (widen(b, q)?, widen(b, k)?, widen(b, v)?);
-        let (qs, ks) = (b.shape(q), b.shape(k));
-        let (s, t) = (qs[2].clone(), ks[2].clone());
-        if qs[1] != ks[1] {
-            // Each key head serves a group of query heads.
-            let Some(group) = qs[1].div_exact(&ks[1]) else {
-                return type_err(format!("{} query heads over {} key heads", qs[1], ks[1]));
-            };
-            for x in [&mut k, &mut v] {
-                let shape = b.shape(*x);
-                let split = [&shape[..2], &[Dim::ONE], &shape[2..]].concat();
-                let wide = [&shape[..2], std::slice::from_ref(&group), &shape[2..]].concat();
-                let joined = [
-                    shape[0].clone(),
-                    qs[1].clone(),
-                    shape[2].clone(),
-                    shape[3].clone(),
-                ];
-                let r = b.reshape(*x, &split)?;
-                let r = b.broadcast_to(r, &wide)?;
-                *x = b.reshape(r, &joined)?;
-            }
-        }
-        let raw = b.matmul_t(q, k, false, true)?;
-        let scale = b.scalar_like(raw, self.scale)?;
-        let mut score = b.mul(raw, scale)?;
-        let mut seen = self.seen(b, &s, &t)?;
-        let mut rest = args[3..].iter().copied();
+    /// The pairs that the mask kind, the mask and the lengths all show.
+    fn visible(
+        &self,
+        b: &mut Builder,
+        extras: &Extras<Value>,
+        score: Value,
+    ) -> Result<Option<Value>, TypeError> {
+        let mut visible = self.shown(b, score)?;
         let mut hide = |b: &mut Builder, keep: Value| -> Result<(), TypeError> {
-            seen = Some(match seen {
+            visible = Some(match visible {
                 Some(other) => b.binary(BinaryFn::And, other, keep)?,
                 None => keep,
             });
             Ok(())
         };
-        if self.bias {
-            let bias = rest
-                .next()
-                .ok_or_else(|| TypeError("the bias is missing".into()))?;
-            let (bias, _) = widen(b, bias)?;
-            score = b.add(score, bias)?;
-        }
-        if self.keep {
-            let keep = rest
-                .next()
-                .ok_or_else(|| TypeError("the mask is missing".into()))?;
+        if let Some(&keep) = extras.keep {
             hide(b, keep)?;
         }
-        let wide = b.ty(score).dtype;
-        if self.slopes {
-            let slopes = rest
-                .next()
-                .ok_or_else(|| TypeError("the slopes are missing".into()))?;
-            let slopes = b.cast(slopes, wide)?;
-            let column = b.reshape(slopes, &[qs[1].clone(), Dim::ONE, Dim::ONE])?;
-            let grid = vec![s.clone(), t.clone()];
-            let (i, j) = (
-                b.one(
-                    Iota {
-                        shape: grid.clone(),
-                        axis: 0,
-                        dtype: wide,
-                    },
-                    &[],
-                )?,
-                b.one(
-                    Iota {
-                        shape: grid,
-                        axis: 1,
-                        dtype: wide,
-                    },
-                    &[],
-                )?,
-            );
-            let offset = match &self.mask {
-                MaskKind::Full => Dim::ZERO,
-                MaskKind::Causal { offset }
-                | MaskKind::Sliding { offset, .. }
-                | MaskKind::Prefix { offset, .. } => offset.clone(),
+        if let Some(&lengths) = extras.lengths {
+            let shape = b.shape(score);
+            let lengths = b.cast(lengths, DType::I64)?;
+            let column = b.reshape(lengths, &[shape[0].clone(), Dim::ONE, Dim::ONE, Dim::ONE])?;
+            let keys = Iota {
+                shape: vec![shape[3].clone()],
+                axis: 0,
+                dtype: DType::I64,
             };
-            let offset = size(b, &offset)?;
-            let offset = b.cast(offset, wide)?;
-            let place = b.add(i, offset)?;
-            let distance = b.sub(j, place)?;
-            let alibi = b.mul(column, distance)?;
-            score = b.add(score, alibi)?;
-        }
-        if self.lengths {
-            let lengths = rest
-                .next()
-                .ok_or_else(|| TypeError("the lengths are missing".into()))?;
-            let column = b.reshape(lengths, &[qs[0].clone(), Dim::ONE, Dim::ONE, Dim::ONE])?;
-            let j = b.one(
-                Iota {
-                    shape: vec![t.clone()],
-                    axis: 0,
-                    dtype: DType::I64,
-                },
-                &[],
-            )?;
+            let j = b.one(keys, &[])?;
             let keep = b.compare(CompareFn::Lt, j, column)?;
             hide(b, keep)?;
         }
-        let weights = match seen {
-            None => b.one(
+        Ok(visible)
+    }
+}
+
+/// Each of `g` heads repeated for its group of query heads.
+fn share_heads(b: &mut Builder, x: Value, heads: &Dim) -> Result<Value, TypeError> {
+    let shape = b.shape(x);
+    if shape[1] == *heads {
+        return Ok(x);
+    }
+    let Some(group) = heads.div_exact(&shape[1]) else {
+        return type_err(format!(
+            "{heads} query heads do not divide among {} key heads",
+            shape[1]
+        ));
+    };
+    let mut split = shape.clone();
+    split.insert(2, Dim::ONE);
+    let mut wide = shape.clone();
+    wide.insert(2, group);
+    let mut joined = shape;
+    joined[1] = heads.clone();
+    let x = b.reshape(x, &split)?;
+    let x = b.broadcast_to(x, &wide)?;
+    b.reshape(x, &joined)
+}
+
+/// Softmax over the last axis of what is visible. A row that sees nothing (its
+/// largest score is −inf) is 0.
+fn masked_softmax(
+    b: &mut Builder,
+    score: Value,
+    visible: Option<Value>,
+) -> Result<Value, TypeError> {
+    let never = b.scalar_like(score, f64::NEG_INFINITY)?;
+    let (zero, one) = (b.scalar_like(score, 0.0)?, b.scalar_like(score, 1.0)?);
+    let score = match visible {
+        Some(visible) => b.select(visible, score, never)?,
+        None => score,
+    };
+    let max = b.reduce(ReduceFn::Max, score, &[3], true)?;
+    let empty = b.compare(CompareFn::Eq, max, never)?;
+    let base = b.select(empty, zero, max)?;
+    let shifted = b.sub(score, base)?;
+    let e = b.unary(UnaryFn::Exp, shifted)?;
+    let sum = b.reduce(ReduceFn::Sum, e, &[3], true)?;
+    let sum = b.select(empty, one, sum)?;
+    b.div(e, sum)
+}
+
+impl Composite for Attention {
+    const MNEMONIC: &'static str = "attention";
+    const DONATES: &'static [usize] = &[];
+
+    fn check(&self, args: &[&TensorType]) -> Result<(), TypeError> {
+        count(args, 3 + self.extras())?;
+        for (ty, what) in args.iter().zip(["the query", "the key", "the value"]) {
+            float(ty, what)?;
+            if ty.rank() != 4 {
+                return type_err(format!(
+                    "{what} has the axes batch, head, position, feature; it is {ty}"
+                ));
+            }
+        }
+        let (q, k, v) = (args[0], args[1], args[2]);
+        may_be(&q.shape[0], &k.shape[0], "the batch of query and key")?;
+        may_be(&q.shape[3], &k.shape[3], "the features of query and key")?;
+        for axis in 0..3 {
+            may_be(
+                &k.shape[axis],
+                &v.shape[axis],
+                "the extents of key and value",
+            )?;
+        }
+        if q.shape[1] != k.shape[1] && q.shape[1].div_exact(&k.shape[1]).is_none() {
+            return type_err(format!(
+                "{} query heads do not divide among {} key heads",
+                q.shape[1], k.shape[1]
+            ));
+        }
+        let extras = self.named_extras(&args[3..]);
+        if let Some(&ty) = extras.bias {
+            float(ty, "the bias")?;
+        }
+        if let Some(ty) = extras.keep.filter(|ty| ty.dtype != DType::Bool) {
+            return type_err(format!("the mask is bool, not {ty}"));
+        }
+        if let Some(ty) = extras
+            .bias
+            .into_iter()
+            .chain(extras.keep)
+            .find(|ty| ty.rank() > 4)
+        {
+            return type_err(format!("{ty} does not broadcast to the scores"));
+        }
+        if let Some(ty) = extras.slopes {
+            float(ty, "a slope")?;
+            let heads = ty.shape.first().filter(|_| ty.rank() == 1);
+            may_be(
+                heads.unwrap_or(&Dim::ZERO),
+                &q.shape[1],
+                "the number of slopes and of heads",
+            )?;
+        }
+        if let Some(ty) = extras.lengths {
+            let rows = ty
+                .shape
+                .first()
+                .filter(|_| ty.rank() == 1 && ty.dtype.is_int());
+            may_be(
+                rows.unwrap_or(&Dim::ZERO),
+                &q.shape[0],
+                "the number of lengths and the batch",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn expand(&self, b: &mut Builder, args: &[Value]) -> Result<Vec<Value>, TypeError> {
+        let dtype = b.ty(args[0]).dtype;
+        let q = widen(b, args[0])?;
+        let compute = b.ty(q).dtype;
+        let (k, v) = (b.cast(args[1], compute)?, b.cast(args[2], compute)?);
+        let heads = b.shape(q)[1].clone();
+        let (k, v) = (share_heads(b, k, &heads)?, share_heads(b, v, &heads)?);
+        let extras = self.named_extras(&args[3..]);
+        let raw = b.matmul_t(q, k, false, true)?;
+        let scale = b.scalar_like(raw, self.scale)?;
+        let mut score = b.mul(raw, scale)?;
+        if let Some(&bias) = extras.bias {
+            let bias = b.cast(bias, compute)?;
+            score = b.add(score, bias)?;
+        }
+        if let Some(&slopes) = extras.slopes {
+            let alibi = self.alibi(b, slopes, score)?;
+            score = b.add(score, alibi)?;
+        }
+        let weights = match self.visible(b, &extras, score)? {
+            None if !self.bias => b.one(
                 Softmax {
                     axis: 3,
                     log: false,
                 },
                 &[score],
             )?,
-            Some(seen) => {
-                // A row without a key has maximum −inf and sum 0: it gives 0.
-                let never = b.scalar_like(score, f64::NEG_INFINITY)?;
-                let zero = b.scalar_like(score, 0.0)?;
-                let masked = b.select(seen, score, never)?;
-                let max = b.reduce(ReduceFn::Max, masked, &[3], true)?;
-                let empty = b.compare(CompareFn::Eq, max, never)?;
-                let base = b.select(empty, zero, max)?;
-                let shifted = b.sub(masked, base)?;
-                let e = b.unary(UnaryFn::Exp, shifted)?;
-                let sum = b.reduce(ReduceFn::Sum, e, &[3], true)?;
-                let one = b.scalar_like(score, 1.0)?;
-                let sum = b.select(empty, one, sum)?;
-                b.div(e, sum)?
-            }
+            visible => masked_softmax(b, score, visible)?,
         };
         let y = b.matmul(weights, v)?;
         Ok(vec![b.cast(y, dtype)?])
     }
+
+    grad_by_expansion!();
 
     fn attrs(&self) -> Attrs {
         let attrs = Attrs::none().with("scale", Attr::Float(self.scale));
@@ -434,18 +529,44 @@ impl Composite for KvCacheAppend {
     const MNEMONIC: &'static str = "kv_cache_append";
     const DONATES: &'static [usize] = &[0];
 
-    fn expand(&self, b: &mut Builder, args: &[Value]) -> Result<Vec<Value>, TypeError> {
-        let [cache, new, at] = take(args)?;
-        if b.ty(cache).rank() != 4 {
-            return type_err("a cache has four axes: batch, heads, sequence, features");
+    fn check(&self, args: &[&TensorType]) -> Result<(), TypeError> {
+        count(args, 3)?;
+        let (cache, new, at) = (args[0], args[1], args[2]);
+        if cache.rank() != 4 || new.rank() != 4 {
+            return type_err(format!(
+                "the axes are batch, head, position, feature; they are {cache} and {new}"
+            ));
         }
-        let one = b.reshape(at, &[Dim::ONE])?;
-        let zeros = b.constant(
-            Tensor::from_i64(DType::I64, [1], &[0]).map_err(|e| TypeError(e.to_string()))?,
-        )?;
-        let starts = b.concat(&[zeros, zeros, one, zeros], 0)?;
-        Ok(vec![b.one(DynamicUpdateSlice, &[cache, new, starts])?])
+        for axis in [0, 1, 3] {
+            may_be(
+                &new.shape[axis],
+                &cache.shape[axis],
+                "the extents of the cache and of what is added",
+            )?;
+        }
+        if new.shape[2].le(&cache.shape[2]) == crate::Tri::No {
+            return type_err(format!(
+                "{} positions do not fit into {}",
+                new.shape[2], cache.shape[2]
+            ));
+        }
+        if at.rank() != 0 || !at.dtype.is_int() {
+            return type_err(format!("the position is an integer scalar, not {at}"));
+        }
+        Ok(())
     }
+
+    fn expand(&self, b: &mut Builder, args: &[Value]) -> Result<Vec<Value>, TypeError> {
+        let dtype = b.ty(args[0]).dtype;
+        let new = b.cast(args[1], dtype)?;
+        let at = b.cast(args[2], DType::I64)?;
+        let at = b.reshape(at, &[Dim::ONE])?;
+        let zero = b.full(DType::I64, &[Dim::ONE], 0.0)?;
+        let starts = b.concat(&[zero, zero, at, zero], 0)?;
+        Ok(vec![b.one(DynamicUpdateSlice, &[args[0], new, starts])?])
+    }
+
+    grad_by_expansion!();
 
     fn attrs(&self) -> Attrs {
         Attrs::none()

@@ -99,8 +99,26 @@ pub struct EvalCx<'a> {
     pub global: &'a dyn Fn(&str) -> Result<Tensor, EvalError>,
     /// Runs an owned region.
     pub region: &'a dyn Fn(usize, &[Tensor]) -> Result<Vec<Tensor>, EvalError>,
+    /// Types of an owned region's results: what a loop that never runs yields.
+    pub region_results: &'a dyn Fn(usize) -> Vec<TensorType>,
     /// Runs another function of the module on the caller's ports.
     pub call: &'a dyn Fn(&str, &[Tensor]) -> Result<Vec<Tensor>, EvalError>,
+}
+
+impl<'a> EvalCx<'a> {
+    /// For ops that read no global, own no region and call no function.
+    pub fn pure(binding: &'a RefCell<Binding>) -> EvalCx<'a> {
+        fn absent<T>(what: &str) -> Result<T, EvalError> {
+            Err(EvalError(format!("{what} cannot be evaluated outside a module")))
+        }
+        EvalCx {
+            binding,
+            global: &|name| absent(&format!("the global @{name}")),
+            region: &|_, _| absent("a region"),
+            region_results: &|_| vec![],
+            call: &|name, _| absent(&format!("a call of @{name}")),
+        }
+    }
 }
 
 impl EvalCx<'_> {

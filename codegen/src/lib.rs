@@ -1,1 +1,10 @@
-//! Code generation toolkits that know no model op: MLIR builder, LLVM to object code, targets
+//! Code generation toolkits that know no model op: a typed MLIR builder, LLVM
+//! to object code, CPU target descriptions.
+
+pub mod emit;
+pub mod object;
+pub mod target;
+
+pub use emit::{Elem, Emitter, Ty, Val};
+pub use object::{CodegenError, Dump, compile, dump};
+pub use target::CpuTarget;

@@ -1,0 +1,103 @@
+//! CPU targets as data.
+
+use serde::{Deserialize, Serialize};
+
+/// A CPU level that code is generated for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CpuTarget {
+    /// The name on the command line and in artifacts.
+    pub name: String,
+    /// LLVM's CPU name.
+    pub cpu: String,
+    /// LLVM's feature string.
+    pub features: String,
+    /// Bits of a vector register.
+    pub vector_bits: u32,
+    /// Vector registers.
+    pub vector_registers: u32,
+    /// Features that the machine must have, as `std::arch` names them.
+    pub requires: Vec<String>,
+}
+
+/// What x86-64-v3 asks of a machine (the psABI's level, the parts in use).
+const V3: &[&str] = &["avx2", "fma", "bmi1", "bmi2", "f16c", "lzcnt", "movbe"];
+/// What x86-64-v4 adds.
+const V4: &[&str] = &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
+
+impl CpuTarget {
+    /// AVX2 and FMA: Haswell, Zen and later.
+    pub fn x86_64_v3() -> CpuTarget {
+        CpuTarget {
+            name: "x86-64-v3".into(),
+            cpu: "x86-64-v3".into(),
+            features: String::new(),
+            vector_bits: 256,
+            vector_registers: 16,
+            requires: V3.iter().map(|s| s.to_string()).collect(),
+        }
+    }
+
+    /// AVX-512: Skylake-SP, Ice Lake, Zen 4 and later.
+    pub fn x86_64_v4() -> CpuTarget {
+        CpuTarget {
+            name: "x86-64-v4".into(),
+            cpu: "x86-64-v4".into(),
+            // Without this, LLVM prefers 256-bit registers for the generic level.
+            features: "-prefer-256-bit".into(),
+            vector_bits: 512,
+            vector_registers: 32,
+            requires: V3.iter().chain(V4).map(|s| s.to_string()).collect(),
+        }
+    }
+
+    /// The level of this name; `cpu` and `host` mean the machine's own.
+    pub fn by_name(name: &str) -> Option<CpuTarget> {
+        match name {
+            "x86-64-v3" => Some(CpuTarget::x86_64_v3()),
+            "x86-64-v4" => Some(CpuTarget::x86_64_v4()),
+            "cpu" | "host" => CpuTarget::host(),
+            _ => None,
+        }
+    }
+
+    /// The highest level that this machine has; none below x86-64-v3.
+    pub fn host() -> Option<CpuTarget> {
+        [CpuTarget::x86_64_v4(), CpuTarget::x86_64_v3()]
+            .into_iter()
+            .find(|t| t.runs_here())
+    }
+
+    /// Lanes of f32 in a register.
+    pub fn f32_lanes(&self) -> u32 {
+        self.vector_bits / 32
+    }
+
+    /// Whether this machine has what the level asks.
+    pub fn runs_here(&self) -> bool {
+        self.requires.iter().all(|f| machine_has(f))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn machine_has(feature: &str) -> bool {
+    match feature {
+        "avx2" => is_x86_feature_detected!("avx2"),
+        "fma" => is_x86_feature_detected!("fma"),
+        "bmi1" => is_x86_feature_detected!("bmi1"),
+        "bmi2" => is_x86_feature_detected!("bmi2"),
+        "f16c" => is_x86_feature_detected!("f16c"),
+        "lzcnt" => is_x86_feature_detected!("lzcnt"),
+        "movbe" => is_x86_feature_detected!("movbe"),
+        "avx512f" => is_x86_feature_detected!("avx512f"),
+        "avx512bw" => is_x86_feature_detected!("avx512bw"),
+        "avx512cd" => is_x86_feature_detected!("avx512cd"),
+        "avx512dq" => is_x86_feature_detected!("avx512dq"),
+        "avx512vl" => is_x86_feature_detected!("avx512vl"),
+        _ => false,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn machine_has(_: &str) -> bool {
+    false
+}

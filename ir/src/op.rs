@@ -91,6 +91,9 @@ impl InferCx<'_> {
     }
 }
 
+/// What running a region or a function gives.
+pub type Outcome = Result<Vec<Tensor>, EvalError>;
+
 /// What evaluation may ask.
 pub struct EvalCx<'a> {
     /// Values of named sizes; ops that mint sizes add to it.
@@ -98,11 +101,11 @@ pub struct EvalCx<'a> {
     /// A global's current value.
     pub global: &'a dyn Fn(&str) -> Result<Tensor, EvalError>,
     /// Runs an owned region.
-    pub region: &'a dyn Fn(usize, &[Tensor]) -> Result<Vec<Tensor>, EvalError>,
+    pub region: &'a dyn Fn(usize, &[Tensor]) -> Outcome,
     /// Types of an owned region's results: what a loop that never runs yields.
     pub region_results: &'a dyn Fn(usize) -> Vec<TensorType>,
     /// Runs another function of the module on the caller's ports.
-    pub call: &'a dyn Fn(&str, &[Tensor]) -> Result<Vec<Tensor>, EvalError>,
+    pub call: &'a dyn Fn(&str, &[Tensor]) -> Outcome,
 }
 
 impl<'a> EvalCx<'a> {

@@ -69,7 +69,7 @@ fn scalar_of(ty: &TensorType, dtype: DType, what: &str) -> Result<(), TypeError>
 }
 
 /// The name of this result's axis, if it has one.
-fn minted<'a>(sizes: &'a [MintedSize], result: usize, axis: usize) -> Option<&'a Arc<str>> {
+fn minted(sizes: &[MintedSize], result: usize, axis: usize) -> Option<&Arc<str>> {
     let found = sizes.iter().find(|m| m.result == result && m.axis == axis);
     found.map(|m| &m.symbol)
 }

@@ -609,8 +609,8 @@ impl OpDef for ScatterNd {
         let mut writes = vec![];
         for r in 0..rows {
             let mut place = 0;
-            for j in 0..k {
-                place += resolve(indices.get_i64(r * k + j), x.shape()[j])? * own[j];
+            for (j, stride) in own.iter().enumerate().take(k) {
+                place += resolve(indices.get_i64(r * k + j), x.shape()[j])? * stride;
             }
             writes.extend((0..run).map(|i| (place + i, r * run + i)));
         }

@@ -558,15 +558,11 @@ impl OpDef for Concat {
             if a.ty.dtype != first.ty.dtype || a.ty.rank() != shape.len() {
                 return type_err(format!("cannot join {} to {}", a.ty, first.ty));
             }
-            for i in 0..shape.len() {
-                shape[i] = if i == self.axis {
-                    shape[i].clone() + a.ty.shape[i].clone()
+            for (i, (slot, other)) in shape.iter_mut().zip(&a.ty.shape).enumerate() {
+                *slot = if i == self.axis {
+                    slot.clone() + other.clone()
                 } else {
-                    cx.require_same(
-                        &shape[i],
-                        &a.ty.shape[i],
-                        "joined values agree on other axes",
-                    )?
+                    cx.require_same(slot, other, "joined values agree on other axes")?
                 };
             }
         }

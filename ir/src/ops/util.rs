@@ -204,9 +204,12 @@ macro_rules! parse_one {
             /// The op from its text form; none if the mnemonic is another's.
             pub fn parse(
                 mnemonic: &str,
-                $attrs: &crate::op::Attrs,
+                attrs: &crate::op::Attrs,
             ) -> Option<Result<Self, crate::op::TypeError>> {
-                (mnemonic == $name).then(|| (|| $make)())
+                fn make($attrs: &crate::op::Attrs) -> Result<$ty, crate::op::TypeError> {
+                    $make
+                }
+                (mnemonic == $name).then(|| make(attrs))
             }
         }
     };

@@ -574,11 +574,7 @@ mod tests {
             if dtype == DType::Str || dtype == DType::F8E8M0 {
                 continue;
             }
-            let values = if dtype == DType::Bool {
-                [0.0, 1.0, 1.0]
-            } else {
-                [0.0, 1.0, 1.0]
-            };
+            let values = [0.0, 1.0, 1.0];
             let t = Tensor::from_f64(dtype, [3], &values).unwrap();
             assert_eq!(t.to_f64(), values, "{dtype}");
             assert_eq!(t.to_i64(), [0, 1, 1], "{dtype}");

@@ -17,3 +17,6 @@ pub mod source;
 mod sugar;
 mod train;
 pub mod util;
+
+#[cfg(test)]
+mod tests;

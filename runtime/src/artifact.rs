@@ -1,0 +1,266 @@
+//! The artifact: one file with a manifest (the plan as JSON) and sections of
+//! bytes. Every byte is covered by a hash; opening checks them all.
+//!
+//! ```text
+//! 0   magic "KILNART\0"    8  version u32    12 sections u32
+//! 16  table offset u64    24  table hash u64 32 file length u64
+//! 40  hash of bytes 0..40 48  zeros to 64
+//! 64  sections, each at a multiple of 64
+//! …   table: per section offset u64, length u64, hash u64
+//! ```
+//! Section 0 is the manifest. Building the same artifact twice gives the same
+//! bytes: there are no times, paths or random ids in it.
+
+use crate::error::{Error, Result};
+use crate::plan::Program;
+use memmap2::Mmap;
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+const MAGIC: &[u8; 8] = b"KILNART\0";
+/// Version of the file format.
+pub const FORMAT_VERSION: u32 = 1;
+const HEADER: u64 = 64;
+const ROW: usize = 24;
+
+/// Writes an artifact: sections first, the manifest at the end, everything into
+/// a temporary file that takes the final name only when it is whole.
+pub struct ArtifactWriter {
+    out: BufWriter<File>,
+    temporary: PathBuf,
+    target: PathBuf,
+    at: u64,
+    rows: Vec<(u64, u64, u64)>,
+    done: bool,
+}
+
+fn io(what: &str, path: &Path, e: std::io::Error) -> Error {
+    Error::run("K0707", format!("cannot {what} {}: {e}", path.display()))
+}
+
+impl ArtifactWriter {
+    /// Starts an artifact at this path.
+    pub fn create(path: &Path) -> Result<ArtifactWriter> {
+        let name = path
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+        let file = File::create(&temporary).map_err(|e| io("write", path, e))?;
+        let mut writer = ArtifactWriter {
+            out: BufWriter::with_capacity(1 << 20, file),
+            temporary,
+            target: path.to_path_buf(),
+            at: 0,
+            // Row 0 is the manifest's, known last.
+            rows: vec![(0, 0, 0)],
+            done: false,
+        };
+        writer.write(&[0; HEADER as usize])?;
+        Ok(writer)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out
+            .write_all(bytes)
+            .map_err(|e| io("write", &self.target, e))?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn pad(&mut self) -> Result<()> {
+        let gap = self.at.next_multiple_of(64) - self.at;
+        self.write(&[0; 64][..gap as usize])
+    }
+
+    /// Adds a section from chunks; its number.
+    pub fn section<'a>(&mut self, chunks: impl IntoIterator<Item = &'a [u8]>) -> Result<u32> {
+        let row = self.body(chunks)?;
+        self.rows.push(row);
+        Ok(self.rows.len() as u32 - 1)
+    }
+
+    fn body<'a>(&mut self, chunks: impl IntoIterator<Item = &'a [u8]>) -> Result<(u64, u64, u64)> {
+        self.pad()?;
+        let start = self.at;
+        let mut hash = Xxh3::new();
+        for chunk in chunks {
+            hash.update(chunk);
+            self.write(chunk)?;
+        }
+        Ok((start, self.at - start, hash.digest()))
+    }
+
+    /// Writes the manifest and the table, and gives the file its name.
+    pub fn finish(mut self, program: &Program) -> Result<u64> {
+        let manifest = serde_json::to_vec(program)
+            .map_err(|e| Error::run("K0707", format!("the plan does not serialize: {e}")))?;
+        self.rows[0] = self.body([&manifest[..]])?;
+        self.pad()?;
+        let table_at = self.at;
+        let table: Vec<u8> = self
+            .rows
+            .iter()
+            .flat_map(|r| [r.0, r.1, r.2])
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        self.write(&table)?;
+        let mut header = Vec::with_capacity(HEADER as usize);
+        header.extend(MAGIC);
+        header.extend(FORMAT_VERSION.to_le_bytes());
+        header.extend((self.rows.len() as u32).to_le_bytes());
+        header.extend(table_at.to_le_bytes());
+        header.extend(xxh3_64(&table).to_le_bytes());
+        header.extend(self.at.to_le_bytes());
+        header.extend(xxh3_64(&header).to_le_bytes());
+        header.resize(HEADER as usize, 0);
+        let target = self.target.clone();
+        let fail = |e| io("write", &target, e);
+        self.out.seek(SeekFrom::Start(0)).map_err(fail)?;
+        self.out.write_all(&header).map_err(fail)?;
+        self.out.flush().map_err(fail)?;
+        self.out.get_ref().sync_all().map_err(fail)?;
+        std::fs::rename(&self.temporary, &self.target).map_err(fail)?;
+        self.done = true;
+        Ok(self.at)
+    }
+}
+
+impl Drop for ArtifactWriter {
+    fn drop(&mut self) {
+        if !self.done {
+            // Nothing half-written stays behind; if removal fails, so be it.
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// An opened artifact: the plan, and its sections mapped from the file.
+#[derive(Clone)]
+pub struct Artifact {
+    /// The plan, validated.
+    pub program: Arc<Program>,
+    map: Arc<Mmap>,
+    rows: Arc<Vec<(usize, usize)>>,
+}
+
+impl Artifact {
+    /// Opens, checks and maps an artifact.
+    pub fn open(path: &Path) -> Result<Artifact> {
+        let file = File::open(path)
+            .map_err(|e| Error::input("K0700", format!("cannot open {}: {e}", path.display())))?;
+        // SAFETY: the file is mapped privately; whoever truncates it while it is
+        // in use gets what the documentation warns of.
+        let map = unsafe { memmap2::MmapOptions::new().populate().map(&file) }
+            .map_err(|e| Error::input("K0700", format!("cannot map {}: {e}", path.display())))?;
+        Artifact::check(map, path)
+    }
+
+    fn check(map: Mmap, path: &Path) -> Result<Artifact> {
+        let name = path.display();
+        let foreign = || {
+            Error::input("K0701", format!("{name} is not a Kiln artifact"))
+                .help("make one with `kiln compile MODEL -o OUT.kiln`")
+        };
+        let damaged = |at: u64, what: &str| {
+            Error::input("K0703", format!("{name} is damaged at byte {at}: {what}"))
+                .help("compile the model again")
+        };
+        if map.len() < 8 || &map[..8] != MAGIC {
+            return Err(foreign());
+        }
+        if (map.len() as u64) < HEADER {
+            return Err(damaged(map.len() as u64, "it ends within its header"));
+        }
+        let u32_at =
+            |at: usize| u32::from_le_bytes([map[at], map[at + 1], map[at + 2], map[at + 3]]);
+        let u64_at = |at: usize| {
+            let mut raw = [0; 8];
+            raw.copy_from_slice(&map[at..at + 8]);
+            u64::from_le_bytes(raw)
+        };
+        if xxh3_64(&map[..40]) != u64_at(40) || map[48..64].iter().any(|&b| b != 0) {
+            return Err(damaged(0, "its header does not match its hash"));
+        }
+        let version = u32_at(8);
+        if version != FORMAT_VERSION {
+            return Err(Error::input(
+                "K0702",
+                format!("{name} has format version {version}, this runtime reads {FORMAT_VERSION}"),
+            )
+            .help("compile the model again with this version of kiln"));
+        }
+        let len = map.len() as u64;
+        if u64_at(32) != len {
+            return Err(damaged(len, &format!("{} bytes are expected", u64_at(32))));
+        }
+        let (count, table_at) = (u32_at(12) as usize, u64_at(16));
+        let table = usize::try_from(table_at)
+            .ok()
+            .and_then(|at| map.get(at..at.checked_add(count.checked_mul(ROW)?)?))
+            .ok_or_else(|| damaged(16, "its table lies outside"))?;
+        if xxh3_64(table) != u64_at(24)
+            || count == 0
+            || table_at as usize + table.len() != map.len()
+        {
+            return Err(damaged(table_at, "its table does not match its hash"));
+        }
+        let mut rows = Vec::with_capacity(count);
+        let mut covered = vec![];
+        for i in 0..count {
+            let base = table_at as usize + i * ROW;
+            let (at, size, hash) = (u64_at(base), u64_at(base + 8), u64_at(base + 16));
+            let bytes = usize::try_from(at)
+                .ok()
+                .and_then(|a| map.get(a..a.checked_add(usize::try_from(size).ok()?)?))
+                .ok_or_else(|| damaged(base as u64, "a section lies outside"))?;
+            if xxh3_64(bytes) != hash {
+                return Err(damaged(
+                    at,
+                    &format!("section {i} ({size} bytes) does not match its hash"),
+                ));
+            }
+            rows.push((at as usize, size as usize));
+            covered.push((at as usize, (at + size) as usize));
+        }
+        // What lies between sections is zero: so every byte is checked.
+        covered.push((table_at as usize, map.len()));
+        covered.sort_unstable();
+        let mut at = HEADER as usize;
+        for (low, high) in covered {
+            if low > at && map[at..low].iter().any(|&b| b != 0) {
+                return Err(damaged(at as u64, "bytes between sections are not zero"));
+            }
+            at = at.max(high);
+        }
+        let program: Program = serde_json::from_slice(&map[rows[0].0..rows[0].0 + rows[0].1])
+            .map_err(|e| Error::input("K0703", format!("{name}: the manifest is damaged: {e}")))?;
+        program.validate(count)?;
+        Ok(Artifact {
+            program: Arc::new(program),
+            map: Arc::new(map),
+            rows: Arc::new(rows),
+        })
+    }
+
+    /// The bytes of a section (none for a number that is not there).
+    pub fn section(&self, index: u32) -> &[u8] {
+        match self.rows.get(index as usize) {
+            Some(&(at, len)) => &self.map[at..at + len],
+            None => &[],
+        }
+    }
+
+    /// Bytes of the file.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Never: an artifact has a header.
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+}

@@ -1,0 +1,432 @@
+//! The commands that need an artifact and no compiler: `run`, `bench`, `plan`.
+//! `kiln-rt` is these alone; `kiln` takes them over for artifacts.
+
+use crate::error::{Error, Result};
+use crate::npy::{self, Array};
+use crate::{Model, Session, TensorRef};
+use kiln_ir::Binding;
+use lexopt::prelude::*;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+const USAGE: &str = "kiln-rt: run compiled Kiln artifacts
+
+usage:
+  kiln-rt run ARTIFACT [--input NAME=FILE.npy]... [--inputs FILE.npz] [--output-dir DIR]
+                       [--entry NAME] [--threads N] [--json]
+  kiln-rt bench ARTIFACT [--dim NAME=N]... [--input NAME=FILE.npy]... [--inputs FILE.npz]
+                       [--entry NAME] [--threads N] [--runs N] [--json]
+  kiln-rt plan ARTIFACT [--dim NAME=N]... [--entry NAME] [--threads N] [--json]
+  kiln-rt --version
+
+exit status: 0 done, 1 failed while running, 2 the artifact or input is at fault, 64 usage";
+
+/// What the command line asks.
+#[derive(Default)]
+pub struct Request {
+    /// `run`, `bench` or `plan`.
+    pub command: String,
+    /// The artifact.
+    pub artifact: PathBuf,
+    /// `--input`.
+    pub inputs: Vec<(String, PathBuf)>,
+    /// `--inputs`.
+    pub archive: Option<PathBuf>,
+    /// `--output-dir`.
+    pub output_dir: Option<PathBuf>,
+    /// `--entry`.
+    pub entry: Option<String>,
+    /// `--dim`.
+    pub dims: Vec<(String, i64)>,
+    /// `--threads`; 0: as many as there are cores.
+    pub threads: usize,
+    /// `--runs`; 0: chosen by time.
+    pub runs: usize,
+    /// `--json`.
+    pub json: bool,
+    /// Milliseconds spent compiling before, for `bench` of a model.
+    pub compile_ms: f64,
+}
+
+enum Stop {
+    Usage(String),
+    Text(String),
+}
+
+/// Parses and runs a command line; prints the result and the error.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    match parse(args) {
+        Err(Stop::Text(text)) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(Stop::Usage(message)) => {
+            eprintln!("{message}\n\n{USAGE}");
+            ExitCode::from(64)
+        }
+        Ok(request) => match run(&request) {
+            Ok(text) => {
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(e) => {
+                eprintln!("error: {e}");
+                ExitCode::from(e.exit_code())
+            }
+        },
+    }
+}
+
+fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
+    let mut r = Request::default();
+    let mut parser = lexopt::Parser::from_args(args);
+    let usage = |e: lexopt::Error| Stop::Usage(e.to_string());
+    let text = |v: OsString| {
+        v.into_string()
+            .map_err(|_| Stop::Usage("an argument is not UTF-8".into()))
+    };
+    let pair = |v: String| match v.split_once('=') {
+        Some((a, b)) => Ok((a.to_string(), b.to_string())),
+        None => Err(Stop::Usage(format!("`{v}` is not NAME=VALUE"))),
+    };
+    let number = |v: String| {
+        v.parse::<i64>()
+            .map_err(|_| Stop::Usage(format!("`{v}` is not a number")))
+    };
+    let mut positional = vec![];
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Long("input") => {
+                let (name, file) = pair(text(parser.value().map_err(usage)?)?)?;
+                r.inputs.push((name, file.into()));
+            }
+            Long("inputs") => r.archive = Some(parser.value().map_err(usage)?.into()),
+            Long("output-dir") => r.output_dir = Some(parser.value().map_err(usage)?.into()),
+            Long("entry") => r.entry = Some(text(parser.value().map_err(usage)?)?),
+            Long("dim") => {
+                let (name, n) = pair(text(parser.value().map_err(usage)?)?)?;
+                r.dims.push((name, number(n)?));
+            }
+            Long("threads") => {
+                r.threads = number(text(parser.value().map_err(usage)?)?)?.clamp(0, 1024) as usize
+            }
+            Long("runs") => r.runs = number(text(parser.value().map_err(usage)?)?)?.max(0) as usize,
+            Long("json") => r.json = true,
+            Long("help") | Short('h') => return Err(Stop::Text(USAGE.into())),
+            Long("version") | Short('V') => {
+                return Err(Stop::Text(format!("kiln-rt {}", env!("CARGO_PKG_VERSION"))));
+            }
+            Value(v) => positional.push(v),
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    let mut positional = positional.into_iter();
+    r.command = match positional.next() {
+        Some(c) => text(c)?,
+        None => return Err(Stop::Usage("a command is missing".into())),
+    };
+    if !["run", "bench", "plan"].contains(&&r.command[..]) {
+        return Err(Stop::Usage(format!("there is no command `{}`", r.command)));
+    }
+    match (positional.next(), positional.next()) {
+        (Some(a), None) => r.artifact = a.into(),
+        _ => return Err(Stop::Usage(format!("`{}` takes one artifact", r.command))),
+    }
+    Ok(r)
+}
+
+/// Runs a request; the text for stdout.
+pub fn run(r: &Request) -> Result<String> {
+    let start = Instant::now();
+    let model = Model::load(&r.artifact)?;
+    let load_ms = start.elapsed().as_secs_f64() * 1e3;
+    let entry = model.entry(r.entry.as_deref())?;
+    let threads = match r.threads {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        n => n,
+    };
+    match &r.command[..] {
+        "plan" => plan(r, &model, entry, threads),
+        "bench" => bench(r, model, entry, threads, load_ms),
+        _ => run_once(r, model, entry, threads, load_ms),
+    }
+}
+
+fn gather(r: &Request) -> Result<Vec<(String, Array)>> {
+    let mut given = match &r.archive {
+        Some(path) => npy::read_npz(path)?,
+        None => vec![],
+    };
+    for (name, path) in &r.inputs {
+        let array = npy::read(path)?;
+        given.retain(|(n, _)| n != name);
+        given.push((name.clone(), array));
+    }
+    Ok(given)
+}
+
+fn refs(arrays: &[(String, Array)]) -> Vec<(&str, TensorRef<'_>)> {
+    arrays
+        .iter()
+        .map(|(n, a)| {
+            (
+                &n[..],
+                TensorRef {
+                    dtype: a.dtype,
+                    shape: &a.shape,
+                    bytes: &a.bytes,
+                },
+            )
+        })
+        .collect()
+}
+
+fn run_once(
+    r: &Request,
+    model: std::sync::Arc<Model>,
+    entry: usize,
+    threads: usize,
+    load_ms: f64,
+) -> Result<String> {
+    let arrays = gather(r)?;
+    let mut session = Session::new(model.clone(), threads)?;
+    let start = Instant::now();
+    session.run(entry, &refs(&arrays))?;
+    let run_ms = start.elapsed().as_secs_f64() * 1e3;
+    if let Some(dir) = &r.output_dir {
+        std::fs::create_dir_all(dir)
+            .map_err(|e| Error::run("K0731", format!("cannot create {}: {e}", dir.display())))?;
+    }
+    let mut outputs = vec![];
+    let mut lines = vec![];
+    for (i, port) in model.program().entries[entry].outputs.iter().enumerate() {
+        let Some(t) = session.output(i) else { continue };
+        let file = match &r.output_dir {
+            Some(dir) => {
+                let path = dir.join(format!("{}.npy", file_name(&port.name)));
+                npy::write(&path, t.dtype, t.shape, t.bytes)?;
+                Some(path.display().to_string())
+            }
+            None => None,
+        };
+        lines.push(format!(
+            "{}: {}{:?} {}",
+            port.name,
+            t.dtype,
+            t.shape,
+            summary(&t)
+        ));
+        outputs.push(serde_json::json!({ "name": port.name, "dtype": t.dtype.name(), "shape": t.shape, "file": file }));
+    }
+    if r.json {
+        let doc = serde_json::json!({ "outputs": outputs, "load_ms": load_ms, "run_ms": run_ms, "threads": threads, "level": model.level() });
+        return Ok(doc.to_string());
+    }
+    lines.push(format!(
+        "loaded in {load_ms:.1} ms, ran in {run_ms:.2} ms ({} threads, {})",
+        threads,
+        model.level()
+    ));
+    Ok(lines.join("\n"))
+}
+
+/// An output's name as a file's: `/` and the like become `_`.
+pub fn file_name(name: &str) -> String {
+    name.chars()
+        .map(|c| {
+            if c.is_alphanumeric() || "._-:".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect()
+}
+
+fn summary(t: &TensorRef) -> String {
+    let n: usize = t.shape.iter().product();
+    let value = |i| kiln_ir::tensor::read_f64(t.dtype, t.bytes, i);
+    let shown: Vec<String> = (0..n.min(4)).map(|i| format!("{:.5}", value(i))).collect();
+    let nan = (0..n).filter(|&i| value(i).is_nan()).count();
+    let note = if nan > 0 {
+        format!(", {nan} NaN")
+    } else {
+        String::new()
+    };
+    format!(
+        "[{}{}]{note}",
+        shown.join(", "),
+        if n > 4 { ", …" } else { "" }
+    )
+}
+
+/// Inputs for a benchmark: what was given, and for the rest seeded numbers of
+/// the right shape (integers 0 and 1: masks, types and small ids are all valid).
+fn synthetic(r: &Request, model: &Model, entry: usize) -> Result<Vec<(String, Array)>> {
+    let mut arrays = gather(r)?;
+    let binding: Binding = r
+        .dims
+        .iter()
+        .map(|(n, v)| (n.as_str().into(), *v))
+        .collect();
+    for port in &model.program().entries[entry].inputs {
+        if arrays.iter().any(|(n, _)| *n == port.name) {
+            continue;
+        }
+        let shape: Vec<usize> = port
+            .dims
+            .iter()
+            .map(|d| {
+                let v = d.eval(&binding).map_err(|e| {
+                    Error::input("K0732", format!("input `{}`: {e}", port.name))
+                        .help(format!("give it with --dim {d}=N"))
+                })?;
+                usize::try_from(v).map_err(|_| Error::input("K0732", format!("`{d}` is negative")))
+            })
+            .collect::<Result<_>>()?;
+        let n = shape
+            .iter()
+            .try_fold(1usize, |n, &d| n.checked_mul(d))
+            .filter(|&n| n < 1 << 36)
+            .ok_or_else(|| {
+                Error::input(
+                    "K0714",
+                    format!(
+                        "input `{}` of shape {shape:?} is beyond what can be run",
+                        port.name
+                    ),
+                )
+            })?;
+        let mut seed = 0x9E37_79B9_7F4A_7C15u64;
+        let mut out = kiln_ir::tensor::Encoder::new(port.dtype, n);
+        for _ in 0..n {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            match port.dtype.is_float() {
+                true => out.push_f64((seed >> 11) as f64 / (1u64 << 53) as f64 - 0.5),
+                false => out.push_i64(1),
+            }
+        }
+        arrays.push((
+            port.name.clone(),
+            Array {
+                dtype: port.dtype,
+                shape,
+                bytes: out.finish(),
+            },
+        ));
+    }
+    Ok(arrays)
+}
+
+fn bench(
+    r: &Request,
+    model: std::sync::Arc<Model>,
+    entry: usize,
+    threads: usize,
+    load_ms: f64,
+) -> Result<String> {
+    let arrays = synthetic(r, &model, entry)?;
+    let inputs = refs(&arrays);
+    let mut session = Session::new(model.clone(), threads)?;
+    let warm = Instant::now();
+    session.run(entry, &inputs)?;
+    session.run(entry, &inputs)?;
+    let once = warm.elapsed().as_secs_f64() / 2.0;
+    // About two seconds, ten runs at least.
+    let runs = if r.runs > 0 {
+        r.runs
+    } else {
+        ((2.0 / once.max(1e-6)) as usize).clamp(10, 10_000)
+    };
+    let mut times: Vec<f64> = (0..runs)
+        .map(|_| {
+            let start = Instant::now();
+            session.run(entry, &inputs)?;
+            Ok(start.elapsed().as_secs_f64() * 1e3)
+        })
+        .collect::<Result<_>>()?;
+    times.sort_by(f64::total_cmp);
+    session.set_profiling(true);
+    session.run(entry, &inputs)?;
+    let steps = session.step_times();
+    let (flops, bytes) = steps
+        .iter()
+        .fold((0i64, 0i64), |t, s| (t.0 + s.flops, t.1 + s.bytes));
+    let (median, min, peak) = (times[times.len() / 2], times[0], peak_bytes());
+    if r.json {
+        let doc = serde_json::json!({
+            "median_ms": median, "min_ms": min, "compile_ms": r.compile_ms, "load_ms": load_ms,
+            "peak_bytes": peak, "flops": flops, "bytes": bytes, "runs": runs, "threads": threads,
+            "level": model.level(), "per_step": steps,
+        });
+        return Ok(doc.to_string());
+    }
+    let mut order: Vec<_> = steps.iter().collect();
+    order.sort_by_key(|s| std::cmp::Reverse(s.ns));
+    let total: u64 = steps.iter().map(|s| s.ns).sum();
+    let mut text = format!(
+        "median {median:.3} ms, fastest {min:.3} ms of {runs} runs ({threads} threads, {})\nloaded in {load_ms:.1} ms, peak memory {:.1} MB, {:.2} GFLOP/s\n",
+        model.level(),
+        peak as f64 / 1e6,
+        flops as f64 / median / 1e6
+    );
+    for s in order.iter().take(12) {
+        text += &format!(
+            "{:5.1} %  {:9.1} µs  {:7.1} GFLOP/s  {:6.1} GB/s  {}\n",
+            100.0 * s.ns as f64 / total.max(1) as f64,
+            s.ns as f64 / 1e3,
+            s.flops as f64 / s.ns.max(1) as f64,
+            s.bytes as f64 / s.ns.max(1) as f64,
+            s.label
+        );
+    }
+    Ok(text.trim_end().to_string())
+}
+
+fn plan(r: &Request, model: &Model, entry: usize, threads: usize) -> Result<String> {
+    let e = &model.program().entries[entry];
+    let binding: Binding = r
+        .dims
+        .iter()
+        .map(|(n, v)| (n.as_str().into(), *v))
+        .collect();
+    for p in &e.inputs {
+        for d in &p.dims {
+            d.eval(&binding).map_err(|err| {
+                Error::input("K0732", format!("input `{}`: {err}", p.name))
+                    .help("give every size with --dim NAME=N")
+            })?;
+        }
+    }
+    let m = model.predict_memory(entry, &binding, threads)?;
+    if r.json {
+        return serde_json::to_string(&m).map_err(|e| Error::run("K0707", e.to_string()));
+    }
+    let mb = |n: usize| n as f64 / 1e6;
+    Ok(format!(
+        "@{} with {} threads\n  arena    {:10.3} MB\n  inputs   {:10.3} MB\n  outputs  {:10.3} MB\n  state    {:10.3} MB\n  code     {:10.3} MB\n  scratch  {:10.3} MB\n  artifact {:10.3} MB (weights {:.3} MB)\n  total    {:10.3} MB",
+        e.name,
+        threads,
+        mb(m.arena),
+        mb(m.inputs),
+        mb(m.outputs),
+        mb(m.state),
+        mb(m.code),
+        mb(m.scratch),
+        mb(m.file),
+        mb(m.weights),
+        mb(m.total)
+    ))
+}
+
+/// The process's peak resident memory in bytes (0 where the system does not say).
+pub fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<u64>().ok())
+        .map_or(0, |kb| kb * 1024)
+}

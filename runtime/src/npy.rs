@@ -1,0 +1,205 @@
+//! NumPy's `.npy` (format 1.0 to 3.0) and `.npz` files.
+
+use crate::error::{Error, Result};
+use kiln_ir::DType;
+use std::io::{Read, Write};
+use std::path::Path;
+
+/// A tensor read from a file.
+#[derive(Clone, Debug)]
+pub struct Array {
+    /// Element type.
+    pub dtype: DType,
+    /// Extents.
+    pub shape: Vec<usize>,
+    /// Elements, row-major, little-endian.
+    pub bytes: Vec<u8>,
+}
+
+const NAMES: &[(&str, DType)] = &[
+    ("f8", DType::F64),
+    ("f4", DType::F32),
+    ("f2", DType::F16),
+    ("i8", DType::I64),
+    ("i4", DType::I32),
+    ("i2", DType::I16),
+    ("i1", DType::I8),
+    ("u8", DType::U64),
+    ("u4", DType::U32),
+    ("u2", DType::U16),
+    ("u1", DType::U8),
+    ("b1", DType::Bool),
+    // NumPy has no bfloat16: two opaque bytes.
+    ("V2", DType::BF16),
+];
+
+fn bad(name: &str, what: impl std::fmt::Display) -> Error {
+    Error::input("K0730", format!("{name}: {what}"))
+}
+
+/// Reads an array from the bytes of an `.npy` file called `name`.
+pub fn parse(name: &str, data: &[u8]) -> Result<Array> {
+    if data.len() < 10 || &data[..6] != b"\x93NUMPY" {
+        return Err(bad(name, "not an .npy file"));
+    }
+    let (len, start) = match data[6] {
+        1 => (u16::from_le_bytes([data[8], data[9]]) as usize, 10),
+        2 | 3 if data.len() >= 12 => (
+            u32::from_le_bytes([data[8], data[9], data[10], data[11]]) as usize,
+            12,
+        ),
+        v => return Err(bad(name, format!("unknown .npy version {v}"))),
+    };
+    let header = data
+        .get(start..start + len)
+        .ok_or_else(|| bad(name, "the header is cut off"))?;
+    let header = std::str::from_utf8(header).map_err(|_| bad(name, "the header is not text"))?;
+    let field = |key: &str| {
+        header
+            .split_once(&format!("'{key}':"))
+            .map(|(_, rest)| rest.trim_start())
+    };
+    let descr = field("descr")
+        .and_then(|r| r.strip_prefix('\''))
+        .and_then(|r| r.split_once('\''))
+        .map(|r| r.0)
+        .ok_or_else(|| bad(name, "the header names no element type"))?;
+    if descr.starts_with('>') {
+        return Err(bad(
+            name,
+            "big-endian elements are not supported; save with astype('<f4') or the like",
+        ));
+    }
+    let dtype = NAMES
+        .iter()
+        .find(|n| n.0 == descr.trim_start_matches(['<', '|', '=']))
+        .ok_or_else(|| {
+            bad(
+                name,
+                format!("elements of type `{descr}` are not supported"),
+            )
+        })?
+        .1;
+    if field("fortran_order").is_some_and(|r| r.starts_with("True")) {
+        return Err(bad(
+            name,
+            "column-major order is not supported; save np.ascontiguousarray(x)",
+        ));
+    }
+    let shape = field("shape")
+        .and_then(|r| r.strip_prefix('('))
+        .and_then(|r| r.split_once(')'))
+        .ok_or_else(|| bad(name, "the header has no shape"))?
+        .0;
+    let shape: Vec<usize> = shape
+        .split(',')
+        .map(str::trim)
+        .filter(|s| !s.is_empty())
+        .map(|s| {
+            s.parse()
+                .map_err(|_| bad(name, "the shape is not a list of sizes"))
+        })
+        .collect::<Result<_>>()?;
+    let bytes = &data[start + len..];
+    let want = shape
+        .iter()
+        .try_fold(dtype.size().unwrap_or(1), |n, &d| n.checked_mul(d));
+    if want != Some(bytes.len()) {
+        return Err(bad(
+            name,
+            format!(
+                "shape {shape:?} of {dtype} does not match {} bytes",
+                bytes.len()
+            ),
+        ));
+    }
+    Ok(Array {
+        dtype,
+        shape,
+        bytes: bytes.to_vec(),
+    })
+}
+
+/// Reads an `.npy` file.
+pub fn read(path: &Path) -> Result<Array> {
+    let data = std::fs::read(path).map_err(|e| bad(&path.display().to_string(), e))?;
+    parse(&path.display().to_string(), &data)
+}
+
+/// Reads every array of an `.npz` file, with its name.
+pub fn read_npz(path: &Path) -> Result<Vec<(String, Array)>> {
+    let name = path.display().to_string();
+    let file = std::fs::File::open(path).map_err(|e| bad(&name, e))?;
+    let mut archive = zip::ZipArchive::new(file).map_err(|e| bad(&name, e))?;
+    let mut out = vec![];
+    for i in 0..archive.len() {
+        let mut member = archive.by_index(i).map_err(|e| bad(&name, e))?;
+        let key = member.name().trim_end_matches(".npy").to_string();
+        let mut data = vec![];
+        // A member that unpacks to more than this is a bomb, not an input.
+        member
+            .by_ref()
+            .take(1 << 36)
+            .read_to_end(&mut data)
+            .map_err(|e| bad(&name, e))?;
+        let array = parse(&format!("{name}:{key}"), &data)?;
+        out.push((key, array));
+    }
+    Ok(out)
+}
+
+/// Writes an `.npy` file: first under a temporary name.
+pub fn write(path: &Path, dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<()> {
+    let name = path.display().to_string();
+    let descr = NAMES.iter().find(|n| n.1 == dtype).map(|n| n.0);
+    let descr = descr.ok_or_else(|| bad(&name, format!("{dtype} has no NumPy type")))?;
+    let order = if dtype.size() == Some(1) || dtype == DType::BF16 {
+        '|'
+    } else {
+        '<'
+    };
+    let dims: Vec<String> = shape.iter().map(|d| format!("{d},")).collect();
+    let mut header = format!(
+        "{{'descr': '{order}{descr}', 'fortran_order': False, 'shape': ({}), }}",
+        dims.join(" ")
+    );
+    let padded = (10 + header.len() + 1).next_multiple_of(64) - 11;
+    header.extend(std::iter::repeat_n(' ', padded - header.len()));
+    header.push('\n');
+    let temporary = path.with_extension(format!("npy.{}.tmp", std::process::id()));
+    let save = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(b"\x93NUMPY\x01\x00")?;
+        file.write_all(&(header.len() as u16).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    save().map_err(|e| {
+        let _ = std::fs::remove_file(&temporary);
+        bad(&name, e)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let path = std::env::temp_dir().join(format!("kiln-npy-{}.npy", std::process::id()));
+        for shape in [vec![], vec![3], vec![2, 3, 1]] {
+            let n: usize = shape.iter().product();
+            let bytes: Vec<u8> = (0..n * 4).map(|i| i as u8).collect();
+            write(&path, DType::F32, &shape, &bytes).unwrap();
+            let back = read(&path).unwrap();
+            assert_eq!(
+                (back.dtype, back.shape, back.bytes),
+                (DType::F32, shape, bytes)
+            );
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(parse("x", b"\x93NUMPY\x01\x00\xff\xff").is_err());
+    }
+}

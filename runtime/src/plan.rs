@@ -1,0 +1,375 @@
+//! The plan: what an artifact tells the executor to do, as data.
+//!
+//! Sizes are symbolic; a *binding* of the entry's symbols makes them numbers.
+//! Every index in here is checked by [`Program::validate`] before anything runs.
+
+use crate::error::{Error, Result};
+use kiln_ir::{DType, Dim};
+use serde::{Deserialize, Serialize};
+
+/// Version of the plan. An artifact of another version is refused: it is made
+/// anew from its model.
+pub const PLAN_VERSION: u32 = 1;
+
+/// Everything an artifact holds besides bytes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Program {
+    /// [`PLAN_VERSION`].
+    pub version: u32,
+    /// Weights and state.
+    pub globals: Vec<Global>,
+    /// Kernel symbols; objects of every level define all of them.
+    pub kernels: Vec<String>,
+    /// Objects by CPU level, best first.
+    pub objects: Vec<Object>,
+    /// Entry points.
+    pub entries: Vec<Entry>,
+    /// Facts for people: source file, producer, options.
+    pub meta: std::collections::BTreeMap<String, String>,
+}
+
+/// Machine code for one CPU level.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Object {
+    /// The level's name.
+    pub level: String,
+    /// CPU features that must be there, as `std::arch` names them.
+    pub requires: Vec<String>,
+    /// The section that holds the ELF object.
+    pub section: u32,
+}
+
+/// A value that outlives a call.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Global {
+    /// Its name.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Extents.
+    pub shape: Vec<u64>,
+    /// Bytes.
+    pub bytes: u64,
+    /// Where its contents are.
+    pub data: GlobalData,
+    /// State: changed by runs. Weights are not.
+    pub state: bool,
+    /// The name in checkpoints.
+    pub checkpoint: Option<String>,
+}
+
+/// Where a global's (initial) contents are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum GlobalData {
+    /// A section of the artifact.
+    Section(u32),
+    /// These bytes over and over (one element).
+    Splat(Vec<u8>),
+}
+
+/// An input or output.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Port {
+    /// Its name.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Extents; symbols of inputs are bound from what the caller gives.
+    pub dims: Vec<Dim>,
+    /// Its buffer.
+    pub buffer: u32,
+}
+
+/// A condition on sizes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Guard {
+    /// Left side.
+    pub left: Dim,
+    /// `true`: `left == right`; `false`: `left <= right`.
+    pub equal: bool,
+    /// Right side.
+    pub right: Dim,
+    /// What fails otherwise.
+    pub because: String,
+}
+
+/// An entry point.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// What the caller gives.
+    pub inputs: Vec<Port>,
+    /// What the caller gets.
+    pub outputs: Vec<Port>,
+    /// Conditions checked when sizes are bound.
+    pub guards: Vec<Guard>,
+    /// Every buffer.
+    pub buffers: Vec<Buffer>,
+    /// What to do.
+    pub steps: Vec<Step>,
+}
+
+/// A piece of memory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Buffer {
+    /// Its size.
+    pub bytes: Dim,
+    /// Where it is.
+    pub place: Place,
+    /// First and last step (counted in program order, nested steps included)
+    /// that touch it: buffers whose intervals are apart may share memory.
+    pub live: (u32, u32),
+}
+
+/// Where a buffer is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Place {
+    /// The caller's memory.
+    Input,
+    /// Memory of the session that the caller reads after the run.
+    Output,
+    /// A weight or a state value.
+    Global(u32),
+    /// The arena.
+    Arena,
+    /// Inside another buffer.
+    View {
+        /// The other buffer.
+        of: u32,
+        /// Bytes into it.
+        offset: Dim,
+    },
+}
+
+/// One step.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Step {
+    /// Runs a kernel.
+    Launch(Launch),
+    /// Writes sizes as i64.
+    WriteDims {
+        /// Where to.
+        to: u32,
+        /// Which.
+        values: Vec<Dim>,
+    },
+    /// Copies bytes.
+    Copy {
+        /// Where from.
+        from: u32,
+        /// Where to.
+        to: u32,
+        /// How many.
+        bytes: Dim,
+    },
+    /// Names a size that data decides.
+    BindDim {
+        /// The name.
+        symbol: String,
+        /// An i64 scalar.
+        from: u32,
+        /// The largest it may be.
+        max: Option<Dim>,
+    },
+    /// The indices of nonzero elements.
+    NonZero {
+        /// The elements.
+        from: u32,
+        /// Their type.
+        dtype: DType,
+        /// Their extents.
+        dims: Vec<Dim>,
+        /// i64[rank, count].
+        to: u32,
+        /// The name of `count`.
+        symbol: String,
+    },
+    /// One of two blocks.
+    If {
+        /// A bool scalar.
+        cond: u32,
+        /// If true.
+        then: Vec<Step>,
+        /// If false.
+        otherwise: Vec<Step>,
+    },
+    /// A block again and again.
+    Loop(Loop),
+}
+
+/// A kernel with its arguments.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Launch {
+    /// Variants in order of preference: taken where every guard holds; the last
+    /// has none.
+    pub variants: Vec<Variant>,
+    /// Buffers and byte offsets.
+    pub args: Vec<(u32, Dim)>,
+    /// What it stems from, for errors and profiles.
+    pub label: String,
+    /// Floating-point operations.
+    pub flops: Dim,
+    /// Bytes read and written.
+    pub bytes: Dim,
+}
+
+/// One kernel that a launch may run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Variant {
+    /// Conditions.
+    pub guards: Vec<Guard>,
+    /// Which kernel.
+    pub kernel: u32,
+    /// Its integer parameters.
+    pub params: Vec<Dim>,
+    /// How many units of work it has.
+    pub tiles: Dim,
+    /// Scratch bytes that each thread needs.
+    pub scratch: Dim,
+}
+
+/// A loop: runs while the iteration is below the trip count (if that is not
+/// negative) and the condition holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Loop {
+    /// i64 scalar.
+    pub trip: u32,
+    /// bool scalar, read before the first iteration.
+    pub cond: u32,
+    /// i64 scalar that the body reads.
+    pub iteration: u32,
+    /// bool scalar that the body writes.
+    pub body_cond: u32,
+    /// The body.
+    pub body: Vec<Step>,
+    /// After each iteration: from, to, bytes.
+    pub carried: Vec<(u32, u32, Dim)>,
+    /// After each iteration, appended: from, to, bytes of one.
+    pub scanned: Vec<(u32, u32, Dim)>,
+    /// The name given to the number of iterations.
+    pub symbol: Option<String>,
+}
+
+/// Nested blocks beyond this are refused.
+const MAX_DEPTH: u32 = 64;
+
+impl Program {
+    /// Checks every index and count against what is there.
+    pub fn validate(&self, sections: usize) -> Result<()> {
+        let bad = |what: String| {
+            Err(Error::input(
+                "K0703",
+                format!("the artifact's plan is damaged: {what}"),
+            ))
+        };
+        if self.version != PLAN_VERSION {
+            return Err(Error::input(
+                "K0702",
+                format!(
+                    "the artifact has plan version {}, this runtime reads {PLAN_VERSION}",
+                    self.version
+                ),
+            )
+            .help("compile the model again with this version of kiln"));
+        }
+        for g in &self.globals {
+            if let GlobalData::Section(s) = g.data {
+                if s as usize >= sections {
+                    return bad(format!("@{} lies in section {s} of {sections}", g.name));
+                }
+            }
+            if matches!(&g.data, GlobalData::Splat(e) if e.is_empty() || e.len() > 16) {
+                return bad(format!("@{} repeats an element of a wrong size", g.name));
+            }
+        }
+        if self.objects.iter().any(|o| o.section as usize >= sections) {
+            return bad("an object lies in a section that is not there".into());
+        }
+        for e in &self.entries {
+            for (i, b) in e.buffers.iter().enumerate() {
+                let ok = match &b.place {
+                    Place::Global(g) => (*g as usize) < self.globals.len(),
+                    // A view of an earlier buffer: no cycles.
+                    Place::View { of, .. } => (*of as usize) < i,
+                    Place::Input | Place::Output | Place::Arena => true,
+                };
+                if !ok {
+                    return bad(format!("buffer {i} of @{} refers to nothing", e.name));
+                }
+            }
+            for p in e.inputs.iter().chain(&e.outputs) {
+                if p.buffer as usize >= e.buffers.len() {
+                    return bad(format!("port `{}` of @{} has no buffer", p.name, e.name));
+                }
+                if p.dtype.size().is_none() {
+                    return bad(format!(
+                        "port `{}` of @{} has elements of {}",
+                        p.name, e.name, p.dtype
+                    ));
+                }
+            }
+            self.validate_steps(e, &e.steps, 0)?;
+        }
+        Ok(())
+    }
+
+    fn validate_steps(&self, e: &Entry, steps: &[Step], depth: u32) -> Result<()> {
+        let bad = |what: &str| {
+            Err(Error::input(
+                "K0703",
+                format!("the artifact's plan is damaged: @{}: {what}", e.name),
+            ))
+        };
+        if depth > MAX_DEPTH {
+            return bad("blocks are nested too deeply");
+        }
+        for step in steps {
+            let mut buffers = vec![];
+            match step {
+                Step::Launch(l) => {
+                    buffers.extend(l.args.iter().map(|a| a.0));
+                    let known = |v: &Variant| (v.kernel as usize) < self.kernels.len();
+                    if l.variants.is_empty() || !l.variants.iter().all(known) || l.args.len() > 256
+                    {
+                        return bad("a launch names no kernel");
+                    }
+                }
+                Step::WriteDims { to, .. } => buffers.push(*to),
+                Step::Copy { from, to, .. } => buffers.extend([*from, *to]),
+                Step::BindDim { from, .. } => buffers.push(*from),
+                Step::NonZero {
+                    from, to, dtype, ..
+                } => {
+                    buffers.extend([*from, *to]);
+                    if dtype.size().is_none() {
+                        return bad("nonzero of sub-byte elements");
+                    }
+                }
+                Step::If {
+                    cond,
+                    then,
+                    otherwise,
+                } => {
+                    buffers.push(*cond);
+                    self.validate_steps(e, then, depth + 1)?;
+                    self.validate_steps(e, otherwise, depth + 1)?;
+                }
+                Step::Loop(l) => {
+                    buffers.extend([l.trip, l.cond, l.iteration, l.body_cond]);
+                    buffers.extend(l.carried.iter().chain(&l.scanned).flat_map(|c| [c.0, c.1]));
+                    self.validate_steps(e, &l.body, depth + 1)?;
+                }
+            }
+            if buffers.iter().any(|&b| b as usize >= e.buffers.len()) {
+                return bad("a step names a buffer that is not there");
+            }
+        }
+        Ok(())
+    }
+
+    /// The entry of this name.
+    pub fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.name == name)
+    }
+}

@@ -1,0 +1,616 @@
+//! The walk over the nodes.
+
+use super::attrs::Given;
+use super::constants::{self, Const, Constants, Key};
+use super::cx::{Cx, Fail};
+use super::files::Files;
+use super::inputs::Symbols;
+use super::{ImportOptions, order, shapes, sweep, table};
+use crate::diagnostic::{Diagnostic, code};
+use kiln_ir::graph::{Origin, Origins, PortKind, Value};
+use kiln_ir::{Builder, Globals, Graph, Module};
+use onnx_protobuf::{FunctionProto, GraphProto, ModelProto, NodeProto};
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Opsets from before this one are not read.
+const OLDEST_OPSET: i64 = 7;
+/// Newer opsets may change meanings that this importer does not know.
+const NEWEST_OPSET: i64 = 27;
+/// Nodes in all, functions inlined: functions that call each other twice grow
+/// exponentially.
+const MAX_NODES: usize = 2_000_000;
+/// Subgraphs and functions in each other.
+const MAX_DEPTH: usize = 40;
+/// Things said about one model.
+const MAX_DIAGNOSTICS: usize = 10_000;
+
+/// What surrounds a node: the function that is being inlined, or the model.
+pub(crate) struct Env<'m> {
+    /// Opset versions by domain; ONNX's own is "".
+    opsets: Rc<HashMap<&'m str, i64>>,
+    /// Attributes that the caller gave.
+    pub(crate) given: Given<'m>,
+    /// Put before node names.
+    prefix: String,
+    /// Functions being inlined, to find those that call themselves.
+    stack: Vec<(&'m str, &'m str)>,
+    depth: usize,
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy)]
+enum Bound {
+    /// A value.
+    Value(Value),
+    /// Something that failed and was reported.
+    Reported,
+    /// An input that a function's caller left out.
+    Absent,
+}
+
+/// Values by name.
+pub(crate) struct Scope<'p, 'm> {
+    values: HashMap<&'m str, Bound>,
+    parent: Option<&'p Scope<'p, 'm>>,
+}
+
+impl<'p, 'm> Scope<'p, 'm> {
+    fn new(parent: Option<&'p Scope<'p, 'm>>) -> Scope<'p, 'm> {
+        Scope {
+            values: HashMap::new(),
+            parent,
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<Bound> {
+        match self.values.get(name) {
+            Some(v) => Some(*v),
+            None => self.parent?.find(name),
+        }
+    }
+}
+
+/// A model on its way into a module.
+pub(crate) struct Importer<'m> {
+    file: Arc<str>,
+    model: &'m ModelProto,
+    options: &'m ImportOptions,
+    constants: HashMap<Key, Const>,
+    globals: Globals,
+    diagnostics: Vec<Diagnostic>,
+    functions: HashMap<(&'m str, &'m str, &'m str), &'m FunctionProto>,
+    nodes: usize,
+}
+
+fn domain(name: &str) -> &str {
+    if name == "ai.onnx" { "" } else { name }
+}
+
+fn opsets(imports: &[onnx_protobuf::OperatorSetIdProto]) -> Rc<HashMap<&str, i64>> {
+    Rc::new(imports.iter().map(|o| (domain(&o.domain), o.version)).collect())
+}
+
+impl<'m> Importer<'m> {
+    pub(crate) fn new(
+        file: &str,
+        model: &'m ModelProto,
+        mut files: Files,
+        options: &'m ImportOptions,
+    ) -> Importer<'m> {
+        let Constants {
+            by_key,
+            globals,
+            diagnostics,
+        } = constants::load_all(file, model, &mut files, options.check_finite);
+        let functions = model
+            .functions
+            .iter()
+            .map(|f| ((domain(&f.domain), &*f.name, &*f.overload), f))
+            .collect();
+        Importer {
+            file: file.into(),
+            model,
+            options,
+            constants: by_key,
+            globals,
+            diagnostics,
+            functions,
+            nodes: 0,
+        }
+    }
+
+    /// The whole walk; the module is whole if no diagnostic is an error.
+    pub(crate) fn run(mut self) -> (Module, Vec<Diagnostic>) {
+        let env = Env {
+            opsets: opsets(&self.model.opset_import),
+            given: HashMap::new(),
+            prefix: String::new(),
+            stack: vec![],
+            depth: 0,
+        };
+        if let Some(&version) = env.opsets.get("")
+            && version > NEWEST_OPSET
+        {
+            let message = format!("opset {version} is newer than {NEWEST_OPSET}, the newest known");
+            let d = Diagnostic::warning(code::OPSET, message)
+                .help("operators that changed since then may be misread: compare results with `kiln verify`");
+            self.say(d, "");
+        }
+        let mut graph = Graph::new("forward");
+        let globals = std::mem::take(&mut self.globals);
+        {
+            let mut b = Builder::at_end(&mut graph, &globals, Graph::BODY);
+            self.forward(&mut b, &env);
+        }
+        sweep::sweep(&mut graph);
+        let used: HashSet<Arc<str>> = graph
+            .nodes_in_order()
+            .into_iter()
+            .filter_map(|n| match &graph.node(n).op {
+                kiln_ir::Op::Global(g) => Some(g.name.clone()),
+                _ => None,
+            })
+            .collect();
+        let mut module = Module {
+            globals,
+            functions: vec![graph],
+            meta: self.meta(),
+        };
+        module.globals.retain(|name, _| used.contains(name));
+        self.diagnostics.sort_by_key(|d| std::cmp::Reverse(d.severity));
+        (module, self.diagnostics)
+    }
+
+    fn meta(&self) -> std::collections::BTreeMap<String, String> {
+        let m = self.model;
+        let mut meta: std::collections::BTreeMap<String, String> = [
+            ("format", "onnx".to_string()),
+            ("ir_version", m.ir_version.to_string()),
+            ("producer", format!("{} {}", m.producer_name, m.producer_version)),
+            ("graph", m.graph.name.clone()),
+        ]
+        .into_iter()
+        .map(|(k, v)| (k.to_string(), v.trim().to_string()))
+        .collect();
+        for o in &m.opset_import {
+            let domain = if o.domain.is_empty() { "ai.onnx" } else { &o.domain };
+            meta.insert(format!("opset.{domain}"), o.version.to_string());
+        }
+        meta
+    }
+
+    fn forward(&mut self, b: &mut Builder, env: &Env<'m>) {
+        let graph: &'m GraphProto = &self.model.graph;
+        let mut scope = Scope::new(None);
+        let mut symbols = Symbols::new(self.options);
+        symbols.declare(graph);
+        self.initializers(b, &mut scope, graph);
+        let constant: HashSet<&str> = initializer_names(graph).collect();
+        for input in graph.input.iter().filter(|i| !constant.contains(&*i.name)) {
+            let shape = self.options.inputs.get(&input.name);
+            let value = match symbols.input_type(input, shape) {
+                Ok(ty) => match shapes::check(&ty) {
+                    Ok(()) => Some(b.graph.add_param(&*input.name, PortKind::Caller, ty)),
+                    Err(e) => {
+                        self.fail(e, &input.name, "", 0);
+                        None
+                    }
+                },
+                Err(e) => {
+                    self.fail(e, &input.name, "", 0);
+                    None
+                }
+            };
+            self.define(&mut scope, &input.name, value);
+        }
+        let stray = self.options.inputs.keys();
+        let stray: Vec<&String> = stray
+            .filter(|name| !graph.input.iter().any(|i| i.name == **name))
+            .collect();
+        for name in stray {
+            let d = Diagnostic::error(code::OPTION, format!("the model has no input `{name}`"));
+            self.say(d, "");
+        }
+        if let Some(d) = symbols.unused() {
+            self.say(d, "");
+        }
+        self.nodes(b, &mut scope, &graph.node, env);
+        for output in &graph.output {
+            match self.result(&scope, &output.name) {
+                Ok(v) => b.graph.add_result(&*output.name, PortKind::Caller, v),
+                Err(e) => self.fail(e, &output.name, "", 0),
+            }
+        }
+        if graph.output.is_empty() {
+            let d = Diagnostic::error(code::FORMAT, "the graph has no outputs");
+            self.say(d, "");
+        }
+    }
+
+    /// A constant that was loaded before the walk.
+    pub(crate) fn constant(&self, key: Key) -> Result<Const, Fail> {
+        match self.constants.get(&key) {
+            Some(Const::Failed) | None => Err(Fail::reported()),
+            Some(c) => Ok(c.clone()),
+        }
+    }
+
+    /// How much was said so far, for [`Importer::unsay`].
+    pub(crate) fn said(&self) -> usize {
+        self.diagnostics.len()
+    }
+
+    /// Takes back what an attempt said that is made again.
+    pub(crate) fn unsay(&mut self, said: usize) {
+        self.diagnostics.truncate(said);
+    }
+
+    fn initializers(&mut self, b: &mut Builder, scope: &mut Scope<'_, 'm>, graph: &'m GraphProto) {
+        let dense = graph.initializer.iter().map(|t| (&t.name, Key::from(t)));
+        let sparse = graph
+            .sparse_initializer
+            .iter()
+            .map(|t| (&t.values.name, Key::from(t)));
+        for (name, key) in dense.chain(sparse) {
+            b.origins = self.origin(name);
+            let value = match self.constant(key) {
+                Ok(Const::Inline(t)) => b.constant(t).ok(),
+                Ok(Const::Global(g)) => b.global(g).ok(),
+                Ok(Const::Failed) | Err(_) => None,
+            };
+            self.name(b, value, name);
+            self.define(scope, name, value);
+        }
+    }
+
+    fn origin(&self, node: &str) -> Origins {
+        [Origin {
+            file: self.file.clone(),
+            node: node.into(),
+        }]
+        .into()
+    }
+
+    fn name(&self, b: &mut Builder, value: Option<Value>, name: &str) {
+        if let Some(v) = value {
+            let slot = &mut b.graph.value_mut(v).name;
+            if slot.is_none() {
+                *slot = Some(name.into());
+            }
+        }
+    }
+
+    fn define(&mut self, scope: &mut Scope<'_, 'm>, name: &'m str, value: Option<Value>) {
+        let bound = value.map_or(Bound::Reported, Bound::Value);
+        if scope.values.insert(name, bound).is_some() {
+            let message = format!("`{name}` is defined twice");
+            let d = Diagnostic::error(code::DUPLICATE, message)
+                .help("every value of an ONNX graph has one definition: export the model again");
+            self.say(d, name);
+        }
+    }
+
+    fn result(&self, scope: &Scope<'_, 'm>, name: &str) -> Result<Value, Fail> {
+        match scope.find(name) {
+            Some(Bound::Value(v)) => Ok(v),
+            Some(Bound::Reported) => Err(Fail::reported()),
+            Some(Bound::Absent) => Err(Fail::invalid("an output is an input that was left out")),
+            None => Err(Fail::new(code::UNDEFINED, format!("nothing defines the output `{name}`"))
+                .help("the graph is incomplete: export the model again")),
+        }
+    }
+
+    /// Converts nodes in an order that respects their dependencies.
+    fn nodes(
+        &mut self,
+        b: &mut Builder,
+        scope: &mut Scope<'_, 'm>,
+        nodes: &'m [NodeProto],
+        env: &Env<'m>,
+    ) {
+        match order::sort(nodes) {
+            Ok(order) => {
+                for i in order {
+                    self.node(b, scope, &nodes[i], env);
+                }
+            }
+            Err(cycle) => {
+                let node = &nodes[cycle.node];
+                let name = node_name(node, &env.prefix);
+                let fail = Fail::new(code::CYCLE, "the node depends on its own result")
+                    .help("an ONNX graph has no cycles: use Loop or Scan, or export the model again");
+                self.fail(fail, &name, &node.op_type, 0);
+                // What the graph yields counts as reported.
+                for output in nodes.iter().flat_map(|n| &n.output) {
+                    scope.values.insert(output, Bound::Reported);
+                }
+            }
+        }
+    }
+
+    fn node(
+        &mut self,
+        b: &mut Builder,
+        scope: &mut Scope<'_, 'm>,
+        node: &'m NodeProto,
+        env: &Env<'m>,
+    ) {
+        let name = node_name(node, &env.prefix);
+        let in_domain = domain(&node.domain);
+        let opset = env.opsets.get(in_domain).copied().unwrap_or(0);
+        let shown = match in_domain {
+            "" => node.op_type.clone(),
+            d => format!("{d}.{}", node.op_type),
+        };
+        let converted = self.results(b, scope, node, env, &name, opset);
+        let results = match converted {
+            Ok(results) => results.into_iter().map(Some).collect(),
+            Err(e) => {
+                self.fail(e, &name, &shown, opset);
+                vec![None; node.output.len()]
+            }
+        };
+        for (i, output) in node.output.iter().enumerate() {
+            if output.is_empty() {
+                continue;
+            }
+            let value = match results.get(i) {
+                Some(v) => *v,
+                None => {
+                    let e = Fail::form(format!("result {i} of the operator is not supported"));
+                    self.fail(e, &name, &shown, opset);
+                    None
+                }
+            };
+            self.name(b, value, output);
+            self.define(scope, output, value);
+        }
+    }
+
+    /// The node's results, known sizes made plain.
+    fn results(
+        &mut self,
+        b: &mut Builder,
+        scope: &Scope<'_, 'm>,
+        node: &'m NodeProto,
+        env: &Env<'m>,
+        name: &str,
+        opset: i64,
+    ) -> Result<Vec<Value>, Fail> {
+        self.nodes += 1;
+        if self.nodes > MAX_NODES {
+            return Err(Fail::new(
+                code::LIMIT,
+                format!("the model has more than {MAX_NODES} nodes, functions inlined"),
+            ));
+        }
+        let in_domain = domain(&node.domain);
+        let function = self
+            .functions
+            .get(&(in_domain, &*node.op_type, &*node.overload))
+            .copied();
+        let row = table::find(in_domain, &node.op_type);
+        if function.is_none() {
+            self.supported(in_domain, node, row, opset)?;
+        }
+        let mut args = vec![];
+        let mut reported = false;
+        for input in &node.input {
+            match scope.find(input) {
+                _ if input.is_empty() => args.push(None),
+                Some(Bound::Value(v)) => args.push(Some(v)),
+                Some(Bound::Absent) => args.push(None),
+                Some(Bound::Reported) => reported = true,
+                None => {
+                    let message = format!("nothing defines its input `{input}`");
+                    return Err(Fail::new(code::UNDEFINED, message)
+                        .help("the graph is incomplete: export the model again"));
+                }
+            }
+        }
+        if reported {
+            self.scan_inner(node, env);
+            return Err(Fail::reported());
+        }
+        b.origins = self.origin(name);
+        let results = match (function, row) {
+            (Some(f), _) => self.inline(b, node, f, args, env)?,
+            (None, Some(row)) => {
+                let mut cx = Cx {
+                    b,
+                    imp: self,
+                    scope,
+                    env,
+                    node,
+                    opset,
+                    args,
+                };
+                (row.handler)(&mut cx)?
+            }
+            (None, None) => return Err(Fail::reported()),
+        };
+        results
+            .into_iter()
+            .map(|v| {
+                shapes::check(b.graph.ty(v))?;
+                shapes::settle(b, v)
+            })
+            .collect()
+    }
+
+    /// Whether the table has the operator in this version.
+    fn supported(
+        &self,
+        in_domain: &str,
+        node: &NodeProto,
+        row: Option<&table::Row>,
+        opset: i64,
+    ) -> Result<(), Fail> {
+        if opset == 0 {
+            let message = format!(
+                "the model imports no opset for the domain `{}`",
+                if in_domain.is_empty() { "ai.onnx" } else { in_domain }
+            );
+            return Err(Fail::new(code::OPSET, message).help("export the model again"));
+        }
+        if in_domain.is_empty() && opset < OLDEST_OPSET {
+            let message = format!("opset {opset} is older than {OLDEST_OPSET}");
+            return Err(Fail::new(code::OPSET, message)
+                .help("convert it with onnx.version_converter to opset 17"));
+        }
+        match row {
+            Some(_) => Ok(()),
+            None => {
+                let message = format!("the operator {} is not supported", node.op_type);
+                Err(Fail::new(code::OPERATOR, message).help(table::suggestion(in_domain, &node.op_type)))
+            }
+        }
+    }
+
+    /// Looks for unsupported operators in the graphs of a node that is not
+    /// converted, so that one check finds them all.
+    fn scan_inner(&mut self, node: &'m NodeProto, env: &Env<'m>) {
+        let graphs = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+        for inner in graphs.flat_map(|g| &g.node) {
+            let in_domain = domain(&inner.domain);
+            let opset = env.opsets.get(in_domain).copied().unwrap_or(0);
+            let function = (in_domain, &*inner.op_type, &*inner.overload);
+            if !self.functions.contains_key(&function) {
+                let row = table::find(in_domain, &inner.op_type);
+                if let Err(e) = self.supported(in_domain, inner, row, opset) {
+                    let name = node_name(inner, &env.prefix);
+                    self.fail(e, &name, &inner.op_type, opset);
+                }
+            }
+            self.scan_inner(inner, env);
+        }
+    }
+
+    /// Converts a graph that a node owns into the builder's region, its inputs
+    /// bound to `params`; its outputs.
+    pub(crate) fn subgraph(
+        &mut self,
+        b: &mut Builder,
+        outer: &Scope<'_, 'm>,
+        graph: &'m GraphProto,
+        params: &[Value],
+        env: &Env<'m>,
+    ) -> Result<Vec<Value>, Fail> {
+        let env = env.deeper(format!("{}{}/", env.prefix, graph.name))?;
+        let mut scope = Scope::new(Some(outer));
+        let origins = b.origins.clone();
+        self.initializers(b, &mut scope, graph);
+        let constant: HashSet<&str> = initializer_names(graph).collect();
+        let inputs = graph.input.iter().filter(|i| !constant.contains(&*i.name));
+        let inputs: Vec<&str> = inputs.map(|i| &*i.name).collect();
+        if inputs.len() != params.len() {
+            return Err(Fail::invalid(format!(
+                "its graph takes {} values where {} are given",
+                inputs.len(),
+                params.len()
+            )));
+        }
+        for (name, &v) in inputs.into_iter().zip(params) {
+            self.name(b, Some(v), name);
+            self.define(&mut scope, name, Some(v));
+        }
+        self.nodes(b, &mut scope, &graph.node, &env);
+        b.origins = origins;
+        graph
+            .output
+            .iter()
+            .map(|o| self.result(&scope, &o.name))
+            .collect()
+    }
+
+    fn inline(
+        &mut self,
+        b: &mut Builder,
+        node: &'m NodeProto,
+        function: &'m FunctionProto,
+        args: Vec<Option<Value>>,
+        env: &Env<'m>,
+    ) -> Result<Vec<Value>, Fail> {
+        let id = (&*function.domain, &*function.name);
+        if env.stack.contains(&id) {
+            return Err(Fail::invalid(format!("the function {} calls itself", function.name)));
+        }
+        let mut inner = env.deeper(format!("{}/", node_name(node, &env.prefix)))?;
+        inner.stack.push(id);
+        inner.opsets = opsets(&function.opset_import);
+        inner.given = function
+            .attribute_proto
+            .iter()
+            .map(|a| (&*a.name, a))
+            .chain(node.attribute.iter().filter_map(|a| {
+                let given = super::attrs::find(node, &env.given, &a.name)?;
+                Some((&*a.name, given))
+            }))
+            .collect();
+        let mut scope = Scope::new(None);
+        for (i, name) in function.input.iter().enumerate() {
+            let bound = args.get(i).copied().flatten();
+            scope.values.insert(name, bound.map_or(Bound::Absent, Bound::Value));
+        }
+        self.nodes(b, &mut scope, &function.node, &inner);
+        function
+            .output
+            .iter()
+            .take(node.output.len().max(1))
+            .map(|o| self.result(&scope, o))
+            .collect()
+    }
+
+    fn fail(&mut self, e: Fail, node: &str, op: &str, opset: i64) {
+        if e.code.is_empty() {
+            return;
+        }
+        let d = Diagnostic::error(e.code, e.message).help(e.help).op(op, opset);
+        self.say(d, node);
+    }
+
+    fn say(&mut self, d: Diagnostic, node: &str) {
+        if self.diagnostics.len() < MAX_DIAGNOSTICS {
+            let file = self.file.clone();
+            self.diagnostics.push(d.at(&file, node));
+        }
+    }
+}
+
+impl<'m> Env<'m> {
+    fn deeper(&self, prefix: String) -> Result<Env<'m>, Fail> {
+        if self.depth >= MAX_DEPTH {
+            return Err(Fail::new(
+                code::LIMIT,
+                format!("graphs and functions nest deeper than {MAX_DEPTH}"),
+            ));
+        }
+        Ok(Env {
+            opsets: self.opsets.clone(),
+            given: self.given.clone(),
+            prefix,
+            stack: self.stack.clone(),
+            depth: self.depth + 1,
+        })
+    }
+}
+
+fn initializer_names(graph: &GraphProto) -> impl Iterator<Item = &str> {
+    graph
+        .initializer
+        .iter()
+        .map(|t| &*t.name)
+        .chain(graph.sparse_initializer.iter().map(|t| &*t.values.name))
+}
+
+/// The node's name, or what it makes where it has none.
+fn node_name(node: &NodeProto, prefix: &str) -> String {
+    let own = match node.output.first() {
+        _ if !node.name.is_empty() => &node.name,
+        Some(output) => output,
+        None => &node.op_type,
+    };
+    format!("{prefix}{own}")
+}

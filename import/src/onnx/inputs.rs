@@ -1,0 +1,176 @@
+//! Types of inputs: dim params become named sizes.
+
+use super::tensor::dtype;
+use super::{ImportOptions, cx::Fail};
+use crate::diagnostic::{Diagnostic, code};
+use kiln_ir::{Dim, TensorType};
+use onnx_protobuf::{
+    GraphProto, TypeProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// The model's sizes by the names that it gives them.
+pub(crate) struct Symbols {
+    by_param: HashMap<String, Dim>,
+    taken: BTreeSet<String>,
+    dims: BTreeMap<String, i64>,
+    unused: BTreeSet<String>,
+}
+
+impl Symbols {
+    pub(crate) fn new(options: &ImportOptions) -> Symbols {
+        Symbols {
+            by_param: HashMap::new(),
+            taken: BTreeSet::new(),
+            dims: options.dims.clone(),
+            unused: options.dims.keys().cloned().collect(),
+        }
+    }
+
+    /// Names every plain dim param of the inputs, so that expressions over them
+    /// (`past + seq`) can be read.
+    pub(crate) fn declare(&mut self, graph: &GraphProto) {
+        for input in &graph.input {
+            for d in tensor_dims(&input.type_) {
+                if let Some(dimension::Value::DimParam(p)) = d
+                    && !p.is_empty()
+                    && !is_expression(p)
+                {
+                    self.named(p);
+                }
+            }
+        }
+    }
+
+    /// A name for a size that the model leaves without one.
+    pub(crate) fn fresh(&mut self, base: &str) -> Dim {
+        let name = self.unique(base);
+        self.fixed(&name).unwrap_or_else(|| Dim::sym(name))
+    }
+
+    /// Options that named no size of the model.
+    pub(crate) fn unused(&self) -> Option<Diagnostic> {
+        let first = self.unused.first()?;
+        let names: Vec<&str> = self.taken.iter().map(String::as_str).collect();
+        let help = match names[..] {
+            [] => "the model has no open sizes".to_string(),
+            _ => format!("its open sizes are: {}", names.join(", ")),
+        };
+        let message = format!("the model has no size named `{first}`");
+        Some(Diagnostic::error(code::OPTION, message).help(help))
+    }
+
+    fn fixed(&mut self, name: &str) -> Option<Dim> {
+        let n = *self.dims.get(name)?;
+        self.unused.remove(name);
+        Some(n.into())
+    }
+
+    fn named(&mut self, param: &str) -> Dim {
+        if let Some(d) = self.by_param.get(param) {
+            return d.clone();
+        }
+        let name = self.unique(param);
+        let fixed = self.fixed(param).or_else(|| self.fixed(&name));
+        let d = fixed.unwrap_or_else(|| Dim::sym(name));
+        self.by_param.insert(param.to_string(), d.clone());
+        d
+    }
+
+    fn unique(&mut self, base: &str) -> String {
+        let base = identifier(base);
+        let mut name = base.clone();
+        let mut n = 1;
+        while !self.taken.insert(name.clone()) {
+            n += 1;
+            name = format!("{base}_{n}");
+        }
+        name
+    }
+
+    fn param(&mut self, param: &str) -> Dim {
+        if !is_expression(param) {
+            return self.named(param);
+        }
+        if let Ok(d) = param.parse::<Dim>() {
+            let mut symbols = BTreeSet::new();
+            d.symbols(&mut symbols);
+            if symbols.iter().all(|s| self.by_param.contains_key(&**s)) {
+                return d.substitute(&|s| self.by_param.get(s).cloned());
+            }
+        }
+        self.named(param)
+    }
+
+    /// The type that a value of the graph declares.
+    pub(crate) fn input_type(
+        &mut self,
+        info: &ValueInfoProto,
+        shape: Option<&Vec<Dim>>,
+    ) -> Result<TensorType, Fail> {
+        let name = &info.name;
+        let tensor = match &info.type_.value {
+            Some(type_proto::Value::TensorType(t)) => t,
+            Some(type_proto::Value::SequenceType(_)) => return Err(not_a_tensor("a sequence")),
+            Some(type_proto::Value::MapType(_)) => return Err(not_a_tensor("a map")),
+            Some(type_proto::Value::OptionalType(_)) => return Err(not_a_tensor("optional")),
+            Some(type_proto::Value::SparseTensorType(_)) => {
+                return Err(not_a_tensor("a sparse tensor"));
+            }
+            _ => return Err(not_a_tensor("of no type")),
+        };
+        let dtype = dtype(tensor.elem_type as i64).ok_or_else(|| {
+            Fail::invalid(format!("{} is no element type", tensor.elem_type))
+        })?;
+        if let Some(shape) = shape {
+            return Ok(TensorType::new(dtype, shape.clone()));
+        }
+        let Some(declared) = tensor.shape.as_ref() else {
+            return Err(Fail::new(code::FORM, "the input declares no shape")
+                .help("give its shape in the import options, or export the model with shapes"));
+        };
+        let mut dims = vec![];
+        for (i, d) in declared.dim.iter().enumerate() {
+            dims.push(match &d.value {
+                Some(dimension::Value::DimValue(n)) if *n >= 0 => Dim::from(*n),
+                Some(dimension::Value::DimParam(p)) if !p.is_empty() => self.param(p),
+                _ => self.fresh(&format!("{name}_dim{i}")),
+            });
+        }
+        Ok(TensorType::new(dtype, dims))
+    }
+}
+
+fn not_a_tensor(what: &str) -> Fail {
+    Fail::new(code::FORM, format!("the value is {what}, and only tensors are supported"))
+        .help("export the model with tensors as inputs and outputs")
+}
+
+fn tensor_dims(ty: &TypeProto) -> impl Iterator<Item = &Option<dimension::Value>> {
+    let dims = match &ty.value {
+        Some(type_proto::Value::TensorType(t)) => t.shape.as_ref().map(|s| &s.dim[..]),
+        _ => None,
+    };
+    dims.unwrap_or_default().iter().map(|d| &d.value)
+}
+
+fn is_expression(param: &str) -> bool {
+    param.contains(['+', '-', '*', '/', '(', ' '])
+}
+
+/// The name with what the text form does not read in names replaced.
+pub(crate) fn identifier(name: &str) -> String {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut out: String = name
+        .chars()
+        .take(120)
+        .map(|c| if word(c) { c } else { '_' })
+        .collect();
+    if out.is_empty() || out.starts_with(|c: char| c.is_ascii_digit()) {
+        out.insert(0, 'd');
+    }
+    if out == "max" || out == "min" {
+        out.push('_');
+    }
+    out
+}

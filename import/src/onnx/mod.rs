@@ -1,0 +1,113 @@
+//! ONNX models.
+//!
+//! The way of a file: `wire` slims it (weights stay mapped), the protobuf crate
+//! parses the rest, `constants` turns every initializer into a global or a
+//! literal, `order` sorts each graph and finds cycles, `convert` walks the nodes
+//! and asks `table` for each operator's row, whose handlers stand in `ops/`.
+//! Shape arithmetic dissolves on the way: what is known as sizes
+//! ([`kiln_ir::SymValue`]) is used as sizes, and `sweep` drops what then has no
+//! use.
+
+mod attrs;
+mod constants;
+mod convert;
+mod cx;
+mod files;
+mod inputs;
+mod ops;
+mod order;
+mod report;
+mod shapes;
+mod sweep;
+mod table;
+mod tensor;
+mod wire;
+
+use crate::diagnostic::{Diagnostic, Severity, code};
+use convert::Importer;
+use files::{Files, Mapped};
+use kiln_ir::{Dim, Module};
+use onnx_protobuf::{Message, ModelProto};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use report::{Gap, Report};
+
+/// What a user may say about a model on import.
+#[derive(Clone, Debug)]
+pub struct ImportOptions {
+    /// Sizes fixed by name (`--dim NAME=N`).
+    pub dims: BTreeMap<String, i64>,
+    /// Shapes of inputs, in place of what the model declares.
+    pub inputs: BTreeMap<String, Vec<Dim>>,
+    /// Whether weights are read once to warn of NaN and infinity.
+    pub check_finite: bool,
+}
+
+impl Default for ImportOptions {
+    fn default() -> ImportOptions {
+        ImportOptions {
+            dims: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+            check_finite: true,
+        }
+    }
+}
+
+/// A model that imported.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The entry point `forward` over the model's weights.
+    pub module: Module,
+    /// What its author should know.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Imports an ONNX model; or everything that keeps it from being imported.
+pub fn import_onnx(path: &Path, options: &ImportOptions) -> Result<Imported, Vec<Diagnostic>> {
+    let (module, diagnostics) = attempt(path, options)?;
+    let failed = diagnostics.iter().any(|d| d.severity == Severity::Error);
+    if failed {
+        return Err(diagnostics);
+    }
+    Ok(Imported {
+        module,
+        warnings: diagnostics,
+    })
+}
+
+/// Everything in an ONNX model that does not import, at once.
+pub fn check_onnx(path: &Path) -> Report {
+    match attempt(path, &ImportOptions::default()) {
+        Ok((_, diagnostics)) => report::report(diagnostics),
+        Err(errors) => report::report(errors),
+    }
+}
+
+/// Imports what can be imported, with all that was noticed on the way; an error
+/// where there is no graph to walk.
+fn attempt(
+    path: &Path,
+    options: &ImportOptions,
+) -> Result<(Module, Vec<Diagnostic>), Vec<Diagnostic>> {
+    let name = path.display().to_string();
+    let fail = |d: Diagnostic| vec![d.at(&name, "")];
+    let mapped = Mapped::open(path).map_err(|e| {
+        let d = Diagnostic::error(code::READ, format!("the file cannot be read: {e}"));
+        fail(d.help("check the path and its permissions"))
+    })?;
+    let mapped = Arc::new(mapped);
+    let not_onnx = |what: String| {
+        let d = Diagnostic::error(code::FORMAT, format!("this is no ONNX model: {what}"));
+        fail(d.help("the file is damaged or of another format: export or fetch it again"))
+    };
+    let slim = wire::slim((*mapped).as_ref()).map_err(not_onnx)?;
+    let model = ModelProto::parse_from_bytes(&slim).map_err(|e| not_onnx(e.to_string()))?;
+    drop(slim);
+    if model.graph.is_none() {
+        return Err(not_onnx("it holds no graph".into()));
+    }
+    let files = Files::new(mapped, path);
+    Ok(Importer::new(&name, &model, files, options).run())
+}

@@ -1,0 +1,309 @@
+//! Control flow.
+
+use crate::diagnostic::code;
+use crate::onnx::cx::{Cx, Fail, Out};
+use kiln_ir::graph::{RegionId, Value};
+use kiln_ir::ops::control::{If, Loop, MintedSize};
+use kiln_ir::ops::index::DynamicSlice;
+use kiln_ir::{BinaryFn, DType, Dim, Tensor, TensorType, Tri};
+use onnx_protobuf::GraphProto;
+
+/// How often a loop's body is converted again because it changes the extents of
+/// what it carries.
+const MAX_TRIES: usize = 4;
+
+impl<'m> Cx<'_, '_, 'm> {
+    /// The truth that a value holds, if it is known.
+    pub(crate) fn known_truth(&self, v: Value) -> Option<bool> {
+        if let Some(k) = self.b.graph.known(v) {
+            return match &k.dims[..] {
+                [d] => d.as_const().map(|c| c != 0),
+                _ => None,
+            };
+        }
+        let t = self.literal(v).filter(|t| t.len() == 1)?;
+        Some(t.get_i64(0) != 0)
+    }
+
+    fn in_region(
+        &mut self,
+        region: RegionId,
+        graph: &'m GraphProto,
+        params: &[Value],
+    ) -> Result<Vec<Value>, Fail> {
+        let (imp, scope, env) = (&mut *self.imp, self.scope, self.env);
+        self.b.in_region(region, |b| imp.subgraph(b, scope, graph, params, env))
+    }
+
+    fn constant_i64(&mut self, v: i64) -> Result<Value, Fail> {
+        Ok(self.b.constant(Tensor::scalar_i64(DType::I64, v))?)
+    }
+
+    fn constant_true(&mut self) -> Result<Value, Fail> {
+        Ok(self.b.constant(Tensor::scalar_i64(DType::Bool, 1))?)
+    }
+
+    /// A truth of rank 0.
+    fn truth(&mut self, v: Value) -> Result<Value, Fail> {
+        let v = self.b.cast(v, DType::Bool)?;
+        Ok(self.b.reshape(v, &[])?)
+    }
+}
+
+/// A condition that is known takes its branch in place. Extents that differ
+/// between the branches get names.
+pub(crate) fn branch(cx: &mut Cx) -> Out {
+    let cond = cx.arg(0)?;
+    let (yes, no) = (cx.graph("then_branch")?, cx.graph("else_branch")?);
+    if let Some(c) = cx.known_truth(cond) {
+        let taken = if c { yes } else { no };
+        return cx.imp.subgraph(cx.b, cx.scope, taken, &[], cx.env);
+    }
+    let cond = cx.truth(cond)?;
+    let (then, other) = (cx.b.graph.add_region(), cx.b.graph.add_region());
+    let a = cx.in_region(then, yes, &[])?;
+    let b = cx.in_region(other, no, &[])?;
+    if a.len() != b.len() {
+        return Err(Fail::invalid("the branches yield different numbers of values"));
+    }
+    let mut sizes = vec![];
+    for (result, (&a, &b)) in a.iter().zip(&b).enumerate() {
+        let (a, b) = (cx.ty(a), cx.ty(b));
+        for axis in different_axes(&a, &b)? {
+            let symbol = cx.b.graph.fresh_symbol("branch");
+            sizes.push(MintedSize { result, axis, symbol });
+        }
+    }
+    cx.b.graph.region_mut(then).results = a;
+    cx.b.graph.region_mut(other).results = b;
+    Ok(cx.b.push_with_regions(If { sizes }, &[cond], vec![then, other])?)
+}
+
+/// Axes whose extents are not known to be the same.
+fn different_axes(a: &TensorType, b: &TensorType) -> Result<Vec<usize>, Fail> {
+    if a.dtype != b.dtype || a.rank() != b.rank() {
+        let message = format!("control flow yields different types: {a} and {b}");
+        return Err(Fail::new(code::DATA_SHAPE, message)
+            .help("export the model so that the rank does not depend on data, or with a constant condition"));
+    }
+    let axes = 0..a.rank();
+    Ok(axes.filter(|&i| a.shape[i].same(&b.shape[i]) != Tri::Yes).collect())
+}
+
+/// A loop's region, converted.
+struct Body {
+    region: RegionId,
+    /// All that the graph yields, in its order.
+    results: Vec<Value>,
+    sizes: Vec<MintedSize>,
+}
+
+/// Converts a body: `(i, carried…)` and what `more` adds become its inputs in
+/// the order that `more` gives; `first` of its results stand before the carried
+/// ones. Axes that the body changes get names, and it is converted again.
+fn body<'m>(
+    cx: &mut Cx<'_, '_, 'm>,
+    graph: &'m GraphProto,
+    carried: &[Value],
+    first: usize,
+    more: &dyn Fn(&mut Cx<'_, '_, 'm>, RegionId, Value, &[Value]) -> Result<Vec<Value>, Fail>,
+) -> Result<Body, Fail> {
+    let mut types: Vec<TensorType> = carried.iter().map(|&v| cx.ty(v)).collect();
+    let mut sizes: Vec<MintedSize> = vec![];
+    for _ in 0..MAX_TRIES {
+        let (guards, said) = (cx.b.graph.guards.len(), cx.imp.said());
+        let region = cx.b.graph.add_region();
+        let i = cx.b.graph.add_region_param(region, TensorType::scalar(DType::I64));
+        let mut params = vec![];
+        for ty in &types {
+            params.push(cx.b.graph.add_region_param(region, ty.clone()));
+        }
+        let given = more(cx, region, i, &params)?;
+        let results = cx.in_region(region, graph, &given)?;
+        let next = results
+            .get(first..first + carried.len())
+            .ok_or_else(|| Fail::invalid("the body yields fewer values than are carried"))?;
+        let mut changed = false;
+        for (result, &v) in next.iter().enumerate() {
+            let ty = cx.ty(v);
+            for axis in different_axes(&types[result], &ty)? {
+                if sizes.iter().any(|m| m.result == result && m.axis == axis) {
+                    continue;
+                }
+                let symbol = cx.b.graph.fresh_symbol("carried");
+                types[result].shape[axis] = Dim::sym(symbol.clone());
+                sizes.push(MintedSize { result, axis, symbol });
+                changed = true;
+            }
+        }
+        if !changed {
+            return Ok(Body { region, results, sizes });
+        }
+        cx.b.graph.guards.truncate(guards);
+        cx.imp.unsay(said);
+    }
+    Err(Fail::new(code::DATA_SHAPE, "the extents of carried values do not settle")
+        .help("export the model so that carried values keep their shape"))
+}
+
+/// Loop keeps its meaning: a trip count (negative: none), a condition, carried
+/// values and stacked ones.
+pub(crate) fn repeat(cx: &mut Cx) -> Out {
+    let graph = cx.graph("body")?;
+    let trip = match cx.opt(0) {
+        Some(v) => {
+            let v = cx.b.cast(v, DType::I64)?;
+            cx.b.reshape(v, &[])?
+        }
+        None => cx.constant_i64(-1)?,
+    };
+    let cond = match cx.opt(1) {
+        Some(v) => cx.truth(v)?,
+        None => cx.constant_true()?,
+    };
+    let carried: Vec<Value> = (2..cx.args.len()).map(|i| cx.arg(i)).collect::<Result<_, _>>()?;
+    // The body's second input is the condition, true whenever it runs.
+    let always = cx.constant_true()?;
+    let inner = body(cx, graph, &carried, 1, &|_, _, i, params| {
+        let mut given = vec![i, always];
+        given.extend_from_slice(params);
+        Ok(given)
+    })?;
+    let next = cx.b.in_region(inner.region, |b| {
+        let v = b.cast(inner.results[0], DType::Bool)?;
+        b.reshape(v, &[])
+    })?;
+    // A body that passes its condition on goes on.
+    let goes_on = next == always || cx.known_truth(next) == Some(true);
+    let starts = cx.known_truth(cond) == Some(true);
+    let counted = goes_on && starts && known_count(cx, trip);
+    let scanned = inner.results.len() - 1 - carried.len();
+    let symbol = (scanned > 0 && !counted).then(|| cx.b.graph.fresh_symbol("steps"));
+    let mut yielded = vec![next];
+    yielded.extend_from_slice(&inner.results[1..]);
+    cx.b.graph.region_mut(inner.region).results = yielded;
+    let op = Loop {
+        carried: carried.len(),
+        symbol,
+        sizes: inner.sizes,
+    };
+    let mut args = vec![trip, cond];
+    args.extend(carried);
+    Ok(cx.b.push_with_regions(op, &args, vec![inner.region])?)
+}
+
+/// Whether the trip count is a size.
+fn known_count(cx: &Cx, trip: Value) -> bool {
+    let known = cx.b.graph.known(trip);
+    known.and_then(|k| k.dims.first()).is_some_and(Dim::is_nonneg)
+}
+
+/// A scanned input: the value, its axis and whether it runs backwards.
+struct Scanned {
+    value: Value,
+    axis: usize,
+    backwards: bool,
+}
+
+/// Scan as a loop: each step slices its inputs, and what it yields is stacked
+/// (then moved to its axis, and turned round).
+pub(crate) fn scan(cx: &mut Cx) -> Out {
+    if cx.opset < 9 {
+        return Err(Fail::form("Scan of opset 8 is not supported")
+            .help("convert the model with onnx.version_converter to opset 17"));
+    }
+    let graph = cx.graph("body")?;
+    let all = cx.all()?;
+    let n = usize::try_from(cx.int("num_scan_inputs", 0)?)
+        .ok()
+        .filter(|&n| n > 0 && n <= all.len())
+        .ok_or_else(|| Fail::invalid("the number of scanned inputs does not fit"))?;
+    let (carried, scanned) = all.split_at(all.len() - n);
+    let scanned = scan_inputs(cx, scanned)?;
+    let steps = cx.shape(scanned[0].value)[scanned[0].axis].clone();
+    let inner = body(cx, graph, carried, 0, &|cx, region, i, params| {
+        let mut given = params.to_vec();
+        for s in &scanned {
+            given.push(step_slice(cx, region, s, i)?);
+        }
+        Ok(given)
+    })?;
+    let always = cx.b.in_region(inner.region, |b| b.constant(Tensor::scalar_i64(DType::Bool, 1)))?;
+    let mut yielded = vec![always];
+    yielded.extend_from_slice(&inner.results);
+    cx.b.graph.region_mut(inner.region).results = yielded;
+    let (trip, go) = (cx.scalar_dim(steps)?, cx.constant_true()?);
+    let op = Loop {
+        carried: carried.len(),
+        symbol: None,
+        sizes: inner.sizes,
+    };
+    let mut args = vec![trip, go];
+    args.extend(carried);
+    let mut results = cx.b.push_with_regions(op, &args, vec![inner.region])?;
+    let axes = cx.ints("scan_output_axes")?.unwrap_or_default();
+    let directions = cx.ints("scan_output_directions")?.unwrap_or_default();
+    for (k, slot) in results[carried.len()..].iter_mut().enumerate() {
+        let mut v = *slot;
+        if directions.get(k) == Some(&1) {
+            v = reversed(cx, v)?;
+        }
+        let axis = cx.axis(axes.get(k).copied().unwrap_or(0), cx.rank(v))?;
+        let mut perm: Vec<usize> = (1..cx.rank(v)).collect();
+        perm.insert(axis, 0);
+        *slot = cx.b.transpose(v, &perm)?;
+    }
+    Ok(results)
+}
+
+fn scan_inputs(cx: &mut Cx, values: &[Value]) -> Result<Vec<Scanned>, Fail> {
+    let axes = cx.ints("scan_input_axes")?.unwrap_or_default();
+    let directions = cx.ints("scan_input_directions")?.unwrap_or_default();
+    values
+        .iter()
+        .enumerate()
+        .map(|(k, &value)| {
+            Ok(Scanned {
+                value,
+                axis: cx.axis(axes.get(k).copied().unwrap_or(0), cx.rank(value))?,
+                backwards: directions.get(k) == Some(&1),
+            })
+        })
+        .collect()
+}
+
+/// What step `i` sees of a scanned input.
+fn step_slice(cx: &mut Cx, r: RegionId, s: &Scanned, i: Value) -> Result<Value, Fail> {
+    let shape = cx.shape(s.value);
+    let (mut sizes, mut rest) = (shape.clone(), shape.clone());
+    sizes[s.axis] = Dim::ONE;
+    rest.remove(s.axis);
+    let last = cx.scalar_dim(shape[s.axis].clone() - Dim::ONE)?;
+    let zero = cx.constant_i64(0)?;
+    let v = cx.b.in_region(r, |b| {
+        let at = match s.backwards {
+            true => b.binary(BinaryFn::Sub, last, i)?,
+            false => i,
+        };
+        let mut starts = vec![b.reshape(zero, &[Dim::ONE])?; shape.len()];
+        starts[s.axis] = b.reshape(at, &[Dim::ONE])?;
+        let starts = b.concat(&starts, 0)?;
+        let one = b.one(DynamicSlice { sizes }, &[s.value, starts])?;
+        b.reshape(one, &rest)
+    })?;
+    Ok(v)
+}
+
+fn reversed(cx: &mut Cx, v: Value) -> Result<Value, Fail> {
+    let sizes = cx.shape(v);
+    let mut starts = vec![Dim::ZERO; sizes.len()];
+    let mut steps = vec![1; sizes.len()];
+    starts[0] = sizes[0].clone() - Dim::ONE;
+    steps[0] = -1;
+    let op = kiln_ir::ops::layout::Slice {
+        starts,
+        sizes,
+        steps,
+    };
+    Ok(cx.b.one(op, &[v])?)
+}

@@ -1,0 +1,104 @@
+//! Operators that read or write where other values say.
+
+use crate::onnx::cx::{Cx, Fail, Out};
+use kiln_ir::ops::index::{GatherElements, GatherNd, NonZero, ScatterElements, ScatterFn, ScatterNd};
+use kiln_ir::ops::reduce::{ArgReduce, TopK};
+use kiln_ir::{DType, Dim};
+
+pub(crate) fn gather(cx: &mut Cx) -> Out {
+    let (x, indices) = (cx.arg(0)?, cx.arg(1)?);
+    let axis = cx.axis_attr(0, cx.rank(x))?;
+    Ok(vec![cx.b.gather(x, indices, axis)?])
+}
+
+pub(crate) fn gather_elements(cx: &mut Cx) -> Out {
+    let (x, indices) = (cx.arg(0)?, cx.arg(1)?);
+    let axis = cx.axis_attr(0, cx.rank(x))?;
+    Ok(vec![cx.b.one(GatherElements { axis }, &[x, indices])?])
+}
+
+pub(crate) fn gather_nd(cx: &mut Cx) -> Out {
+    let (x, indices) = (cx.arg(0)?, cx.arg(1)?);
+    let batch_dims = cx.int("batch_dims", 0)?;
+    let batch_dims = usize::try_from(batch_dims)
+        .map_err(|_| Fail::invalid(format!("{batch_dims} leading axes cannot be shared")))?;
+    Ok(vec![cx.b.one(GatherNd { batch_dims }, &[x, indices])?])
+}
+
+fn reduction(cx: &Cx) -> Result<ScatterFn, Fail> {
+    match cx.text("reduction", "none")? {
+        "none" => Ok(ScatterFn::Set),
+        "add" => Ok(ScatterFn::Add),
+        "mul" => Ok(ScatterFn::Mul),
+        "max" => Ok(ScatterFn::Max),
+        "min" => Ok(ScatterFn::Min),
+        other => Err(Fail::invalid(format!("there is no reduction `{other}`"))),
+    }
+}
+
+pub(crate) fn scatter_elements(cx: &mut Cx) -> Out {
+    let (x, indices, updates) = (cx.arg(0)?, cx.arg(1)?, cx.arg(2)?);
+    let op = ScatterElements {
+        axis: cx.axis_attr(0, cx.rank(x))?,
+        f: reduction(cx)?,
+    };
+    Ok(vec![cx.b.one(op, &[x, indices, updates])?])
+}
+
+pub(crate) fn scatter_nd(cx: &mut Cx) -> Out {
+    let (x, indices, updates) = (cx.arg(0)?, cx.arg(1)?, cx.arg(2)?);
+    let f = reduction(cx)?;
+    Ok(vec![cx.b.one(ScatterNd { f }, &[x, indices, updates])?])
+}
+
+pub(crate) fn non_zero(cx: &mut Cx) -> Out {
+    let x = cx.arg(0)?;
+    let symbol = cx.b.graph.fresh_symbol("nonzero");
+    Ok(vec![cx.b.one(NonZero { symbol }, &[x])?])
+}
+
+/// Elements (or slices along an axis) where a vector of truths holds.
+pub(crate) fn compress(cx: &mut Cx) -> Out {
+    let (mut x, keep) = (cx.arg(0)?, cx.arg(1)?);
+    let axis = match cx.opt_int("axis")? {
+        Some(a) => cx.axis(a, cx.rank(x))?,
+        None => {
+            let n = Dim::product(&cx.shape(x));
+            x = cx.b.reshape(x, &[n])?;
+            0
+        }
+    };
+    let symbol = cx.b.graph.fresh_symbol("kept");
+    let at = cx.b.one(NonZero { symbol: symbol.clone() }, &[keep])?;
+    let at = cx.b.reshape(at, &[Dim::sym(symbol)])?;
+    Ok(vec![cx.b.gather(x, at, axis)?])
+}
+
+pub(crate) fn arg_reduce(cx: &mut Cx, largest: bool) -> Out {
+    let x = cx.arg(0)?;
+    let op = ArgReduce {
+        largest,
+        axis: cx.axis_attr(0, cx.rank(x))?,
+        keep: cx.flag("keepdims", true)?,
+        last: cx.flag("select_last_index", false)?,
+    };
+    Ok(vec![cx.b.one(op, &[x])?])
+}
+
+/// `k` is an attribute before opset 10, then an argument.
+pub(crate) fn top_k(cx: &mut Cx) -> Out {
+    let x = cx.arg(0)?;
+    let k = if cx.opset < 10 {
+        Dim::from(cx.int("k", 0)?)
+    } else {
+        let k = cx.arg(1)?;
+        let k = cx.b.cast(k, DType::I64)?;
+        cx.size(k)?
+    };
+    let op = TopK {
+        axis: cx.axis_attr(-1, cx.rank(x))?,
+        k,
+        largest: cx.flag("largest", true)?,
+    };
+    Ok(cx.b.push(op, &[x])?)
+}

@@ -1,0 +1,11 @@
+//! Handlers of the operators, by family.
+
+pub(crate) mod control;
+pub(crate) mod elementwise;
+pub(crate) mod index;
+pub(crate) mod layout;
+pub(crate) mod linear;
+pub(crate) mod norm;
+pub(crate) mod quant;
+pub(crate) mod reduce;
+pub(crate) mod source;

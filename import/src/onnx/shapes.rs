@@ -1,0 +1,221 @@
+//! Sizes: reading them from values, broadcasting and clamping them, and naming
+//! those that are known only when the model runs.
+
+use super::cx::{Cx, Fail};
+use crate::diagnostic::code;
+use kiln_ir::graph::{Guard, Relation, SymValue, Value};
+use kiln_ir::ops::index::BindDim;
+use kiln_ir::{BinaryFn, Builder, DType, Dim, Op, Tensor, TensorType, Tri};
+
+/// Elements of one value: what is beyond needs terabytes.
+const MAX_ELEMENTS: u128 = 1 << 38;
+/// Axes of one value.
+const MAX_RANK: usize = 32;
+/// Characters of one size; longer ones get a name of their own.
+const MAX_DIM: usize = 240;
+/// Terms of a shape's product.
+const MAX_TERMS: usize = 4096;
+
+/// Refuses types that cannot be worked with in bounded memory.
+pub(crate) fn check(ty: &TensorType) -> Result<(), Fail> {
+    let limit = |message: String| {
+        Err(Fail::new(code::LIMIT, message)
+            .help("check the sizes in the model; give --dim for those that are open"))
+    };
+    if ty.rank() > MAX_RANK {
+        return limit(format!("a value has {} axes", ty.rank()));
+    }
+    let (mut elements, mut terms, mut empty) = (1u128, 1usize, false);
+    for d in &ty.shape {
+        match d.as_const() {
+            Some(c) if c < 0 => return limit(format!("a value's shape {:?} is negative", ty.shape)),
+            Some(0) => empty = true,
+            Some(c) => elements = elements.saturating_mul(c as u128),
+            None => terms = terms.saturating_mul(weight(d)),
+        }
+    }
+    if elements > MAX_ELEMENTS && !empty {
+        return limit(format!("a value of type {ty} is too large to work with"));
+    }
+    if terms > MAX_TERMS {
+        return limit("the size expressions of a value are too complicated".into());
+    }
+    Ok(())
+}
+
+/// About how many terms a size has.
+fn weight(d: &Dim) -> usize {
+    match d.as_sym() {
+        Some(_) => 1,
+        None => 1 + d.to_string().matches(['+', '-']).count(),
+    }
+}
+
+/// Replaces integer arithmetic whose result is known as sizes by the sizes.
+pub(crate) fn settle(b: &mut Builder, v: Value) -> Result<Value, Fail> {
+    let Some(known) = b.graph.known(v).cloned() else {
+        return Ok(v);
+    };
+    let plain = matches!(
+        b.graph.producer_op(v),
+        None | Some((Op::Constant(_) | Op::Dims(_), _))
+    );
+    let ty = b.ty(v);
+    if plain || ty.const_shape().as_deref() != Some(&known.shape) {
+        return Ok(v);
+    }
+    let ints: Option<Vec<i64>> = known.dims.iter().map(Dim::as_const).collect();
+    if let Some(ints) = ints {
+        return match Tensor::from_i64(ty.dtype, known.shape.clone(), &ints) {
+            Ok(t) => Ok(b.constant(t)?),
+            Err(_) => Ok(v),
+        };
+    }
+    if known.dims.iter().any(|d| d.to_string().len() > MAX_DIM) {
+        b.graph.value_mut(v).known = None;
+        return Ok(v);
+    }
+    let sizes = b.dims(known)?;
+    Ok(b.cast(sizes, ty.dtype)?)
+}
+
+/// The shape that two shapes broadcast to. Where it is not known whether sizes
+/// are equal, the second's stands; ops that need them equal guard it.
+pub(crate) fn broadcast(a: &[Dim], b: &[Dim]) -> Vec<Dim> {
+    let rank = a.len().max(b.len());
+    let at = |s: &[Dim], i: usize| match (i + s.len()).checked_sub(rank) {
+        Some(j) => s[j].clone(),
+        None => Dim::ONE,
+    };
+    (0..rank)
+        .map(|i| {
+            let (x, y) = (at(a, i), at(b, i));
+            let takes_first = y == Dim::ONE || (x.as_const().is_some() && x != Dim::ONE && y.as_const().is_none());
+            if takes_first { x } else { y }
+        })
+        .collect()
+}
+
+impl Cx<'_, '_, '_> {
+    /// The sizes that an integer value holds; those that only running tells get
+    /// names.
+    pub(crate) fn sizes(&mut self, v: Value) -> Result<Vec<Dim>, Fail> {
+        if let Some(k) = self.b.graph.known(v) {
+            return Ok(k.dims.clone());
+        }
+        if let Some(ints) = self.known_ints(v) {
+            return Ok(ints.into_iter().map(Dim::from).collect());
+        }
+        let count = match &self.shape(v)[..] {
+            [] => 1,
+            [n] => n.as_const().filter(|&n| (0..=64).contains(&n)).ok_or_else(|| {
+                Fail::new(code::DATA_SHAPE, "the rank of a result depends on data")
+                    .help("export the model so that ranks are fixed")
+            })?,
+            _ => return Err(Fail::invalid("sizes are given as a tensor of rank 2 or more")),
+        };
+        (0..count).map(|i| {
+            let one = self.element(v, i)?;
+            self.mint(one, None)
+        }).collect()
+    }
+
+    /// One size.
+    pub(crate) fn size(&mut self, v: Value) -> Result<Dim, Fail> {
+        match &self.sizes(v)?[..] {
+            [d] => Ok(d.clone()),
+            other => Err(Fail::invalid(format!("{} numbers stand where one is wanted", other.len()))),
+        }
+    }
+
+    /// Element `i` of an integer value of rank 0 or 1, as `i64[]`.
+    pub(crate) fn element(&mut self, v: Value, i: i64) -> Result<Value, Fail> {
+        let one = match self.rank(v) {
+            0 => v,
+            _ => self.b.slice_axis(v, 0, i.into(), Dim::ONE)?,
+        };
+        let scalar = self.b.reshape(one, &[])?;
+        Ok(self.b.cast(scalar, DType::I64)?)
+    }
+
+    /// Names a size that is known only when the model runs.
+    pub(crate) fn mint(&mut self, n: Value, max: Option<Dim>) -> Result<Dim, Fail> {
+        if let Some(k) = self.b.graph.known(n)
+            && let [d] = &k.dims[..]
+        {
+            return Ok(d.clone());
+        }
+        let symbol = self.b.graph.fresh_symbol("n");
+        self.b.push(BindDim { symbol: symbol.clone(), max }, &[n])?;
+        Ok(Dim::sym(symbol))
+    }
+
+    /// Sizes as an i64 vector.
+    pub(crate) fn vector(&mut self, dims: Vec<Dim>) -> Result<Value, Fail> {
+        Ok(self.b.dims(SymValue::vector(dims))?)
+    }
+
+    /// One size as `i64[]`.
+    pub(crate) fn scalar_dim(&mut self, d: Dim) -> Result<Value, Fail> {
+        match d.as_const() {
+            Some(c) => Ok(self.b.constant(Tensor::scalar_i64(DType::I64, c))?),
+            None => Ok(self.b.dims(SymValue::scalar(d))?),
+        }
+    }
+
+    /// Records that `left <= right` is relied on.
+    pub(crate) fn assume_le(&mut self, left: Dim, right: Dim, because: &str) {
+        if left.le(&right) != Tri::Yes {
+            self.b.graph.add_guard(Guard {
+                left,
+                relation: Relation::Le,
+                right,
+                because: because.to_string(),
+            });
+        }
+    }
+
+    /// A position on an axis of `extent` that may count from the end, clamped to
+    /// `0..=extent`. `exact` tables (constants) are not read beyond their end, so
+    /// there the position is taken to lie inside, under a guard.
+    pub(crate) fn position(&mut self, at: &Dim, extent: &Dim, table: bool) -> Dim {
+        let at = match at.as_const() {
+            Some(c) if c < 0 => {
+                if c == -1 {
+                    self.assume_le(Dim::ONE, extent.clone(), "the last element is taken, so there is one");
+                    return extent.clone() - Dim::ONE;
+                }
+                return (extent.clone() + at.clone()).maximum(&Dim::ZERO);
+            }
+            Some(1) => {
+                self.assume_le(Dim::ONE, extent.clone(), "the first element is taken, so there is one");
+                return Dim::ONE;
+            }
+            Some(_) => at.clone(),
+            None if at.is_nonneg() => at.clone(),
+            None if (-at.clone()).is_nonneg() => {
+                return (extent.clone() + at.clone()).maximum(&Dim::ZERO);
+            }
+            None => {
+                self.assume_le(Dim::ZERO, at.clone(), "the slice counts from the front");
+                at.clone()
+            }
+        };
+        match at.le(extent) {
+            Tri::Yes => at,
+            Tri::No => extent.clone(),
+            Tri::Unknown if table && at.as_const().is_none() => {
+                self.assume_le(at.clone(), extent.clone(), "the slice stays inside the table");
+                at
+            }
+            Tri::Unknown => at.minimum(extent),
+        }
+    }
+
+    /// An integer scalar combined with a constant.
+    pub(crate) fn with_int(&mut self, f: BinaryFn, a: Value, c: i64) -> Result<Value, Fail> {
+        let dtype = self.dtype(a);
+        let c = self.b.constant(Tensor::scalar_i64(dtype, c))?;
+        Ok(self.b.binary(f, a, c)?)
+    }
+}

@@ -13,6 +13,8 @@ pub mod layout;
 mod norm;
 mod quant;
 pub mod reduce;
+pub mod samples;
+mod samples_b;
 pub mod source;
 mod sugar;
 mod train;

@@ -5,6 +5,7 @@ mod attention;
 mod composite;
 mod contract;
 mod control;
+mod properties;
 mod reduce;
 
 use crate::graph::{Graph, PortKind};

@@ -1,0 +1,319 @@
+//! Samples of reductions, contractions and composites.
+
+use super::samples::*;
+use crate::ops::attention::*;
+use crate::ops::composite::*;
+use crate::ops::contract::*;
+use crate::ops::reduce::*;
+use crate::{DType, ReduceFn};
+
+/// Samples of these families.
+pub fn samples() -> Vec<Sample> {
+    [
+        reductions(),
+        contractions(),
+        composites(),
+        quantization(),
+        attentions(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn reductions() -> Vec<Sample> {
+    let mut out = vec![];
+    for &f_ in ReduceFn::ALL {
+        let keep = f_ != ReduceFn::Max;
+        out.push(smooth(
+            Reduce {
+                f: f_,
+                axes: vec![0, 2],
+                keep,
+            },
+            vec![distinct(&[2, 3, 4])],
+        ));
+        out.push(rough(
+            Reduce {
+                f: f_,
+                axes: vec![1],
+                keep,
+            },
+            vec![between(DType::I32, &[3, 5], -9.0, 9.0)],
+        ));
+    }
+    for largest in [true, false] {
+        out.push(rough(
+            ArgReduce {
+                largest,
+                axis: 1,
+                keep: largest,
+                last: !largest,
+            },
+            vec![f(&[3, 5])],
+        ));
+        out.push(smooth(
+            TopK {
+                axis: 1,
+                k: 2.into(),
+                largest,
+            },
+            vec![distinct(&[3, 5])],
+        ));
+    }
+    for (exclusive, reverse) in [(false, false), (true, false), (false, true), (true, true)] {
+        out.push(smooth(
+            Cumulate {
+                f: ReduceFn::Sum,
+                axis: 1,
+                exclusive,
+                reverse,
+            },
+            vec![f(&[2, 4])],
+        ));
+        out.push(rough(
+            Cumulate {
+                f: ReduceFn::Prod,
+                axis: 0,
+                exclusive,
+                reverse,
+            },
+            vec![f(&[4, 2])],
+        ));
+    }
+    out
+}
+
+fn contractions() -> Vec<Sample> {
+    let product = |transpose_a, transpose_b| MatMul {
+        transpose_a,
+        transpose_b,
+        out: None,
+    };
+    let bytes = |dtype, shape: &[usize]| match dtype {
+        DType::U8 => between(dtype, shape, 0.0, 255.0),
+        _ => between(dtype, shape, -128.0, 127.0),
+    };
+    vec![
+        smooth(product(false, false), vec![f(&[2, 3]), f(&[3, 4])]),
+        smooth(product(false, true), vec![f(&[2, 2, 3]), f(&[4, 3])]),
+        smooth(product(false, false), vec![f(&[2, 5, 3]), f(&[3, 4])]),
+        smooth(product(true, false), vec![f(&[2, 1, 3, 2]), f(&[3, 3, 4])]),
+        smooth(product(true, true), vec![f(&[3, 2]), f(&[2, 4, 3])]),
+        rough(
+            MatMul {
+                transpose_a: false,
+                transpose_b: false,
+                out: Some(DType::I32),
+            },
+            vec![bytes(DType::U8, &[3, 5]), bytes(DType::I8, &[5, 2])],
+        ),
+        rough(
+            Pack {
+                nr: 4,
+                transposed: false,
+            },
+            vec![f(&[2, 3, 6])],
+        ),
+        rough(
+            Pack {
+                nr: 4,
+                transposed: true,
+            },
+            vec![f(&[6, 3])],
+        ),
+    ]
+}
+
+fn composites() -> Vec<Sample> {
+    let scalar = |dtype, v| exactly(dtype, &[], &[v]);
+    vec![
+        smooth(
+            Softmax {
+                axis: 1,
+                log: false,
+            },
+            vec![f(&[2, 3, 2])],
+        ),
+        smooth(Softmax { axis: 1, log: true }, vec![f(&[3, 4])]),
+        rough(
+            Softmax {
+                axis: 1,
+                log: false,
+            },
+            vec![between(DType::BF16, &[3, 4], -2.0, 2.0)],
+        ),
+        smooth(Gelu { tanh: false }, vec![f(&[2, 3])]),
+        smooth(Gelu { tanh: true }, vec![f(&[2, 3])]),
+        smooth(Silu, vec![f(&[2, 3])]),
+        smooth(
+            LayerNorm { axis: 2, eps: 1e-5 },
+            vec![f(&[2, 2, 5]), f(&[5]), f(&[5])],
+        ),
+        smooth(
+            LayerNorm { axis: 1, eps: 1e-3 },
+            vec![f(&[2, 2, 3]), f(&[2, 3]), f(&[2, 3])],
+        ),
+        smooth(RmsNorm { axis: 1, eps: 1e-5 }, vec![f(&[3, 4]), f(&[4])]),
+        smooth(
+            CrossEntropy { ignore: -100 },
+            vec![
+                f(&[4, 3]),
+                exactly(DType::I64, &[4], &[2.0, -100.0, 0.0, 1.0]),
+            ],
+        ),
+        smooth(
+            CrossEntropy { ignore: 0 },
+            vec![
+                f(&[2, 2, 3]),
+                exactly(DType::I64, &[2, 2], &[2.0, 0.0, 1.0, 1.0]),
+            ],
+        ),
+        smooth(
+            Embedding,
+            vec![
+                f(&[4, 3]),
+                exactly(DType::I64, &[2, 2], &[3.0, 1.0, 1.0, 0.0]),
+            ],
+        ),
+        rough(
+            AdamW {
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: 0.01,
+            },
+            vec![
+                f(&[2, 3]),
+                f(&[2, 3]),
+                f(&[2, 3]),
+                between(DType::F32, &[2, 3], 0.0, 1.0),
+                scalar(DType::F32, 1e-2),
+                scalar(DType::I64, 3.0),
+            ],
+        ),
+    ]
+}
+
+fn quantization() -> Vec<Sample> {
+    let scales = |shape: &[usize]| between(DType::F32, shape, 0.05, 0.5);
+    let bytes = |shape: &[usize]| between(DType::I8, shape, -128.0, 127.0);
+    vec![
+        rough(
+            Quantize {
+                axis: 0,
+                block: 0,
+                to: DType::U8,
+            },
+            vec![f(&[3, 4]), scales(&[]), exactly(DType::U8, &[], &[128.0])],
+        ),
+        rough(
+            Quantize {
+                axis: 1,
+                block: 0,
+                to: DType::I8,
+            },
+            vec![f(&[3, 4]), scales(&[4])],
+        ),
+        rough(
+            Quantize {
+                axis: 1,
+                block: 2,
+                to: DType::I4,
+            },
+            vec![f(&[3, 4]), scales(&[3, 2])],
+        ),
+        rough(
+            Dequantize { axis: 0, block: 0 },
+            vec![bytes(&[3, 4]), scales(&[]), bytes(&[])],
+        ),
+        rough(
+            Dequantize { axis: 0, block: 0 },
+            vec![bytes(&[3, 4]), scales(&[3]), bytes(&[3])],
+        ),
+        rough(
+            Dequantize { axis: 1, block: 2 },
+            vec![between(DType::U4, &[3, 4], 0.0, 15.0), scales(&[3, 2])],
+        ),
+    ]
+}
+
+fn attentions() -> Vec<Sample> {
+    let (q, kv) = (|| f(&[2, 4, 3, 4]), || f(&[2, 2, 5, 4]));
+    let plain = Attention {
+        scale: 0.5,
+        mask: MaskKind::Full,
+        bias: false,
+        keep: false,
+        slopes: false,
+        lengths: false,
+    };
+    let masked = |mask| Attention {
+        mask,
+        ..plain.clone()
+    };
+    let all = Attention {
+        bias: true,
+        keep: true,
+        slopes: true,
+        lengths: true,
+        ..masked(MaskKind::Causal { offset: 2.into() })
+    };
+    let extras = || {
+        vec![
+            f(&[3, 5]),
+            between(DType::Bool, &[2, 1, 1, 5], 0.0, 1.0),
+            between(DType::F32, &[4], 0.1, 0.5),
+            exactly(DType::I64, &[2], &[5.0, 3.0]),
+        ]
+    };
+    let same = || f(&[2, 2, 3, 4]);
+    let rope = |interleaved, rotary_dims| Rope {
+        interleaved,
+        rotary_dims,
+    };
+    vec![
+        smooth(plain.clone(), vec![same(), same(), same()]),
+        smooth(plain.clone(), vec![q(), kv(), f(&[2, 2, 5, 3])]),
+        smooth(
+            masked(MaskKind::Causal { offset: 2.into() }),
+            vec![q(), kv(), kv()],
+        ),
+        smooth(
+            masked(MaskKind::Sliding {
+                offset: 2.into(),
+                window: 2,
+                sinks: 1,
+            }),
+            vec![q(), kv(), kv()],
+        ),
+        smooth(
+            masked(MaskKind::Prefix {
+                offset: 0.into(),
+                prefix: 2.into(),
+            }),
+            vec![q(), kv(), kv()],
+        ),
+        smooth(all, [vec![q(), kv(), kv()], extras()].concat()),
+        smooth(
+            rope(false, None),
+            vec![f(&[1, 2, 3, 4]), f(&[3, 2]), f(&[3, 2])],
+        ),
+        smooth(
+            rope(true, None),
+            vec![f(&[2, 2, 3, 4]), f(&[2, 1, 3, 2]), f(&[2, 1, 3, 2])],
+        ),
+        smooth(
+            rope(false, Some(2)),
+            vec![f(&[1, 2, 3, 6]), f(&[3, 1]), f(&[3, 1])],
+        ),
+        smooth(
+            KvCacheAppend,
+            vec![
+                f(&[1, 2, 5, 3]),
+                f(&[1, 2, 2, 3]),
+                exactly(DType::I64, &[], &[2.0]),
+            ],
+        ),
+    ]
+}

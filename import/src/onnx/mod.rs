@@ -26,8 +26,8 @@ mod wire;
 use crate::diagnostic::{Diagnostic, Severity, code};
 use convert::Importer;
 use files::{Files, Mapped};
-use kiln_ir::{Dim, Module};
-use onnx_protobuf::{Message, ModelProto};
+use kiln_ir::{Dim, Module, Tensor};
+use onnx_protobuf::{Message, ModelProto, TensorProto};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -83,6 +83,23 @@ pub fn check_onnx(path: &Path) -> Report {
         Ok((_, diagnostics)) => report::report(diagnostics),
         Err(errors) => report::report(errors),
     }
+}
+
+/// Reads a file that holds one tensor (`input_0.pb` of ONNX's test data): its
+/// name and contents.
+pub fn read_tensor(path: &Path) -> Result<(String, Tensor), Diagnostic> {
+    let name = path.display().to_string();
+    let at = |d: Diagnostic| d.at(&name, "");
+    let read = |e| at(Diagnostic::error(code::READ, format!("the file cannot be read: {e}")));
+    let mapped = Arc::new(Mapped::open(path).map_err(read)?);
+    let bad = |e: protobuf::Error| {
+        let d = Diagnostic::error(code::FORMAT, format!("this is no ONNX tensor: {e}"));
+        at(d.help("the file is damaged or of another format"))
+    };
+    let proto = TensorProto::parse_from_bytes((*mapped).as_ref()).map_err(bad)?;
+    let mut files = Files::new(mapped, path);
+    let (tensor, _) = tensor::load(&proto, &mut files).map_err(at)?;
+    Ok((proto.name, tensor))
 }
 
 /// Imports what can be imported, with all that was noticed on the way; an error

@@ -176,8 +176,8 @@ impl Cx<'_, '_, '_> {
     }
 
     /// A position on an axis of `extent` that may count from the end, clamped to
-    /// `0..=extent`. `exact` tables (constants) are not read beyond their end, so
-    /// there the position is taken to lie inside, under a guard.
+    /// `0..=extent`. A table (a constant of the model) is not read beyond its end:
+    /// there a named position is taken to lie inside, under the slice's guard.
     pub(crate) fn position(&mut self, at: &Dim, extent: &Dim, table: bool) -> Dim {
         let at = match at.as_const() {
             Some(c) if c < 0 => {
@@ -205,7 +205,7 @@ impl Cx<'_, '_, '_> {
             Tri::Yes => at,
             Tri::No => extent.clone(),
             Tri::Unknown if table && at.as_const().is_none() => {
-                self.assume_le(at.clone(), extent.clone(), "the slice stays inside the table");
+                // The slice guards it.
                 at
             }
             Tri::Unknown => at.minimum(extent),

@@ -434,17 +434,23 @@ pub fn minifloat_encode(dtype: DType, value: f64) -> u8 {
             DType::F8E4M3FN => 0x7f,
             DType::F8E5M2 => 0x7e,
             DType::F8E8M0 => 0xff,
-            DType::F4E2M1 => 0x7,
+            // No NaN there: −0.
+            DType::F4E2M1 => 0x8,
             _ => 0x80,
         };
     }
     // At most 256 codes: search them. Codes of positive values are ordered.
-    let magnitude = value.abs();
+    // Beyond the largest number, distances would drown in rounding.
+    let top = (0..positive)
+        .map(|code| minifloat_decode(dtype, code as u8))
+        .filter(|v| v.is_finite())
+        .fold(0.0, f64::max);
+    let magnitude = value.abs().min(top);
     let mut best = (f64::INFINITY, 0u8);
     for code in 0..positive {
         let v = minifloat_decode(dtype, code as u8);
         if v.is_finite() {
-            let distance = (v - magnitude.min(f64::MAX)).abs();
+            let distance = (v - magnitude).abs();
             if distance < best.0 || (distance == best.0 && code % 2 == 0) {
                 best = (distance, code as u8);
             }
@@ -600,6 +606,9 @@ mod tests {
         assert_eq!(minifloat_decode(DType::F8E4M3FN, 0x7e), 448.0);
         assert_eq!(minifloat_decode(DType::F8E5M2, 0x7b), 57344.0);
         assert_eq!(minifloat_decode(DType::F4E2M1, 0x7), 6.0);
+        // What is beyond the largest number saturates.
+        assert_eq!(minifloat_encode(DType::F8E5M2, f64::INFINITY), 0x7b);
+        assert_eq!(minifloat_encode(DType::F4E2M1, -1e300), 0xf);
     }
 
     #[test]

@@ -171,6 +171,9 @@ fn cast_to(cx: &mut Cx, to: DType) -> Out {
     if to.bits() == 8 && to.is_float() && !cx.flag("saturate", true)? {
         return Err(Fail::form("a cast to an 8-bit float that does not saturate is not supported"));
     }
+    // Floats saturate to integers, but those below a byte take the low bits.
+    let narrow = to.is_int() && to.bits() < 8 && from.is_float();
+    let x = if narrow { cx.b.cast(x, DType::I32)? } else { x };
     Ok(vec![cx.b.cast(x, to)?])
 }
 

@@ -491,7 +491,12 @@ pub(crate) fn space_to_depth(cx: &mut Cx) -> Out {
         columns.clone(),
         b.clone(),
     ];
+    let perm = match cx.text("mode", "DCR")? {
+        "DCR" => [0, 3, 5, 1, 2, 4],
+        "CRD" => [0, 1, 3, 5, 2, 4],
+        other => return Err(Fail::invalid(format!("there is no mode `{other}`"))),
+    };
     let v = cx.b.reshape(x, &split)?;
-    let v = cx.b.transpose(v, &[0, 3, 5, 1, 2, 4])?;
+    let v = cx.b.transpose(v, &perm)?;
     Ok(vec![cx.b.reshape(v, &[n, c * b.clone() * b, rows, columns])?])
 }

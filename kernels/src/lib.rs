@@ -1,14 +1,27 @@
-//! Kernel families on top of the code generation toolkits: loop nests now,
-//! contractions and attention beside them.
+//! Kernel families on top of the code generation toolkits: loop nests,
+//! contractions, attention.
 //!
 //! A family has a *spec* (the problem, hashable and serialisable), derives its
 //! own schedule, says how many tiles a launch has and what it costs, and emits
 //! one function of the kernel ABI.
 
+pub mod attention;
+pub mod emit_nest;
 pub mod expr;
+pub mod lower;
+pub mod math;
+mod math64;
+pub mod matmul;
+mod micro;
 pub mod nest;
 pub mod reference;
 pub mod simplify;
+mod spec;
+
+pub use expr::{ExprError, ExprId, Exprs, Gathered, Guard, Index, Node, Size, Stride};
+pub use nest::{Effect, LoopNest, Params, Reducer, SpecError, Stage, Temp};
+pub use simplify::simplify;
+pub use spec::{KernelSpec, compile_object, dump};
 
 /// Kernel status: done.
 pub const STATUS_OK: i32 = 0;

@@ -5,17 +5,22 @@ pub mod builder;
 pub mod dim;
 pub mod dtype;
 pub mod graph;
+pub mod interp;
 pub mod module;
 pub mod op;
 pub mod ops;
 pub mod scalar;
 pub mod tensor;
 pub mod ty;
+pub mod verify;
 
 pub use builder::Builder;
 pub use dim::{Binding, Dim, DimError, Tri};
 pub use dtype::{DType, Kind};
-pub use graph::{Def, Graph, Guard, Node, NodeId, Origin, Origins, Port, PortKind, Region, RegionId, Relation, SymValue, Value, ValueData};
+pub use graph::{
+    Def, Graph, Guard, Node, NodeId, Origin, Origins, Port, PortKind, Region, RegionId, Relation,
+    SymValue, Value, ValueData,
+};
 pub use module::{ConstSource, Global, GlobalKind, Globals, Module};
 pub use op::{
     Attr, Attrs, AxisMap, EvalCx, EvalError, Grad, InferCx, Inferred, Io, Op, OpDef, TypeError,

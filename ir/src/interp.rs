@@ -1,0 +1,357 @@
+//! The reference interpreter: the meaning of the IR. Slow, obvious,
+//! deterministic.
+
+use crate::graph::{Graph, PortKind, RegionId, Relation, Value};
+use crate::module::{ConstSource, Global, GlobalKind, Module};
+use crate::op::{EvalCx, EvalError, Op};
+use crate::ops::blocks::decode_block;
+use crate::tensor::Encoder;
+use crate::{Binding, NodeId, Tensor};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// State by global name.
+pub type State = BTreeMap<Arc<str>, Tensor>;
+
+/// Looks at every node's results as they come up.
+pub type Observer<'a> = dyn FnMut(&Graph, NodeId, &[Tensor]) + 'a;
+
+/// Runs functions of a module.
+pub struct Interpreter<'m> {
+    module: &'m Module,
+    constants: RefCell<BTreeMap<Arc<str>, Tensor>>,
+    /// The state values; entry points read and write them.
+    pub state: State,
+}
+
+/// The contents of a source of this type.
+pub fn materialize(
+    global: &Global,
+    source: &ConstSource,
+    lookup: &dyn Fn(&str) -> Result<Tensor, EvalError>,
+) -> Result<Tensor, EvalError> {
+    let fail = |e: crate::tensor::SizeMismatch| EvalError(e.to_string());
+    let shape = || {
+        global
+            .ty
+            .const_shape()
+            .ok_or_else(|| EvalError("a global's shape must be constant".into()))
+    };
+    match source {
+        ConstSource::Tensor(t) => match global.ty.encoding {
+            None => Ok(t.clone()),
+            Some(e) => {
+                let mut out = vec![];
+                for block in t.bytes().chunks_exact(e.format.block_bytes()) {
+                    decode_block(e.format, block, &mut out)?;
+                }
+                let mut encoded = Encoder::new(global.ty.dtype, out.len());
+                out.iter().for_each(|&v| encoded.push_f64(v as f64));
+                Tensor::new(global.ty.dtype, shape()?, encoded.finish()).map_err(fail)
+            }
+        },
+        ConstSource::Splat(v) => {
+            let shape = shape()?;
+            let n = crate::tensor::element_count(&shape)
+                .ok_or_else(|| EvalError("a global is too large".into()))?;
+            let mut out = Encoder::new(global.ty.dtype, n);
+            (0..n).for_each(|_| out.push_f64(*v));
+            Tensor::new(global.ty.dtype, shape, out.finish()).map_err(fail)
+        }
+        ConstSource::Expr { op, args } => {
+            let args: Vec<Tensor> = args.iter().map(|a| lookup(a)).collect::<Result<_, _>>()?;
+            let refs: Vec<&Tensor> = args.iter().collect();
+            let nothing = |_: usize, _: &[Tensor]| {
+                Err(EvalError("a constant expression has no regions".into()))
+            };
+            let no_call = |_: &str, _: &[Tensor]| {
+                Err(EvalError("a constant expression calls nothing".into()))
+            };
+            let cx = EvalCx {
+                binding: &RefCell::new(Binding::new()),
+                global: lookup,
+                region: &nothing,
+                region_results: &|_| vec![],
+                call: &no_call,
+            };
+            let mut out = op.def().eval(&cx, &refs)?;
+            match out.len() {
+                1 => Ok(out.remove(0)),
+                n => Err(EvalError(format!("a constant expression has {n} results"))),
+            }
+        }
+    }
+}
+
+impl<'m> Interpreter<'m> {
+    /// An interpreter with fresh state.
+    pub fn new(module: &'m Module) -> Result<Interpreter<'m>, EvalError> {
+        let mut it = Interpreter {
+            module,
+            constants: RefCell::default(),
+            state: State::new(),
+        };
+        for (name, global) in &module.globals {
+            if let GlobalKind::State { init, .. } = &global.kind {
+                let value = materialize(global, init, &|n| it.constant(n))?;
+                it.state.insert(name.clone(), value);
+            }
+        }
+        Ok(it)
+    }
+
+    /// A const global's value.
+    pub fn constant(&self, name: &str) -> Result<Tensor, EvalError> {
+        if let Some(t) = self.constants.borrow().get(name) {
+            return Ok(t.clone());
+        }
+        let global = self
+            .module
+            .globals
+            .get(name)
+            .ok_or_else(|| EvalError(format!("there is no global @{name}")))?;
+        let GlobalKind::Const(source) = &global.kind else {
+            return Err(EvalError(format!("@{name} is state, not a constant")));
+        };
+        let value = materialize(global, source, &|n| self.constant(n))?;
+        if matches!(source, ConstSource::Expr { .. }) {
+            self.constants
+                .borrow_mut()
+                .insert(name.into(), value.clone());
+        }
+        Ok(value)
+    }
+
+    /// Runs a function on the caller's ports, in order; returns the caller's
+    /// results and updates the state.
+    pub fn run(&mut self, function: &str, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        self.run_observed(function, inputs, &mut |_, _, _| {})
+    }
+
+    /// Like [`Interpreter::run`], showing every node's results.
+    pub fn run_observed(
+        &mut self,
+        function: &str,
+        inputs: &[Tensor],
+        observe: &mut Observer,
+    ) -> Result<Vec<Tensor>, EvalError> {
+        let graph = self
+            .module
+            .function(function)
+            .ok_or_else(|| EvalError(format!("there is no function @{function}")))?;
+        let mut given = inputs.iter();
+        let mut args = vec![];
+        for port in &graph.params {
+            args.push(match &port.kind {
+                PortKind::Caller => given
+                    .next()
+                    .cloned()
+                    .ok_or_else(|| EvalError(format!("the input `{}` is missing", port.name)))?,
+                PortKind::State(name) => self
+                    .state
+                    .get(name)
+                    .cloned()
+                    .ok_or_else(|| EvalError(format!("there is no state @{name}")))?,
+            });
+        }
+        let results = self.call(graph, &args, &RefCell::new(observe))?;
+        let mut out = vec![];
+        for (port, value) in graph.results.iter().zip(results) {
+            match &port.kind {
+                PortKind::Caller => out.push(value),
+                PortKind::State(name) => drop(self.state.insert(name.clone(), value)),
+            }
+        }
+        Ok(out)
+    }
+
+    fn call(
+        &self,
+        graph: &Graph,
+        args: &[Tensor],
+        observe: &RefCell<&mut Observer>,
+    ) -> Result<Vec<Tensor>, EvalError> {
+        let binding = bind(graph, args)?;
+        check_guards(graph, &binding)?;
+        let values = RefCell::new(BTreeMap::new());
+        self.region(
+            graph,
+            Graph::BODY,
+            args,
+            &values,
+            &RefCell::new(binding),
+            observe,
+        )
+    }
+
+    fn region(
+        &self,
+        graph: &Graph,
+        region: RegionId,
+        args: &[Tensor],
+        values: &RefCell<BTreeMap<Value, Tensor>>,
+        binding: &RefCell<Binding>,
+        observe: &RefCell<&mut Observer>,
+    ) -> Result<Vec<Tensor>, EvalError> {
+        let r = graph.region(region);
+        if r.params.len() != args.len() {
+            return Err(EvalError(format!(
+                "{} values for {} parameters",
+                args.len(),
+                r.params.len()
+            )));
+        }
+        for (&v, t) in r.params.iter().zip(args) {
+            values.borrow_mut().insert(v, t.clone());
+        }
+        let get = |v: &Value| {
+            values
+                .borrow()
+                .get(v)
+                .cloned()
+                .ok_or_else(|| EvalError(format!("{v} is used before it is defined")))
+        };
+        for &n in &r.nodes {
+            let node = graph.node(n);
+            let inputs: Vec<Tensor> = node.args.iter().map(get).collect::<Result<_, _>>()?;
+            let refs: Vec<&Tensor> = inputs.iter().collect();
+            let cx = EvalCx {
+                binding,
+                global: &|name| self.constant(name),
+                region_results: &|i| {
+                    let results = &graph.region(node.regions[i]).results;
+                    results.iter().map(|&v| graph.ty(v).clone()).collect()
+                },
+                region: &|i, args| {
+                    self.region(graph, node.regions[i], args, values, binding, observe)
+                },
+                call: &|name, args| {
+                    let callee = self
+                        .module
+                        .function(name)
+                        .ok_or_else(|| EvalError(format!("there is no function @{name}")))?;
+                    self.call(callee, args, observe)
+                },
+            };
+            let results = match &node.op {
+                // A global is decoded where it is read: a host tensor is plain.
+                Op::Decode(_) => inputs.clone(),
+                op => op
+                    .def()
+                    .eval(&cx, &refs)
+                    .map_err(|e| located(graph, n, e))?,
+            };
+            if results.len() != node.results.len() {
+                return Err(located(
+                    graph,
+                    n,
+                    EvalError("the number of results is wrong".into()),
+                ));
+            }
+            (observe.borrow_mut())(graph, n, &results);
+            for (&v, t) in node.results.iter().zip(results) {
+                self.check(graph, n, v, &t, &binding.borrow())?;
+                values.borrow_mut().insert(v, t);
+            }
+        }
+        r.results.iter().map(get).collect()
+    }
+
+    /// A result's shape must be what its type says.
+    fn check(
+        &self,
+        graph: &Graph,
+        n: NodeId,
+        v: Value,
+        t: &Tensor,
+        binding: &Binding,
+    ) -> Result<(), EvalError> {
+        let ty = graph.ty(v);
+        let fits = ty.dtype == t.dtype()
+            && ty.rank() == t.shape().len()
+            && ty
+                .shape
+                .iter()
+                .zip(t.shape())
+                .all(|(d, &s)| d.eval(binding).map_or(true, |w| w == s as i64));
+        if fits {
+            return Ok(());
+        }
+        Err(located(
+            graph,
+            n,
+            EvalError(format!(
+                "{v} is {}{:?} where its type is {ty}",
+                t.dtype(),
+                t.shape()
+            )),
+        ))
+    }
+}
+
+/// An error with the node's place.
+fn located(graph: &Graph, n: NodeId, e: EvalError) -> EvalError {
+    let node = graph.node(n);
+    let origin = node
+        .origins
+        .iter()
+        .next()
+        .map(|o| format!(" ({})", o.node))
+        .unwrap_or_default();
+    EvalError(format!("{}{origin}: {e}", node.op.def().mnemonic()))
+}
+
+/// Sizes from the arguments' shapes.
+pub fn bind(graph: &Graph, args: &[Tensor]) -> Result<Binding, EvalError> {
+    let mut binding = Binding::new();
+    for pass in 0..2 {
+        for ((&v, t), port) in graph.body().params.iter().zip(args).zip(&graph.params) {
+            let ty = graph.ty(v);
+            if ty.dtype != t.dtype() || ty.rank() != t.shape().len() {
+                return Err(EvalError(format!(
+                    "`{}` is {ty}, not {}{:?}",
+                    port.name,
+                    t.dtype(),
+                    t.shape()
+                )));
+            }
+            for (d, &s) in ty.shape.iter().zip(t.shape()) {
+                match (pass, d.as_sym()) {
+                    (0, Some(symbol)) => drop(binding.entry(symbol.clone()).or_insert(s as i64)),
+                    (0, None) => {}
+                    _ => {
+                        let want = d.eval(&binding).map_err(|e| EvalError(e.to_string()))?;
+                        if want != s as i64 {
+                            return Err(EvalError(format!(
+                                "`{}`: an extent is {s} where {d} = {want}",
+                                port.name
+                            )));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(binding)
+}
+
+fn check_guards(graph: &Graph, binding: &Binding) -> Result<(), EvalError> {
+    for g in &graph.guards {
+        // Sizes that come up while running are checked where they come up.
+        let (Ok(l), Ok(r)) = (g.left.eval(binding), g.right.eval(binding)) else {
+            continue;
+        };
+        let holds = match g.relation {
+            Relation::Eq => l == r,
+            Relation::Le => l <= r,
+        };
+        if !holds {
+            return Err(EvalError(format!(
+                "{}: {} is {l}, {} is {r}",
+                g.because, g.left, g.right
+            )));
+        }
+    }
+    Ok(())
+}

@@ -138,7 +138,11 @@ impl fmt::Display for Place {
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = &self.message;
-        write!(f, "{}[{}]: {text}\n  at {}", self.severity, self.code, self.place)?;
+        write!(
+            f,
+            "{}[{}]: {text}\n  at {}",
+            self.severity, self.code, self.place
+        )?;
         if !self.help.is_empty() {
             write!(f, "\n  help: {}", self.help)?;
         }

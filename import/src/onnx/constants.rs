@@ -93,7 +93,9 @@ impl Loader<'_> {
     fn node(&mut self, node: &NodeProto) {
         let name = node.output.first().unwrap_or(&node.name);
         for a in &node.attribute {
-            a.t.iter().chain(&a.tensors).for_each(|t| self.dense(name, t));
+            a.t.iter()
+                .chain(&a.tensors)
+                .for_each(|t| self.dense(name, t));
             let sparse = a.sparse_tensor.iter().chain(&a.sparse_tensors);
             sparse.for_each(|t| self.sparse(name, t));
             a.g.iter().chain(&a.graphs).for_each(|g| self.graph(g));

@@ -89,7 +89,12 @@ fn domain(name: &str) -> &str {
 }
 
 fn opsets(imports: &[onnx_protobuf::OperatorSetIdProto]) -> Rc<HashMap<&str, i64>> {
-    Rc::new(imports.iter().map(|o| (domain(&o.domain), o.version)).collect())
+    Rc::new(
+        imports
+            .iter()
+            .map(|o| (domain(&o.domain), o.version))
+            .collect(),
+    )
 }
 
 impl<'m> Importer<'m> {
@@ -159,7 +164,8 @@ impl<'m> Importer<'m> {
             meta: self.meta(),
         };
         module.globals.retain(|name, _| used.contains(name));
-        self.diagnostics.sort_by_key(|d| std::cmp::Reverse(d.severity));
+        self.diagnostics
+            .sort_by_key(|d| std::cmp::Reverse(d.severity));
         (module, self.diagnostics)
     }
 
@@ -168,14 +174,21 @@ impl<'m> Importer<'m> {
         let mut meta: std::collections::BTreeMap<String, String> = [
             ("format", "onnx".to_string()),
             ("ir_version", m.ir_version.to_string()),
-            ("producer", format!("{} {}", m.producer_name, m.producer_version)),
+            (
+                "producer",
+                format!("{} {}", m.producer_name, m.producer_version),
+            ),
             ("graph", m.graph.name.clone()),
         ]
         .into_iter()
         .map(|(k, v)| (k.to_string(), v.trim().to_string()))
         .collect();
         for o in &m.opset_import {
-            let domain = if o.domain.is_empty() { "ai.onnx" } else { &o.domain };
+            let domain = if o.domain.is_empty() {
+                "ai.onnx"
+            } else {
+                &o.domain
+            };
             meta.insert(format!("opset.{domain}"), o.version.to_string());
         }
         meta
@@ -297,8 +310,11 @@ impl<'m> Importer<'m> {
             Some(Bound::Value(v)) => Ok(v),
             Some(Bound::Reported) => Err(Fail::reported()),
             Some(Bound::Absent) => Err(Fail::invalid("an output is an input that was left out")),
-            None => Err(Fail::new(code::UNDEFINED, format!("nothing defines the output `{name}`"))
-                .help("the graph is incomplete: export the model again")),
+            None => Err(Fail::new(
+                code::UNDEFINED,
+                format!("nothing defines the output `{name}`"),
+            )
+            .help("the graph is incomplete: export the model again")),
         }
     }
 
@@ -319,8 +335,9 @@ impl<'m> Importer<'m> {
             Err(cycle) => {
                 let node = &nodes[cycle.node];
                 let name = node_name(node, &env.prefix);
-                let fail = Fail::new(code::CYCLE, "the node depends on its own result")
-                    .help("an ONNX graph has no cycles: use Loop or Scan, or export the model again");
+                let fail = Fail::new(code::CYCLE, "the node depends on its own result").help(
+                    "an ONNX graph has no cycles: use Loop or Scan, or export the model again",
+                );
                 self.fail(fail, &name, &node.op_type, 0);
                 // What the graph yields counts as reported.
                 for output in nodes.iter().flat_map(|n| &n.output) {
@@ -451,7 +468,11 @@ impl<'m> Importer<'m> {
         if opset == 0 {
             let message = format!(
                 "the model imports no opset for the domain `{}`",
-                if in_domain.is_empty() { "ai.onnx" } else { in_domain }
+                if in_domain.is_empty() {
+                    "ai.onnx"
+                } else {
+                    in_domain
+                }
             );
             return Err(Fail::new(code::OPSET, message).help("export the model again"));
         }
@@ -464,7 +485,8 @@ impl<'m> Importer<'m> {
             Some(_) => Ok(()),
             None => {
                 let message = format!("the operator {} is not supported", node.op_type);
-                Err(Fail::new(code::OPERATOR, message).help(table::suggestion(in_domain, &node.op_type)))
+                Err(Fail::new(code::OPERATOR, message)
+                    .help(table::suggestion(in_domain, &node.op_type)))
             }
         }
     }
@@ -472,7 +494,10 @@ impl<'m> Importer<'m> {
     /// Looks for unsupported operators in the graphs of a node that is not
     /// converted, so that one check finds them all.
     fn scan_inner(&mut self, node: &'m NodeProto, env: &Env<'m>) {
-        let graphs = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+        let graphs = node
+            .attribute
+            .iter()
+            .flat_map(|a| a.g.iter().chain(&a.graphs));
         for inner in graphs.flat_map(|g| &g.node) {
             let in_domain = domain(&inner.domain);
             let opset = env.opsets.get(in_domain).copied().unwrap_or(0);
@@ -535,7 +560,10 @@ impl<'m> Importer<'m> {
     ) -> Result<Vec<Value>, Fail> {
         let id = (&*function.domain, &*function.name);
         if env.stack.contains(&id) {
-            return Err(Fail::invalid(format!("the function {} calls itself", function.name)));
+            return Err(Fail::invalid(format!(
+                "the function {} calls itself",
+                function.name
+            )));
         }
         let mut inner = env.deeper(format!("{}/", node_name(node, &env.prefix)))?;
         inner.stack.push(id);
@@ -552,7 +580,9 @@ impl<'m> Importer<'m> {
         let mut scope = Scope::new(None);
         for (i, name) in function.input.iter().enumerate() {
             let bound = args.get(i).copied().flatten();
-            scope.values.insert(name, bound.map_or(Bound::Absent, Bound::Value));
+            scope
+                .values
+                .insert(name, bound.map_or(Bound::Absent, Bound::Value));
         }
         self.nodes(b, &mut scope, &function.node, &inner);
         function
@@ -567,7 +597,9 @@ impl<'m> Importer<'m> {
         if e.code.is_empty() {
             return;
         }
-        let d = Diagnostic::error(e.code, e.message).help(e.help).op(op, opset);
+        let d = Diagnostic::error(e.code, e.message)
+            .help(e.help)
+            .op(op, opset);
         self.say(d, node);
     }
 

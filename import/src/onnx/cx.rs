@@ -39,8 +39,9 @@ impl Fail {
 
     /// The node breaks the operator's definition.
     pub(crate) fn invalid(message: impl Into<String>) -> Fail {
-        Fail::new(code::INVALID, message)
-            .help("the model does not follow ONNX here: check it with onnx.checker and export it again")
+        Fail::new(code::INVALID, message).help(
+            "the model does not follow ONNX here: check it with onnx.checker and export it again",
+        )
     }
 
     /// This form of the operator has no lowering.
@@ -146,11 +147,7 @@ impl<'m> Cx<'_, '_, 'm> {
         Ok(out)
     }
 
-    fn attr(
-        &self,
-        name: &str,
-        want: AttributeType,
-    ) -> Result<Option<&'m AttributeProto>, Fail> {
+    fn attr(&self, name: &str, want: AttributeType) -> Result<Option<&'m AttributeProto>, Fail> {
         let given: &Given<'m> = &self.env.given;
         match attrs::find(self.node, given, name) {
             None => Ok(None),
@@ -195,7 +192,9 @@ impl<'m> Cx<'_, '_, 'm> {
 
     /// Floats, where they are given.
     pub(crate) fn floats(&self, name: &str) -> Result<Option<&'m [f32]>, Fail> {
-        Ok(self.attr(name, AttributeType::FLOATS)?.map(|a| &a.floats[..]))
+        Ok(self
+            .attr(name, AttributeType::FLOATS)?
+            .map(|a| &a.floats[..]))
     }
 
     /// Text.
@@ -220,7 +219,8 @@ impl<'m> Cx<'_, '_, 'm> {
             None => Ok(None),
             Some(a) => {
                 let t = a.t.as_ref();
-                let t = t.ok_or_else(|| Fail::invalid(format!("the attribute `{name}` is empty")))?;
+                let t =
+                    t.ok_or_else(|| Fail::invalid(format!("the attribute `{name}` is empty")))?;
                 self.imp.constant(Key::from(t)).map(Some)
             }
         }

@@ -9,8 +9,8 @@ use kiln_ir::Bytes;
 use memmap2::Mmap;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,7 +47,11 @@ impl Mapped {
 
     /// Calls `f` with consecutive pieces of a range, read rather than mapped: a
     /// scan of all weights leaves no page of them in memory.
-    pub(crate) fn scan(&self, range: Range<usize>, mut f: impl FnMut(&[u8])) -> std::io::Result<()> {
+    pub(crate) fn scan(
+        &self,
+        range: Range<usize>,
+        mut f: impl FnMut(&[u8]),
+    ) -> std::io::Result<()> {
         let mut buffer = vec![0; (1 << 20).min(range.len())];
         let mut at = range.start;
         while at < range.end {
@@ -113,7 +117,9 @@ impl Files {
                     length.map_or("?".into(), |l| l.to_string())
                 ),
             )
-            .help("the external data file is cut short or belongs to another model: fetch it again")),
+            .help(
+                "the external data file is cut short or belongs to another model: fetch it again",
+            )),
         }
     }
 
@@ -135,7 +141,10 @@ impl Files {
         let file = Mapped::open(&path).map_err(|e| {
             Diagnostic::error(
                 code::EXTERNAL,
-                format!("the external data file `{}` cannot be read: {e}", path.display()),
+                format!(
+                    "the external data file `{}` cannot be read: {e}",
+                    path.display()
+                ),
             )
             .help("put the file that came with the model next to it")
         })?;

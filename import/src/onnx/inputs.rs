@@ -119,9 +119,8 @@ impl Symbols {
             }
             _ => return Err(not_a_tensor("of no type")),
         };
-        let dtype = dtype(tensor.elem_type as i64).ok_or_else(|| {
-            Fail::invalid(format!("{} is no element type", tensor.elem_type))
-        })?;
+        let dtype = dtype(tensor.elem_type as i64)
+            .ok_or_else(|| Fail::invalid(format!("{} is no element type", tensor.elem_type)))?;
         if let Some(shape) = shape {
             return Ok(TensorType::new(dtype, shape.clone()));
         }
@@ -142,8 +141,11 @@ impl Symbols {
 }
 
 fn not_a_tensor(what: &str) -> Fail {
-    Fail::new(code::FORM, format!("the value is {what}, and only tensors are supported"))
-        .help("export the model with tensors as inputs and outputs")
+    Fail::new(
+        code::FORM,
+        format!("the value is {what}, and only tensors are supported"),
+    )
+    .help("export the model with tensors as inputs and outputs")
 }
 
 fn tensor_dims(ty: &TypeProto) -> impl Iterator<Item = &Option<dimension::Value>> {

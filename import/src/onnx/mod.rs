@@ -90,7 +90,12 @@ pub fn check_onnx(path: &Path) -> Report {
 pub fn read_tensor(path: &Path) -> Result<(String, Tensor), Diagnostic> {
     let name = path.display().to_string();
     let at = |d: Diagnostic| d.at(&name, "");
-    let read = |e| at(Diagnostic::error(code::READ, format!("the file cannot be read: {e}")));
+    let read = |e| {
+        at(Diagnostic::error(
+            code::READ,
+            format!("the file cannot be read: {e}"),
+        ))
+    };
     let mapped = Arc::new(Mapped::open(path).map_err(read)?);
     let bad = |e: protobuf::Error| {
         let d = Diagnostic::error(code::FORMAT, format!("this is no ONNX tensor: {e}"));

@@ -1,8 +1,8 @@
 //! The order of a graph's nodes, which files may get wrong, and its cycles.
 
 use onnx_protobuf::{GraphProto, NodeProto};
-use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 
 /// Subgraphs in subgraphs; the wire walk bounds this too.
 const MAX_DEPTH: usize = 40;
@@ -27,7 +27,9 @@ pub(crate) fn sort(nodes: &[NodeProto]) -> Result<Vec<usize>, Cycle> {
         .map(|node| {
             let mut used = HashSet::new();
             uses(node, 0, &mut used);
-            used.iter().filter_map(|n| producer.get(n).copied()).collect()
+            used.iter()
+                .filter_map(|n| producer.get(n).copied())
+                .collect()
         })
         .collect();
     let sorted = needs
@@ -93,13 +95,21 @@ fn uses<'m>(node: &'m NodeProto, depth: usize, out: &mut HashSet<&'m str>) {
 /// Names that a graph uses and does not define.
 fn free<'m>(graph: &'m GraphProto, depth: usize, out: &mut HashSet<&'m str>) {
     let mut used: HashSet<&str> = graph.output.iter().map(|o| o.name.as_str()).collect();
-    graph.node.iter().for_each(|n| uses(n, depth + 1, &mut used));
+    graph
+        .node
+        .iter()
+        .for_each(|n| uses(n, depth + 1, &mut used));
     let defined: HashSet<&str> = graph
         .input
         .iter()
         .map(|i| i.name.as_str())
         .chain(graph.initializer.iter().map(|t| t.name.as_str()))
-        .chain(graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str)))
+        .chain(
+            graph
+                .node
+                .iter()
+                .flat_map(|n| n.output.iter().map(String::as_str)),
+        )
         .collect();
     out.extend(used.difference(&defined));
 }

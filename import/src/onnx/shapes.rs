@@ -28,7 +28,9 @@ pub(crate) fn check(ty: &TensorType) -> Result<(), Fail> {
     let (mut elements, mut terms, mut empty) = (1u128, 1usize, false);
     for d in &ty.shape {
         match d.as_const() {
-            Some(c) if c < 0 => return limit(format!("a value's shape {:?} is negative", ty.shape)),
+            Some(c) if c < 0 => {
+                return limit(format!("a value's shape {:?} is negative", ty.shape));
+            }
             Some(0) => empty = true,
             Some(c) => elements = elements.saturating_mul(c as u128),
             None => terms = terms.saturating_mul(weight(d)),
@@ -90,7 +92,8 @@ pub(crate) fn broadcast(a: &[Dim], b: &[Dim]) -> Vec<Dim> {
     (0..rank)
         .map(|i| {
             let (x, y) = (at(a, i), at(b, i));
-            let takes_first = y == Dim::ONE || (x.as_const().is_some() && x != Dim::ONE && y.as_const().is_none());
+            let takes_first = y == Dim::ONE
+                || (x.as_const().is_some() && x != Dim::ONE && y.as_const().is_none());
             if takes_first { x } else { y }
         })
         .collect()
@@ -108,23 +111,35 @@ impl Cx<'_, '_, '_> {
         }
         let count = match &self.shape(v)[..] {
             [] => 1,
-            [n] => n.as_const().filter(|&n| (0..=64).contains(&n)).ok_or_else(|| {
-                Fail::new(code::DATA_SHAPE, "the rank of a result depends on data")
-                    .help("export the model so that ranks are fixed")
-            })?,
-            _ => return Err(Fail::invalid("sizes are given as a tensor of rank 2 or more")),
+            [n] => n
+                .as_const()
+                .filter(|&n| (0..=64).contains(&n))
+                .ok_or_else(|| {
+                    Fail::new(code::DATA_SHAPE, "the rank of a result depends on data")
+                        .help("export the model so that ranks are fixed")
+                })?,
+            _ => {
+                return Err(Fail::invalid(
+                    "sizes are given as a tensor of rank 2 or more",
+                ));
+            }
         };
-        (0..count).map(|i| {
-            let one = self.element(v, i)?;
-            self.mint(one, None)
-        }).collect()
+        (0..count)
+            .map(|i| {
+                let one = self.element(v, i)?;
+                self.mint(one, None)
+            })
+            .collect()
     }
 
     /// One size.
     pub(crate) fn size(&mut self, v: Value) -> Result<Dim, Fail> {
         match &self.sizes(v)?[..] {
             [d] => Ok(d.clone()),
-            other => Err(Fail::invalid(format!("{} numbers stand where one is wanted", other.len()))),
+            other => Err(Fail::invalid(format!(
+                "{} numbers stand where one is wanted",
+                other.len()
+            ))),
         }
     }
 
@@ -146,7 +161,13 @@ impl Cx<'_, '_, '_> {
             return Ok(d.clone());
         }
         let symbol = self.b.graph.fresh_symbol("n");
-        self.b.push(BindDim { symbol: symbol.clone(), max }, &[n])?;
+        self.b.push(
+            BindDim {
+                symbol: symbol.clone(),
+                max,
+            },
+            &[n],
+        )?;
         Ok(Dim::sym(symbol))
     }
 
@@ -182,13 +203,21 @@ impl Cx<'_, '_, '_> {
         let at = match at.as_const() {
             Some(c) if c < 0 => {
                 if c == -1 {
-                    self.assume_le(Dim::ONE, extent.clone(), "the last element is taken, so there is one");
+                    self.assume_le(
+                        Dim::ONE,
+                        extent.clone(),
+                        "the last element is taken, so there is one",
+                    );
                     return extent.clone() - Dim::ONE;
                 }
                 return (extent.clone() + at.clone()).maximum(&Dim::ZERO);
             }
             Some(1) => {
-                self.assume_le(Dim::ONE, extent.clone(), "the first element is taken, so there is one");
+                self.assume_le(
+                    Dim::ONE,
+                    extent.clone(),
+                    "the first element is taken, so there is one",
+                );
                 return Dim::ONE;
             }
             Some(_) => at.clone(),

@@ -35,7 +35,9 @@ fn release(graph: &Graph, region: RegionId, dead: &BTreeSet<NodeId>, uses: &mut 
         if !dead.contains(n) {
             let node = graph.node(*n);
             node.args.iter().for_each(|v| uses[v.index()] -= 1);
-            node.regions.iter().for_each(|&r| release(graph, r, dead, uses));
+            node.regions
+                .iter()
+                .for_each(|&r| release(graph, r, dead, uses));
         }
     }
 }
@@ -48,8 +50,11 @@ fn mints(graph: &Graph, n: NodeId) -> bool {
         Op::If(i) => !i.sizes.is_empty(),
         _ => false,
     };
-    own || node
-        .regions
-        .iter()
-        .any(|&r| graph.region(r).nodes.iter().any(|&n| graph.contains(n) && mints(graph, n)))
+    own || node.regions.iter().any(|&r| {
+        graph
+            .region(r)
+            .nodes
+            .iter()
+            .any(|&n| graph.contains(n) && mints(graph, n))
+    })
 }

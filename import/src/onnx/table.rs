@@ -205,7 +205,13 @@ pub(crate) fn find(domain: &str, op: &str) -> Option<&'static Row> {
 pub(crate) fn suggestion(domain: &str, op: &str) -> &'static str {
     let starts = |names: &[&str]| names.iter().any(|n| op.starts_with(n));
     match domain {
-        "" if starts(&["Sequence", "SplitToSequence", "ConcatFromSequence", "Optional"]) => {
+        "" if starts(&[
+            "Sequence",
+            "SplitToSequence",
+            "ConcatFromSequence",
+            "Optional",
+        ]) =>
+        {
             "export the model without sequences and optionals: with fixed numbers of tensors"
         }
         "" if starts(&["String", "Regex", "Tfidf"]) => {
@@ -214,7 +220,9 @@ pub(crate) fn suggestion(domain: &str, op: &str) -> &'static str {
         "" if starts(&["Random", "Bernoulli", "Multinomial"]) => {
             "pass random numbers to the model as an input"
         }
-        "" => "export the model without it, or with the operators that it is defined by (a function body)",
+        "" => {
+            "export the model without it, or with the operators that it is defined by (a function body)"
+        }
         "ai.onnx.ml" => "classical ML operators are not compiled: do this step outside the model",
         "com.microsoft" => {
             "this is an operator of ONNX Runtime's own optimizer: export the model without that optimization"

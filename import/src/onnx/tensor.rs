@@ -84,7 +84,9 @@ pub(crate) fn load(
         .ok_or_else(|| bad(format!("{} is no element type", t.data_type)))?;
     let shape = extents(&t.dims)?;
     if t.segment.is_some() {
-        return Err(bad("the constant is split in segments, which ONNX does not define"));
+        return Err(bad(
+            "the constant is split in segments, which ONNX does not define",
+        ));
     }
     if let Some(span) = mapped_span(t, files)? {
         let bytes = span.file.bytes(span.range.clone());
@@ -172,13 +174,19 @@ pub(crate) fn load_sparse(t: &SparseTensorProto, files: &mut Files) -> Result<Te
     let n: usize = shape.iter().product();
     let (count, rank) = (values.len(), shape.len());
     let size = values.dtype().size();
-    let bytes = size.and_then(|s| n.checked_mul(s)).filter(|&b| b <= 1 << 28);
+    let bytes = size
+        .and_then(|s| n.checked_mul(s))
+        .filter(|&b| b <= 1 << 28);
     let (Some(size), Some(bytes)) = (size, bytes) else {
-        return Err(bad(format!("a sparse constant of shape {shape:?} is too large to fill")));
+        return Err(bad(format!(
+            "a sparse constant of shape {shape:?} is too large to fill"
+        )));
     };
     let flat = indices.shape() == [count];
     if indices.dtype() != DType::I64 || !(flat || indices.shape() == [count, rank]) {
-        return Err(bad("the indices of a sparse constant do not fit its values"));
+        return Err(bad(
+            "the indices of a sparse constant do not fit its values",
+        ));
     }
     let mut dense = vec![0; bytes];
     for i in 0..count {
@@ -231,4 +239,3 @@ fn exponents<const N: usize>(piece: &[u8], mask: u64) -> usize {
     let read = |raw: &[u8; N]| raw.iter().rev().fold(0u64, |v, &b| v << 8 | b as u64);
     whole.iter().filter(|raw| read(raw) & mask == mask).count()
 }
-

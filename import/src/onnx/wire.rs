@@ -78,7 +78,9 @@ impl Walk<'_> {
     ) -> Result<Vec<u8>, String> {
         self.messages += 1;
         if depth > MAX_DEPTH {
-            return Err(format!("messages nest deeper than {MAX_DEPTH} at byte {start}"));
+            return Err(format!(
+                "messages nest deeper than {MAX_DEPTH} at byte {start}"
+            ));
         }
         if self.messages > MAX_MESSAGES {
             return Err(format!("there are more than {MAX_MESSAGES} messages"));
@@ -209,7 +211,7 @@ mod tests {
         // Graph, node and so on nested in themselves: attribute 6 is a graph.
         let mut deep = vec![];
         for i in 0..400 {
-            let tag = [0x32, 0x2a, 0x0a][i % 3];
+            let tag = [0x0a, 0x32, 0x2a][i % 3];
             let mut outer = vec![tag];
             put_varint(&mut outer, deep.len() as u64);
             outer.extend(&deep);

@@ -1,11 +1,15 @@
 //! Runs a function by its ops' own meanings.
 
-use kiln_ir::{Binding, ConstSource, EvalCx, EvalError, GlobalKind, Graph, Module, RegionId, Tensor, Value};
+use kiln_ir::{
+    Binding, ConstSource, EvalCx, EvalError, GlobalKind, Graph, Module, RegionId, Tensor, Value,
+};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
 pub fn run(module: &Module, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-    let graph = module.function("forward").ok_or_else(|| EvalError("no forward".into()))?;
+    let graph = module
+        .function("forward")
+        .ok_or_else(|| EvalError("no forward".into()))?;
     let binding = RefCell::new(Binding::new());
     // Bare symbols are bound by the inputs.
     for (&p, t) in graph.body().params.iter().zip(inputs) {
@@ -46,7 +50,14 @@ fn region(
                 _ => Err(EvalError(format!("no global {name}"))),
             },
             region: &|i, args| {
-                region(module, graph, binding, node.regions[i], args, &mut inner.borrow_mut())
+                region(
+                    module,
+                    graph,
+                    binding,
+                    node.regions[i],
+                    args,
+                    &mut inner.borrow_mut(),
+                )
             },
             region_results: &|i| {
                 let r = graph.region(node.regions[i]);
@@ -55,18 +66,31 @@ fn region(
             call: &|_, _| Err(EvalError("no calls here".into())),
         };
         let results = node.op.def().eval(&cx, &views).map_err(|e| {
-            let origin = node.origins.iter().next().map(|o| o.node.to_string()).unwrap_or_default();
+            let origin = node
+                .origins
+                .iter()
+                .next()
+                .map(|o| o.node.to_string())
+                .unwrap_or_default();
             EvalError(format!("{} ({origin}): {e}", node.op.def().mnemonic()))
         })?;
         for (&v, t) in node.results.iter().zip(results) {
             // What inference promised must hold.
             let promised = graph.ty(v);
             if promised.dtype != t.dtype() || promised.shape.len() != t.shape().len() {
-                return Err(EvalError(format!("{}: promised {promised}, made {t:?}", node.op.def().mnemonic())));
+                return Err(EvalError(format!(
+                    "{}: promised {promised}, made {t:?}",
+                    node.op.def().mnemonic()
+                )));
             }
             for (d, &n) in promised.shape.iter().zip(t.shape()) {
-                if let Ok(p) = d.eval(&binding.borrow()) && p != n as i64 {
-                    return Err(EvalError(format!("{}: promised {promised}, made {t:?}", node.op.def().mnemonic())));
+                if let Ok(p) = d.eval(&binding.borrow())
+                    && p != n as i64
+                {
+                    return Err(EvalError(format!(
+                        "{}: promised {promised}, made {t:?}",
+                        node.op.def().mnemonic()
+                    )));
                 }
             }
             env.insert(v, t);

@@ -32,7 +32,8 @@ impl<'m> Cx<'_, '_, 'm> {
         params: &[Value],
     ) -> Result<Vec<Value>, Fail> {
         let (imp, scope, env) = (&mut *self.imp, self.scope, self.env);
-        self.b.in_region(region, |b| imp.subgraph(b, scope, graph, params, env))
+        self.b
+            .in_region(region, |b| imp.subgraph(b, scope, graph, params, env))
     }
 
     fn constant_i64(&mut self, v: i64) -> Result<Value, Fail> {
@@ -64,19 +65,27 @@ pub(crate) fn branch(cx: &mut Cx) -> Out {
     let a = cx.in_region(then, yes, &[])?;
     let b = cx.in_region(other, no, &[])?;
     if a.len() != b.len() {
-        return Err(Fail::invalid("the branches yield different numbers of values"));
+        return Err(Fail::invalid(
+            "the branches yield different numbers of values",
+        ));
     }
     let mut sizes = vec![];
     for (result, (&a, &b)) in a.iter().zip(&b).enumerate() {
         let (a, b) = (cx.ty(a), cx.ty(b));
         for axis in different_axes(&a, &b)? {
             let symbol = cx.b.graph.fresh_symbol("branch");
-            sizes.push(MintedSize { result, axis, symbol });
+            sizes.push(MintedSize {
+                result,
+                axis,
+                symbol,
+            });
         }
     }
     cx.b.graph.region_mut(then).results = a;
     cx.b.graph.region_mut(other).results = b;
-    Ok(cx.b.push_with_regions(If { sizes }, &[cond], vec![then, other])?)
+    Ok(cx
+        .b
+        .push_with_regions(If { sizes }, &[cond], vec![then, other])?)
 }
 
 /// Axes whose extents are not known to be the same.
@@ -87,7 +96,9 @@ fn different_axes(a: &TensorType, b: &TensorType) -> Result<Vec<usize>, Fail> {
             .help("export the model so that the rank does not depend on data, or with a constant condition"));
     }
     let axes = 0..a.rank();
-    Ok(axes.filter(|&i| a.shape[i].same(&b.shape[i]) != Tri::Yes).collect())
+    Ok(axes
+        .filter(|&i| a.shape[i].same(&b.shape[i]) != Tri::Yes)
+        .collect())
 }
 
 /// A loop's region, converted.
@@ -113,7 +124,9 @@ fn body<'m>(
     for _ in 0..MAX_TRIES {
         let (guards, said) = (cx.b.graph.guards.len(), cx.imp.said());
         let region = cx.b.graph.add_region();
-        let i = cx.b.graph.add_region_param(region, TensorType::scalar(DType::I64));
+        let i =
+            cx.b.graph
+                .add_region_param(region, TensorType::scalar(DType::I64));
         let mut params = vec![];
         for ty in &types {
             params.push(cx.b.graph.add_region_param(region, ty.clone()));
@@ -132,18 +145,29 @@ fn body<'m>(
                 }
                 let symbol = cx.b.graph.fresh_symbol("carried");
                 types[result].shape[axis] = Dim::sym(symbol.clone());
-                sizes.push(MintedSize { result, axis, symbol });
+                sizes.push(MintedSize {
+                    result,
+                    axis,
+                    symbol,
+                });
                 changed = true;
             }
         }
         if !changed {
-            return Ok(Body { region, results, sizes });
+            return Ok(Body {
+                region,
+                results,
+                sizes,
+            });
         }
         cx.b.graph.guards.truncate(guards);
         cx.imp.unsay(said);
     }
-    Err(Fail::new(code::DATA_SHAPE, "the extents of carried values do not settle")
-        .help("export the model so that carried values keep their shape"))
+    Err(Fail::new(
+        code::DATA_SHAPE,
+        "the extents of carried values do not settle",
+    )
+    .help("export the model so that carried values keep their shape"))
 }
 
 /// Loop keeps its meaning: a trip count (negative: none), a condition, carried
@@ -161,7 +185,9 @@ pub(crate) fn repeat(cx: &mut Cx) -> Out {
         Some(v) => cx.truth(v)?,
         None => cx.constant_true()?,
     };
-    let carried: Vec<Value> = (2..cx.args.len()).map(|i| cx.arg(i)).collect::<Result<_, _>>()?;
+    let carried: Vec<Value> = (2..cx.args.len())
+        .map(|i| cx.arg(i))
+        .collect::<Result<_, _>>()?;
     // The body's second input is the condition, true whenever it runs.
     let always = cx.constant_true()?;
     let inner = body(cx, graph, &carried, 1, &|_, _, i, params| {
@@ -195,7 +221,9 @@ pub(crate) fn repeat(cx: &mut Cx) -> Out {
 /// Whether the trip count is a size.
 fn known_count(cx: &Cx, trip: Value) -> bool {
     let known = cx.b.graph.known(trip);
-    known.and_then(|k| k.dims.first()).is_some_and(Dim::is_nonneg)
+    known
+        .and_then(|k| k.dims.first())
+        .is_some_and(Dim::is_nonneg)
 }
 
 /// A scanned input: the value, its axis and whether it runs backwards.
@@ -228,7 +256,9 @@ pub(crate) fn scan(cx: &mut Cx) -> Out {
         }
         Ok(given)
     })?;
-    let always = cx.b.in_region(inner.region, |b| b.constant(Tensor::scalar_i64(DType::Bool, 1)))?;
+    let always = cx.b.in_region(inner.region, |b| {
+        b.constant(Tensor::scalar_i64(DType::Bool, 1))
+    })?;
     let mut yielded = vec![always];
     yielded.extend_from_slice(&inner.results);
     cx.b.graph.region_mut(inner.region).results = yielded;

@@ -82,7 +82,9 @@ pub(crate) fn bit_shift(cx: &mut Cx) -> Out {
     match cx.text("direction", "")? {
         "LEFT" => binary(cx, BinaryFn::Shl),
         "RIGHT" => binary(cx, BinaryFn::Shr),
-        other => Err(Fail::invalid(format!("there is no shift direction `{other}`"))),
+        other => Err(Fail::invalid(format!(
+            "there is no shift direction `{other}`"
+        ))),
     }
 }
 
@@ -116,7 +118,10 @@ pub(crate) fn scalar(cx: &mut Cx, v: Value) -> One {
 
 pub(crate) fn is_inf(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
-    let (negative, positive) = (cx.flag("detect_negative", true)?, cx.flag("detect_positive", true)?);
+    let (negative, positive) = (
+        cx.flag("detect_negative", true)?,
+        cx.flag("detect_positive", true)?,
+    );
     let inf = cx.b.unary(UnaryFn::IsInf, x)?;
     let f = match (negative, positive) {
         (true, true) => return Ok(vec![inf]),
@@ -145,7 +150,11 @@ pub(crate) fn dropout(cx: &mut Cx) -> Out {
     let mut out = vec![x];
     if cx.wants(1) {
         let shape = cx.shape(x);
-        let dtype = if cx.opset < 10 { cx.dtype(x) } else { DType::Bool };
+        let dtype = if cx.opset < 10 {
+            cx.dtype(x)
+        } else {
+            DType::Bool
+        };
         out.push(cx.b.full(dtype, &shape, 1.0)?);
     }
     Ok(out)
@@ -169,7 +178,9 @@ fn cast_to(cx: &mut Cx, to: DType) -> Out {
         return Err(Fail::form("strings are not cast in compiled code"));
     }
     if to.bits() == 8 && to.is_float() && !cx.flag("saturate", true)? {
-        return Err(Fail::form("a cast to an 8-bit float that does not saturate is not supported"));
+        return Err(Fail::form(
+            "a cast to an 8-bit float that does not saturate is not supported",
+        ));
     }
     // Floats saturate to integers, but those below a byte take the low bits.
     let narrow = to.is_int() && to.bits() < 8 && from.is_float();
@@ -345,7 +356,11 @@ pub(crate) fn gelu(cx: &mut Cx) -> Out {
     let tanh = match cx.text("approximate", "none")? {
         "none" => false,
         "tanh" => true,
-        other => return Err(Fail::invalid(format!("there is no GELU approximation `{other}`"))),
+        other => {
+            return Err(Fail::invalid(format!(
+                "there is no GELU approximation `{other}`"
+            )));
+        }
     };
     Ok(vec![cx.b.one(Gelu { tanh }, &[x])?])
 }

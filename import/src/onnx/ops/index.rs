@@ -1,7 +1,9 @@
 //! Operators that read or write where other values say.
 
 use crate::onnx::cx::{Cx, Fail, Out};
-use kiln_ir::ops::index::{GatherElements, GatherNd, NonZero, ScatterElements, ScatterFn, ScatterNd};
+use kiln_ir::ops::index::{
+    GatherElements, GatherNd, NonZero, ScatterElements, ScatterFn, ScatterNd,
+};
 use kiln_ir::ops::reduce::{ArgReduce, TopK};
 use kiln_ir::{DType, Dim};
 
@@ -69,7 +71,12 @@ pub(crate) fn compress(cx: &mut Cx) -> Out {
         }
     };
     let symbol = cx.b.graph.fresh_symbol("kept");
-    let at = cx.b.one(NonZero { symbol: symbol.clone() }, &[keep])?;
+    let at = cx.b.one(
+        NonZero {
+            symbol: symbol.clone(),
+        },
+        &[keep],
+    )?;
     let at = cx.b.reshape(at, &[Dim::sym(symbol)])?;
     Ok(vec![cx.b.gather(x, at, axis)?])
 }

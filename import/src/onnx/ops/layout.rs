@@ -33,8 +33,11 @@ fn reshape_by_data(cx: &mut Cx, x: Value, target: Value, zero_is_zero: bool) -> 
         _ => None,
     };
     let Some(rank) = rank else {
-        return Err(Fail::new(crate::diagnostic::code::DATA_SHAPE, "the rank of the result depends on data")
-            .help("export the model so that ranks are fixed"));
+        return Err(Fail::new(
+            crate::diagnostic::code::DATA_SHAPE,
+            "the rank of the result depends on data",
+        )
+        .help("export the model so that ranks are fixed"));
     };
     let mut t = cx.b.cast(target, DType::I64)?;
     if !zero_is_zero {
@@ -60,7 +63,11 @@ pub(crate) fn flatten(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
     let shape = cx.shape(x);
     let axis = cx.int("axis", 1)?;
-    let axis = if axis < 0 { axis + shape.len() as i64 } else { axis };
+    let axis = if axis < 0 {
+        axis + shape.len() as i64
+    } else {
+        axis
+    };
     let axis = usize::try_from(axis)
         .ok()
         .filter(|&a| a <= shape.len())
@@ -131,7 +138,9 @@ pub(crate) fn transpose(cx: &mut Cx) -> Out {
 
 pub(crate) fn concat(cx: &mut Cx) -> Out {
     let all = cx.all()?;
-    let axis = cx.opt_int("axis")?.ok_or_else(|| Fail::invalid("the axis is missing"))?;
+    let axis = cx
+        .opt_int("axis")?
+        .ok_or_else(|| Fail::invalid("the axis is missing"))?;
     let axis = cx.axis(axis, cx.rank(all[0]))?;
     Ok(vec![cx.b.concat(&all, axis)?])
 }
@@ -145,7 +154,9 @@ pub(crate) fn split(cx: &mut Cx) -> Out {
     let given = match cx.opt(1) {
         Some(v) if cx.opset >= 13 => Some(cx.sizes(v)?),
         _ if cx.opset >= 13 => None,
-        _ => cx.ints("split")?.map(|s| s.iter().map(|&n| Dim::from(n)).collect()),
+        _ => cx
+            .ints("split")?
+            .map(|s| s.iter().map(|&n| Dim::from(n)).collect()),
     };
     let parts = match given {
         Some(parts) => parts,
@@ -171,7 +182,9 @@ fn even_parts(extent: &Dim, n: i64) -> Result<Vec<Dim>, Fail> {
     let mut parts = vec![part.clone(); n as usize - 1];
     let last = extent.clone() - part * Dim::from(n - 1);
     if last.as_const().is_some_and(|c| c < 0) {
-        return Err(Fail::invalid(format!("{extent} elements do not split into {n} parts")));
+        return Err(Fail::invalid(format!(
+            "{extent} elements do not split into {n} parts"
+        )));
     }
     parts.push(last);
     Ok(parts)
@@ -181,7 +194,8 @@ fn even_parts(extent: &Dim, n: i64) -> Result<Vec<Dim>, Fail> {
 pub(crate) fn slice(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
     let shape = cx.shape(x);
-    let plain = |ints: Option<&[i64]>| ints.map(|s| s.iter().map(|&i| Dim::from(i)).collect::<Vec<_>>());
+    let plain =
+        |ints: Option<&[i64]>| ints.map(|s| s.iter().map(|&i| Dim::from(i)).collect::<Vec<_>>());
     let missing = || Fail::invalid("the bounds are missing");
     let (starts, ends, axes, steps);
     if cx.opset < 10 {
@@ -223,9 +237,11 @@ pub(crate) fn slice(cx: &mut Cx) -> Out {
         (Some(s), Some(e)) if s.len() == count && e.len() == count => {
             slice_known(cx, x, &axes, &s, &e, &steps)
         }
-        (Some(s), Some(e)) => {
-            Err(Fail::invalid(format!("{} starts, {} ends, {count} axes", s.len(), e.len())))
-        }
+        (Some(s), Some(e)) => Err(Fail::invalid(format!(
+            "{} starts, {} ends, {count} axes",
+            s.len(),
+            e.len()
+        ))),
         _ => slice_by_data(cx, x, &axes, &steps),
     }
 }
@@ -273,7 +289,11 @@ fn slice_known(
 }
 
 fn nonneg(d: Dim) -> Dim {
-    if d.is_nonneg() { d } else { d.maximum(&Dim::ZERO) }
+    if d.is_nonneg() {
+        d
+    } else {
+        d.maximum(&Dim::ZERO)
+    }
 }
 
 /// First position and count of a slice with a negative step: positions clamp to
@@ -290,7 +310,11 @@ fn backwards(
         Some(c) if c <= -(i32::MAX as i64) => Dim::from(lowest),
         Some(c) if c < 0 => {
             let p = extent.clone() + at.clone();
-            if (p.clone() - Dim::from(lowest)).is_nonneg() { p } else { p.maximum(&lowest.into()) }
+            if (p.clone() - Dim::from(lowest)).is_nonneg() {
+                p
+            } else {
+                p.maximum(&lowest.into())
+            }
         }
         Some(c) if c >= i32::MAX as i64 => last.clone(),
         Some(_) => at.minimum(&last),
@@ -304,7 +328,11 @@ fn backwards(
     let size = nonneg(size);
     if from == last && !from.is_nonneg() {
         // An empty axis would start at −1.
-        cx.assume_le(Dim::ONE, extent.clone(), "the slice starts at the last element");
+        cx.assume_le(
+            Dim::ONE,
+            extent.clone(),
+            "the slice starts at the last element",
+        );
     }
     Ok((from, size))
 }
@@ -397,18 +425,28 @@ pub(crate) fn pad(cx: &mut Cx) -> Out {
         let known = cx.b.graph.known(pads).map(|k| k.dims.clone());
         match known {
             Some(dims) => dims,
-            None => cx.need_ints(pads, "the padding")?.into_iter().map(Dim::from).collect(),
+            None => cx
+                .need_ints(pads, "the padding")?
+                .into_iter()
+                .map(Dim::from)
+                .collect(),
         }
     };
     let axes = match cx.opt(3) {
         Some(v) if cx.opset >= 18 => {
             let axes = cx.need_ints(v, "the padded axes")?;
-            axes.iter().map(|&a| resolve_axis(a, rank)).collect::<Result<Vec<_>, _>>()?
+            axes.iter()
+                .map(|&a| resolve_axis(a, rank))
+                .collect::<Result<Vec<_>, _>>()?
         }
         _ => (0..rank).collect(),
     };
     if counts.len() != 2 * axes.len() {
-        return Err(Fail::invalid(format!("{} counts pad {} axes", counts.len(), axes.len())));
+        return Err(Fail::invalid(format!(
+            "{} counts pad {} axes",
+            counts.len(),
+            axes.len()
+        )));
     }
     let (mut lo, mut hi) = (vec![Dim::ZERO; rank], vec![Dim::ZERO; rank]);
     for (k, &axis) in axes.iter().enumerate() {
@@ -443,7 +481,11 @@ pub(crate) fn trilu(cx: &mut Cx) -> Out {
         }
         None => row,
     };
-    let f = if cx.flag("upper", true)? { CompareFn::Ge } else { CompareFn::Le };
+    let f = if cx.flag("upper", true)? {
+        CompareFn::Ge
+    } else {
+        CompareFn::Le
+    };
     let keep = cx.b.compare(f, column, diagonal)?;
     let zero = cx.like(x, 0.0)?;
     Ok(vec![cx.b.select(keep, x, zero)?])
@@ -466,11 +508,25 @@ pub(crate) fn depth_to_space(cx: &mut Cx) -> Out {
     let deep = c.floor_div(&(b.clone() * b.clone()));
     let (split, perm) = match cx.text("mode", "DCR")? {
         "DCR" => (
-            [n.clone(), b.clone(), b.clone(), deep.clone(), h.clone(), w.clone()],
+            [
+                n.clone(),
+                b.clone(),
+                b.clone(),
+                deep.clone(),
+                h.clone(),
+                w.clone(),
+            ],
             [0, 3, 4, 1, 5, 2],
         ),
         "CRD" => (
-            [n.clone(), deep.clone(), b.clone(), b.clone(), h.clone(), w.clone()],
+            [
+                n.clone(),
+                deep.clone(),
+                b.clone(),
+                b.clone(),
+                h.clone(),
+                w.clone(),
+            ],
             [0, 1, 4, 2, 5, 3],
         ),
         other => return Err(Fail::invalid(format!("there is no mode `{other}`"))),
@@ -498,5 +554,7 @@ pub(crate) fn space_to_depth(cx: &mut Cx) -> Out {
     };
     let v = cx.b.reshape(x, &split)?;
     let v = cx.b.transpose(v, &perm)?;
-    Ok(vec![cx.b.reshape(v, &[n, c * b.clone() * b, rows, columns])?])
+    Ok(vec![
+        cx.b.reshape(v, &[n, c * b.clone() * b, rows, columns])?,
+    ])
 }

@@ -61,7 +61,11 @@ fn times(cx: &mut Cx, v: Value, factor: f64) -> One {
         return Ok(v);
     }
     let dtype = cx.dtype(v);
-    let wide = if dtype.is_float() { v } else { cx.b.cast(v, DType::F64)? };
+    let wide = if dtype.is_float() {
+        v
+    } else {
+        cx.b.cast(v, DType::F64)?
+    };
     let factor = cx.like(wide, factor)?;
     let y = cx.b.mul(wide, factor)?;
     Ok(cx.b.cast(y, dtype)?)
@@ -70,7 +74,9 @@ fn times(cx: &mut Cx, v: Value, factor: f64) -> One {
 /// Of ONNX Runtime: a product with transposes and a factor.
 pub(crate) fn fused_matmul(cx: &mut Cx) -> Out {
     if cx.flag("transBatchA", false)? || cx.flag("transBatchB", false)? {
-        return Err(Fail::form("a product with transposed batch axes is not supported"));
+        return Err(Fail::form(
+            "a product with transposed batch axes is not supported",
+        ));
     }
     let (a, b) = (cx.arg(0)?, cx.arg(1)?);
     let (ta, tb) = (cx.flag("transA", false)?, cx.flag("transB", false)?);
@@ -123,7 +129,10 @@ pub(crate) fn einsum(cx: &mut Cx) -> Out {
     };
     let terms: Vec<&str> = inputs.split(',').collect();
     if terms.len() != all.len() {
-        return Err(Fail::invalid(format!("`{equation}` has {} operands", terms.len())));
+        return Err(Fail::invalid(format!(
+            "`{equation}` has {} operands",
+            terms.len()
+        )));
     }
     let mut operands = vec![];
     let mut widest = 0;
@@ -139,7 +148,11 @@ pub(crate) fn einsum(cx: &mut Cx) -> Out {
         operands.push(diagonal(cx, Labelled { value, labels })?);
     }
     let result = match output {
-        Some(o) => expand_term(&o, o.replace("...", "").chars().count() + if o.contains("...") { widest } else { 0 }, &equation)?,
+        Some(o) => expand_term(
+            &o,
+            o.replace("...", "").chars().count() + if o.contains("...") { widest } else { 0 },
+            &equation,
+        )?,
         None => implied(&operands, widest),
     };
     let mut acc = operands.remove(0);
@@ -169,7 +182,10 @@ fn expand_term(term: &str, rank: usize, equation: &str) -> Result<Vec<char>, Fai
     if !(before.chars().chain(after.chars())).all(|c| c.is_ascii_alphabetic()) {
         return Err(wrong());
     }
-    let extra = rank.checked_sub(letters).filter(|&n| (dots || n == 0) && n < 10).ok_or_else(wrong)?;
+    let extra = rank
+        .checked_sub(letters)
+        .filter(|&n| (dots || n == 0) && n < 10)
+        .ok_or_else(wrong)?;
     let digits = (0..extra).map(|i| (b'0' + (extra - 1 - i) as u8) as char);
     Ok(before.chars().chain(digits).chain(after.chars()).collect())
 }
@@ -204,7 +220,11 @@ fn diagonal(cx: &mut Cx, mut o: Labelled) -> Result<Labelled, Fail> {
         let iota = |axis: usize| {
             let mut s = vec![Dim::ONE; shape.len()];
             s[axis] = shape[axis].clone();
-            kiln_ir::ops::source::Iota { shape: s, axis, dtype: DType::I64 }
+            kiln_ir::ops::source::Iota {
+                shape: s,
+                axis,
+                dtype: DType::I64,
+            }
         };
         let (i, j) = (cx.b.one(iota(first), &[])?, cx.b.one(iota(second), &[])?);
         let same = cx.b.compare(kiln_ir::CompareFn::Eq, i, j)?;
@@ -217,19 +237,30 @@ fn diagonal(cx: &mut Cx, mut o: Labelled) -> Result<Labelled, Fail> {
 
 /// Sums the axes whose label is not kept.
 fn sum_out(cx: &mut Cx, o: Labelled, keep: &BTreeSet<char>) -> Result<Labelled, Fail> {
-    let axes: Vec<usize> = (0..o.labels.len()).filter(|&i| !keep.contains(&o.labels[i])).collect();
+    let axes: Vec<usize> = (0..o.labels.len())
+        .filter(|&i| !keep.contains(&o.labels[i]))
+        .collect();
     if axes.is_empty() {
         return Ok(o);
     }
     let value = cx.b.reduce(ReduceFn::Sum, o.value, &axes, false)?;
-    let labels = o.labels.iter().copied().filter(|c| keep.contains(c)).collect();
+    let labels = o
+        .labels
+        .iter()
+        .copied()
+        .filter(|c| keep.contains(c))
+        .collect();
     Ok(Labelled { value, labels })
 }
 
 /// The operand with its axes in this order, axes of extent 1 put in where it
 /// lacks a label.
 fn order_as(cx: &mut Cx, o: &Labelled, order: &[char]) -> One {
-    let present: Vec<char> = order.iter().copied().filter(|c| o.labels.contains(c)).collect();
+    let present: Vec<char> = order
+        .iter()
+        .copied()
+        .filter(|c| o.labels.contains(c))
+        .collect();
     let perm: Vec<usize> = present
         .iter()
         .filter_map(|c| o.labels.iter().position(|d| d == c))
@@ -248,7 +279,12 @@ fn order_as(cx: &mut Cx, o: &Labelled, order: &[char]) -> One {
 
 /// Two operands as one batched matrix product: labels of both that stay are the
 /// batch, labels of both that do not are summed.
-fn contract(cx: &mut Cx, a: Labelled, b: Labelled, later: &BTreeSet<char>) -> Result<Labelled, Fail> {
+fn contract(
+    cx: &mut Cx,
+    a: Labelled,
+    b: Labelled,
+    later: &BTreeSet<char>,
+) -> Result<Labelled, Fail> {
     let keep_a: BTreeSet<char> = later.iter().chain(&b.labels).copied().collect();
     let keep_b: BTreeSet<char> = later.iter().chain(&a.labels).copied().collect();
     let (a, b) = (sum_out(cx, a, &keep_a)?, sum_out(cx, b, &keep_b)?);
@@ -256,7 +292,10 @@ fn contract(cx: &mut Cx, a: Labelled, b: Labelled, later: &BTreeSet<char>) -> Re
     // An axis of 1 broadcasts against the other's: such labels cannot be summed
     // by a product, and are batch axes first.
     let extent = |cx: &Cx, o: &Labelled, c: char| {
-        o.labels.iter().position(|d| *d == c).map(|i| cx.shape(o.value)[i].clone())
+        o.labels
+            .iter()
+            .position(|d| *d == c)
+            .map(|i| cx.shape(o.value)[i].clone())
     };
     let alike = |cx: &Cx, c: char| extent(cx, &a, c) == extent(cx, &b, c);
     let summed: Vec<char> = a
@@ -265,9 +304,19 @@ fn contract(cx: &mut Cx, a: Labelled, b: Labelled, later: &BTreeSet<char>) -> Re
         .copied()
         .filter(|c| shared(c) && !later.contains(c) && alike(cx, *c))
         .collect();
-    let batch: Vec<char> = a.labels.iter().copied().filter(|c| shared(c) && !summed.contains(c)).collect();
+    let batch: Vec<char> = a
+        .labels
+        .iter()
+        .copied()
+        .filter(|c| shared(c) && !summed.contains(c))
+        .collect();
     let rows: Vec<char> = a.labels.iter().copied().filter(|c| !shared(c)).collect();
-    let columns: Vec<char> = b.labels.iter().copied().filter(|c| !a.labels.contains(c)).collect();
+    let columns: Vec<char> = b
+        .labels
+        .iter()
+        .copied()
+        .filter(|c| !a.labels.contains(c))
+        .collect();
     let left = order_as(cx, &a, &[&batch[..], &rows, &summed].concat())?;
     let right = order_as(cx, &b, &[&batch[..], &summed, &columns].concat())?;
     let (sl, sr) = (cx.shape(left), cx.shape(right));
@@ -279,7 +328,8 @@ fn contract(cx: &mut Cx, a: Labelled, b: Labelled, later: &BTreeSet<char>) -> Re
         m
     };
     let l = cx.b.reshape(left, &matrix(&sl, rows.len(), summed.len()))?;
-    let r = cx.b.reshape(right, &matrix(&sr, summed.len(), columns.len()))?;
+    let r =
+        cx.b.reshape(right, &matrix(&sr, summed.len(), columns.len()))?;
     let y = cx.b.matmul(l, r)?;
     let mut shape = shapes::broadcast(&sl[..n], &sr[..n]);
     shape.extend_from_slice(&sl[n..n + rows.len()]);

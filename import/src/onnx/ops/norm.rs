@@ -19,7 +19,11 @@ pub(crate) fn softmax(cx: &mut Cx, log: bool) -> Out {
         return Ok(vec![cx.b.one(Softmax { axis, log }, &[x])?]);
     }
     let axis = cx.int("axis", 1)?;
-    let axis = if axis == shape.len() as i64 { shape.len() } else { cx.axis(axis, shape.len())? };
+    let axis = if axis == shape.len() as i64 {
+        shape.len()
+    } else {
+        cx.axis(axis, shape.len())?
+    };
     let last = axis + 1 == shape.len();
     if last {
         return Ok(vec![cx.b.one(Softmax { axis, log }, &[x])?]);
@@ -69,7 +73,11 @@ pub(crate) fn layer_norm(cx: &mut Cx) -> Out {
     let eps = cx.float("epsilon", 1e-5)?;
     let mut out = vec![layer_norm_of(cx, x, scale, bias, axis, eps)?];
     if cx.wants(1) || cx.wants(2) {
-        let stash = if cx.int("stash_type", 1)? == 1 { DType::F32 } else { cx.dtype(x) };
+        let stash = if cx.int("stash_type", 1)? == 1 {
+            DType::F32
+        } else {
+            cx.dtype(x)
+        };
         let x = cx.b.cast(x, stash)?;
         let axes: Vec<usize> = (axis..cx.rank(x)).collect();
         let mean = cx.b.reduce(ReduceFn::Mean, x, &axes, true)?;
@@ -81,7 +89,14 @@ pub(crate) fn layer_norm(cx: &mut Cx) -> Out {
 }
 
 /// The composite, its vectors brought to the shape of the normalised axes.
-fn layer_norm_of(cx: &mut Cx, x: Value, scale: Value, bias: Option<Value>, axis: usize, eps: f64) -> One {
+fn layer_norm_of(
+    cx: &mut Cx,
+    x: Value,
+    scale: Value,
+    bias: Option<Value>,
+    axis: usize,
+    eps: f64,
+) -> One {
     let shape = cx.shape(x)[axis..].to_vec();
     let scale = cx.b.broadcast_to(scale, &shape)?;
     let bias = match bias {
@@ -140,7 +155,9 @@ pub(crate) fn skip_rms_norm(cx: &mut Cx) -> Out {
 
 fn skip_results(cx: &mut Cx, y: Value, sum: Value) -> Out {
     if cx.wants(1) || cx.wants(2) {
-        return Err(Fail::form("the mean and deviation of a skip norm are not supported"));
+        return Err(Fail::form(
+            "the mean and deviation of a skip norm are not supported",
+        ));
     }
     Ok(vec![y, y, y, sum])
 }
@@ -150,8 +167,10 @@ pub(crate) fn batch_norm(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
     let later = (1..5).any(|i| cx.wants(i));
     if cx.flag("training_mode", false)? || later {
-        return Err(Fail::form("batch normalization in training mode is not supported")
-            .help("export the model for inference (model.eval())"));
+        return Err(
+            Fail::form("batch normalization in training mode is not supported")
+                .help("export the model for inference (model.eval())"),
+        );
     }
     let shape = cx.shape(x);
     let mut line = vec![Dim::ONE; shape.len()];
@@ -224,7 +243,11 @@ pub(crate) fn instance_norm(cx: &mut Cx) -> Out {
     let eps = cx.float("epsilon", 1e-5)?;
     let wide = widened(cx, x)?;
     let axes: Vec<usize> = (2..rank).collect();
-    let y = if axes.is_empty() { wide } else { standardise(cx, wide, &axes, eps)? };
+    let y = if axes.is_empty() {
+        wide
+    } else {
+        standardise(cx, wide, &axes, eps)?
+    };
     per_channel(cx, y, x)
 }
 

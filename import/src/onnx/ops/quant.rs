@@ -24,7 +24,10 @@ fn granularity(cx: &mut Cx, x: Value, scale: Value) -> Result<(usize, usize), Fa
 
 fn implied_block(cx: &Cx, x: Value, scale: Value, axis: usize) -> Result<usize, Fail> {
     let (n, s) = (cx.shape(x), cx.shape(scale));
-    let block = n.get(axis).zip(s.get(axis)).and_then(|(n, s)| n.div_exact(s)?.as_const());
+    let block = n
+        .get(axis)
+        .zip(s.get(axis))
+        .and_then(|(n, s)| n.div_exact(s)?.as_const());
     block
         .and_then(|b| usize::try_from(b).ok())
         .filter(|&b| b > 0)
@@ -51,7 +54,8 @@ pub(crate) fn dequantize(cx: &mut Cx) -> Out {
     match cx.opt_int("output_dtype")? {
         None | Some(0) => Ok(vec![y]),
         Some(n) => {
-            let to = tensor::dtype(n).ok_or_else(|| Fail::invalid(format!("{n} is no element type")))?;
+            let to =
+                tensor::dtype(n).ok_or_else(|| Fail::invalid(format!("{n} is no element type")))?;
             Ok(vec![cx.b.cast(y, to)?])
         }
     }
@@ -68,7 +72,9 @@ pub(crate) fn quantize(cx: &mut Cx) -> Out {
     let to = match (zero, cx.int("output_dtype", 0)?) {
         (Some(z), _) => cx.dtype(z),
         (None, 0) => DType::U8,
-        (None, n) => tensor::dtype(n).ok_or_else(|| Fail::invalid(format!("{n} is no element type")))?,
+        (None, n) => {
+            tensor::dtype(n).ok_or_else(|| Fail::invalid(format!("{n} is no element type")))?
+        }
     };
     if !cx.dtype(x).is_float() {
         let float = cx.dtype(scale);

@@ -96,9 +96,17 @@ fn range_count(cx: &mut Cx, start: Value, limit: Value, delta: Value) -> Result<
         if step == 0 {
             return Err(Fail::invalid("the step is 0"));
         }
-        let span = if step > 0 { limit - start } else { start - limit };
+        let span = if step > 0 {
+            limit - start
+        } else {
+            start - limit
+        };
         let n = span.ceil_div(&step.saturating_abs().into());
-        return Ok(if n.is_nonneg() { n } else { n.maximum(&Dim::ZERO) });
+        return Ok(if n.is_nonneg() {
+            n
+        } else {
+            n.maximum(&Dim::ZERO)
+        });
     }
     if let (Some(start), Some(limit), Some(delta)) =
         (cx.number(start), cx.number(limit), cx.number(delta))

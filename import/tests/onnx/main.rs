@@ -1,0 +1,8 @@
+//! ONNX import, held against ONNX's own node tests, ONNX Runtime, and files that
+//! are damaged.
+
+mod bad;
+mod mini;
+mod models;
+mod nodes;
+mod support;

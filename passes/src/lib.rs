@@ -5,6 +5,7 @@
 
 pub mod choose_layouts;
 pub mod decompose;
+pub mod differentiate;
 pub mod fuse;
 pub mod manager;
 pub mod pipeline;

@@ -92,9 +92,10 @@ pub struct BindDim {
 use crate::graph::{SymValue, Value};
 use crate::op::*;
 use crate::ops::layout::move_elements;
+use crate::ops::source::Iota;
 use crate::ops::util::*;
 use crate::tensor::{Encoder, computes_in_integers};
-use crate::{BinaryFn, Builder, DType, Tensor, TensorType};
+use crate::{BinaryFn, Builder, CompareFn, DType, Tensor, TensorType};
 
 /// An index that may count from the end, as an offset; an error out of range.
 fn resolve(index: i64, extent: usize) -> Result<usize, EvalError> {
@@ -539,13 +540,14 @@ impl OpDef for ScatterElements {
     }
 
     fn grad(&self, b: &mut Builder, io: Io<'_>, d: &[Value]) -> Result<Grad, TypeError> {
-        if self.f != ScatterFn::Add {
-            return Ok(Grad::Unsupported {
-                because: "only scattered sums are differentiated",
-            });
-        }
-        let du = b.one(GatherElements { axis: self.axis }, &[d[0], io.args[1]])?;
-        Ok(Grad::Args(vec![Some(d[0]), None, Some(du)]))
+        scatter_grad(
+            b,
+            self.f,
+            self.clone(),
+            GatherElements { axis: self.axis },
+            io,
+            d[0],
+        )
     }
 
     fn attrs(&self) -> Attrs {
@@ -555,6 +557,48 @@ impl OpDef for ScatterElements {
     }
 
     primitive!();
+}
+
+/// Updates that are set or added get the gradient of where they went. Where
+/// several meet, only the last one set has a part in the result: scattering their
+/// numbers tells which that is.
+fn scatter_grad(
+    b: &mut Builder,
+    f: ScatterFn,
+    scatter: impl Into<Op>,
+    gather: impl Into<Op>,
+    io: Io<'_>,
+    d: Value,
+) -> Result<Grad, TypeError> {
+    let (scatter, gather, indices) = (scatter.into(), gather.into(), io.args[1]);
+    let du = b.one(gather.clone(), &[d, indices])?;
+    match f {
+        ScatterFn::Add => return Ok(Grad::Args(vec![Some(d), None, Some(du)])),
+        ScatterFn::Set => {}
+        ScatterFn::Mul | ScatterFn::Max | ScatterFn::Min => {
+            return Ok(Grad::Unsupported {
+                because: "only scattered updates that are set or added are differentiated",
+            });
+        }
+    }
+    let (shape, updates) = (b.shape(io.args[0]), b.shape(io.args[2]));
+    let count = Iota {
+        shape: vec![Dim::product(&updates)],
+        axis: 0,
+        dtype: DType::I64,
+    };
+    let numbers = b.one(count, &[])?;
+    let numbers = b.reshape(numbers, &updates)?;
+    let none = b.full(DType::I64, &shape, -1.0)?;
+    let last = b.one(scatter, &[none, indices, numbers])?;
+    let won = b.one(gather, &[last, indices])?;
+    let won = b.compare(CompareFn::Eq, won, numbers)?;
+    let zero = b.scalar_like(d, 0.0)?;
+    let du = b.select(won, du, zero)?;
+    let minus = b.scalar(DType::I64, -1.0)?;
+    let untouched = b.compare(CompareFn::Eq, last, minus)?;
+    let dx = b.select(untouched, d, zero)?;
+    Ok(Grad::Args(vec![Some(dx), None, Some(du)]))
 }
 
 parse_one!(ScatterNd, "scatter_nd", |a| Ok(ScatterNd {
@@ -618,13 +662,14 @@ impl OpDef for ScatterNd {
     }
 
     fn grad(&self, b: &mut Builder, io: Io<'_>, d: &[Value]) -> Result<Grad, TypeError> {
-        if self.f != ScatterFn::Add {
-            return Ok(Grad::Unsupported {
-                because: "only scattered sums are differentiated",
-            });
-        }
-        let du = b.one(GatherNd { batch_dims: 0 }, &[d[0], io.args[1]])?;
-        Ok(Grad::Args(vec![Some(d[0]), None, Some(du)]))
+        scatter_grad(
+            b,
+            self.f,
+            self.clone(),
+            GatherNd { batch_dims: 0 },
+            io,
+            d[0],
+        )
     }
 
     fn attrs(&self) -> Attrs {

@@ -111,7 +111,7 @@ use crate::graph::{SymValue, Value};
 use crate::op::*;
 use crate::ops::util::*;
 use crate::tensor::{Encoder, computes_in_integers};
-use crate::{Builder, DType, Tensor, TensorType, Tri};
+use crate::{Builder, DType, ReduceFn, Tensor, TensorType, Tri};
 
 /// Moves elements one by one: for each result index, where it comes from
 /// (`None`: `fill`).
@@ -508,24 +508,27 @@ impl OpDef for Slice {
     }
 
     fn grad(&self, b: &mut Builder, io: Io<'_>, d: &[Value]) -> Result<Grad, TypeError> {
-        if self.steps.iter().any(|&s| s != 1) {
-            return Ok(Grad::Unsupported {
-                because: "the slice has steps",
-            });
-        }
         let shape = b.shape(io.args[0]);
+        let (mut d, mut lo) = (d[0], self.starts.clone());
+        for (axis, &step) in self.steps.iter().enumerate().filter(|(_, s)| **s != 1) {
+            if self.sizes[axis] == Dim::ZERO {
+                continue;
+            }
+            if step < 0 {
+                d = reversed(b, d, axis)?;
+                // The lowest element taken is the last.
+                let last = (self.sizes[axis].clone() - Dim::ONE) * Dim::from(step);
+                lo[axis] = lo[axis].clone() + last;
+            }
+            d = spaced(b, d, axis, step.unsigned_abs() as usize)?;
+        }
+        let taken = b.shape(d);
         let hi = (0..shape.len())
-            .map(|i| shape[i].clone() - self.starts[i].clone() - self.sizes[i].clone())
+            .map(|i| shape[i].clone() - lo[i].clone() - taken[i].clone())
             .collect();
-        let zero = b.scalar_like(d[0], 0.0)?;
-        let dx = b.one(
-            Pad {
-                lo: self.starts.clone(),
-                hi,
-                mode: PadMode::Constant,
-            },
-            &[d[0], zero],
-        )?;
+        let zero = b.scalar_like(d, 0.0)?;
+        let mode = PadMode::Constant;
+        let dx = b.one(Pad { lo, hi, mode }, &[d, zero])?;
         Ok(Grad::Args(vec![Some(b.reshape(dx, &shape)?)]))
     }
 
@@ -537,6 +540,40 @@ impl OpDef for Slice {
     }
 
     primitive!();
+}
+
+/// The axis back to front.
+fn reversed(b: &mut Builder, x: Value, axis: usize) -> Result<Value, TypeError> {
+    let sizes = b.shape(x);
+    let (mut starts, mut steps) = (vec![Dim::ZERO; sizes.len()], vec![1; sizes.len()]);
+    (starts[axis], steps[axis]) = (sizes[axis].clone() - Dim::ONE, -1);
+    let slice = Slice {
+        starts,
+        sizes,
+        steps,
+    };
+    b.one(slice, &[x])
+}
+
+/// The axis with `by - 1` zeros between its elements.
+fn spaced(b: &mut Builder, x: Value, axis: usize, by: usize) -> Result<Value, TypeError> {
+    if by == 1 {
+        return Ok(x);
+    }
+    let shape = b.shape(x);
+    let mut column = shape.clone();
+    column.insert(axis + 1, Dim::ONE);
+    let x = b.reshape(x, &column)?;
+    let (lo, mut hi) = (vec![Dim::ZERO; column.len()], vec![Dim::ZERO; column.len()]);
+    hi[axis + 1] = (by - 1).into();
+    let zero = b.scalar_like(x, 0.0)?;
+    let mode = PadMode::Constant;
+    let x = b.one(Pad { lo, hi, mode }, &[x, zero])?;
+    let mut joined = shape;
+    joined[axis] = joined[axis].clone() * Dim::from(by);
+    let x = b.reshape(x, &joined)?;
+    let used = joined[axis].clone() - Dim::from(by - 1);
+    b.slice_axis(x, axis, Dim::ZERO, used)
 }
 
 parse_one!(Concat, "concat", |a| Ok(Concat {
@@ -762,17 +799,21 @@ impl OpDef for Pad {
                 because: "only constant padding is differentiated",
             });
         }
-        let sizes = b.shape(io.args[0]);
-        let steps = vec![1; sizes.len()];
-        let dx = b.one(
-            Slice {
-                starts: self.lo.clone(),
-                sizes,
-                steps,
-            },
-            &[d[0]],
-        )?;
-        Ok(Grad::Args(vec![Some(dx), None]))
+        // Taking away what was added, and adding what was taken away.
+        let back = Pad {
+            lo: self.lo.iter().map(|d| -d.clone()).collect(),
+            hi: self.hi.iter().map(|d| -d.clone()).collect(),
+            mode: PadMode::Constant,
+        };
+        let (zero, one) = (b.scalar_like(d[0], 0.0)?, b.scalar_like(d[0], 1.0)?);
+        let dx = b.one(back, &[d[0], zero])?;
+        let (shape, dtype) = (b.shape(io.args[0]), b.ty(io.args[0]).dtype);
+        let inside = b.full(dtype, &shape, 0.0)?;
+        let added = b.one(self.clone(), &[inside, one])?;
+        let added = b.mul(added, d[0])?;
+        let axes: Vec<usize> = (0..shape.len()).collect();
+        let dv = b.reduce(ReduceFn::Sum, added, &axes, false)?;
+        Ok(Grad::Args(vec![Some(dx), Some(dv)]))
     }
 
     fn attrs(&self) -> Attrs {

@@ -356,7 +356,7 @@ fn indices() -> Vec<Sample> {
         ScatterFn::Min,
     ] {
         let smooth_ = matches!(f_, ScatterFn::Set | ScatterFn::Add);
-        let rows = exactly(DType::I64, &[2, 2], &[0.0, 2.0, 1.0, 0.0]);
+        let rows = exactly(DType::I64, &[2, 2], &[0.0, 2.0, 0.0, 1.0]);
         let op = ScatterElements { axis: 0, f: f_ };
         out.push(Sample {
             op: op.into(),

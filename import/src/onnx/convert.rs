@@ -1,17 +1,16 @@
 //! The walk over the nodes.
 
-use super::attrs::Given;
 use super::constants::{self, Const, Constants, Key};
 use super::cx::{Cx, Fail};
 use super::files::Files;
 use super::inputs::Symbols;
+use super::scope::{Bound, Env, Scope, domain, initializer_names, node_name, opsets};
 use super::{ImportOptions, order, shapes, sweep, table};
 use crate::diagnostic::{Diagnostic, code};
 use kiln_ir::graph::{Origin, Origins, PortKind, Value};
 use kiln_ir::{Builder, Globals, Graph, Module};
 use onnx_protobuf::{FunctionProto, GraphProto, ModelProto, NodeProto};
 use std::collections::{HashMap, HashSet};
-use std::rc::Rc;
 use std::sync::Arc;
 
 /// Opsets from before this one are not read.
@@ -21,56 +20,8 @@ const NEWEST_OPSET: i64 = 27;
 /// Nodes in all, functions inlined: functions that call each other twice grow
 /// exponentially.
 const MAX_NODES: usize = 2_000_000;
-/// Subgraphs and functions in each other.
-const MAX_DEPTH: usize = 40;
 /// Things said about one model.
 const MAX_DIAGNOSTICS: usize = 10_000;
-
-/// What surrounds a node: the function that is being inlined, or the model.
-pub(crate) struct Env<'m> {
-    /// Opset versions by domain; ONNX's own is "".
-    opsets: Rc<HashMap<&'m str, i64>>,
-    /// Attributes that the caller gave.
-    pub(crate) given: Given<'m>,
-    /// Put before node names.
-    prefix: String,
-    /// Functions being inlined, to find those that call themselves.
-    stack: Vec<(&'m str, &'m str)>,
-    depth: usize,
-}
-
-/// What a name stands for.
-#[derive(Clone, Copy)]
-enum Bound {
-    /// A value.
-    Value(Value),
-    /// Something that failed and was reported.
-    Reported,
-    /// An input that a function's caller left out.
-    Absent,
-}
-
-/// Values by name.
-pub(crate) struct Scope<'p, 'm> {
-    values: HashMap<&'m str, Bound>,
-    parent: Option<&'p Scope<'p, 'm>>,
-}
-
-impl<'p, 'm> Scope<'p, 'm> {
-    fn new(parent: Option<&'p Scope<'p, 'm>>) -> Scope<'p, 'm> {
-        Scope {
-            values: HashMap::new(),
-            parent,
-        }
-    }
-
-    fn find(&self, name: &str) -> Option<Bound> {
-        match self.values.get(name) {
-            Some(v) => Some(*v),
-            None => self.parent?.find(name),
-        }
-    }
-}
 
 /// A model on its way into a module.
 pub(crate) struct Importer<'m> {
@@ -82,19 +33,6 @@ pub(crate) struct Importer<'m> {
     diagnostics: Vec<Diagnostic>,
     functions: HashMap<(&'m str, &'m str, &'m str), &'m FunctionProto>,
     nodes: usize,
-}
-
-fn domain(name: &str) -> &str {
-    if name == "ai.onnx" { "" } else { name }
-}
-
-fn opsets(imports: &[onnx_protobuf::OperatorSetIdProto]) -> Rc<HashMap<&str, i64>> {
-    Rc::new(
-        imports
-            .iter()
-            .map(|o| (domain(&o.domain), o.version))
-            .collect(),
-    )
 }
 
 impl<'m> Importer<'m> {
@@ -609,40 +547,4 @@ impl<'m> Importer<'m> {
             self.diagnostics.push(d.at(&file, node));
         }
     }
-}
-
-impl<'m> Env<'m> {
-    fn deeper(&self, prefix: String) -> Result<Env<'m>, Fail> {
-        if self.depth >= MAX_DEPTH {
-            return Err(Fail::new(
-                code::LIMIT,
-                format!("graphs and functions nest deeper than {MAX_DEPTH}"),
-            ));
-        }
-        Ok(Env {
-            opsets: self.opsets.clone(),
-            given: self.given.clone(),
-            prefix,
-            stack: self.stack.clone(),
-            depth: self.depth + 1,
-        })
-    }
-}
-
-fn initializer_names(graph: &GraphProto) -> impl Iterator<Item = &str> {
-    graph
-        .initializer
-        .iter()
-        .map(|t| &*t.name)
-        .chain(graph.sparse_initializer.iter().map(|t| &*t.values.name))
-}
-
-/// The node's name, or what it makes where it has none.
-fn node_name(node: &NodeProto, prefix: &str) -> String {
-    let own = match node.output.first() {
-        _ if !node.name.is_empty() => &node.name,
-        Some(output) => output,
-        None => &node.op_type,
-    };
-    format!("{prefix}{own}")
 }

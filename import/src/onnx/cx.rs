@@ -2,7 +2,8 @@
 
 use super::attrs::{self, Given};
 use super::constants::{Const, Key};
-use super::convert::{Env, Importer, Scope};
+use super::convert::Importer;
+use super::scope::{Env, Scope};
 use crate::diagnostic::code;
 use kiln_ir::graph::Value;
 use kiln_ir::{Builder, ConstSource, DType, Dim, GlobalKind, Op, Tensor, TensorType, TypeError};

@@ -17,6 +17,7 @@ mod inputs;
 mod ops;
 mod order;
 mod report;
+mod scope;
 mod shapes;
 mod sweep;
 mod table;

@@ -2,8 +2,10 @@
 //! operator's meaning changed; adding an operator is adding a row.
 
 use super::cx::{Cx, Out};
-use super::ops::{control, elementwise as e, index, layout, linear, norm, quant, reduce, source};
-use kiln_ir::{BinaryFn, CompareFn, UnaryFn};
+use super::ops::{
+    attention, control, elementwise as e, index, layout, linear, norm, quant, reduce, source,
+};
+use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
@@ -72,6 +74,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "Shrink" => e::shrink,
         "Softplus" => e::softplus,
         "Softsign" => e::softsign,
+        "SwiGLU" => e::swiglu,
         "Swish" => e::swish,
         "ThresholdedRelu" => e::thresholded_relu,
         // Elementwise, several arguments.
@@ -133,6 +136,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "GatherElements" => index::gather_elements,
         "GatherND" => index::gather_nd,
         "NonZero" => index::non_zero,
+        "ReverseSequence" => index::reverse_sequence,
         "Scatter" => index::scatter_elements,
         "ScatterElements" => index::scatter_elements,
         "ScatterND" => index::scatter_nd,
@@ -140,7 +144,8 @@ pub(crate) const ROWS: &[Row] = rows! {
         "ArgMax" => |c| index::arg_reduce(c, true),
         "ArgMin" => |c| index::arg_reduce(c, false),
         // Reductions.
-        "CumSum" => reduce::cumsum,
+        "CumProd" => |c| reduce::cumulate(c, ReduceFn::Prod),
+        "CumSum" => |c| reduce::cumulate(c, ReduceFn::Sum),
         "ReduceL1" => |c| reduce::reduce(c, reduce::Kind::L1),
         "ReduceL2" => |c| reduce::reduce(c, reduce::Kind::L2),
         "ReduceLogSum" => |c| reduce::reduce(c, reduce::Kind::LogSum),
@@ -170,6 +175,9 @@ pub(crate) const ROWS: &[Row] = rows! {
         "RMSNormalization" => norm::rms_norm,
         "SimplifiedLayerNormalization" => norm::rms_norm,
         "Softmax" => |c| norm::softmax(c, false),
+        // Attention.
+        "Attention" => attention::attention,
+        "RotaryEmbedding" => attention::rotary_embedding,
         // Quantization.
         "DequantizeLinear" => quant::dequantize,
         "DynamicQuantizeLinear" => quant::dynamic_quantize,
@@ -187,6 +195,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "Gelu" => e::gelu,
         "QuantizeLinear" => quant::quantize,
         "QuickGelu" => e::quick_gelu,
+        "RotaryEmbedding" => attention::microsoft_rotary_embedding,
         "SimplifiedLayerNormalization" => norm::rms_norm,
         "SkipLayerNormalization" => norm::skip_layer_norm,
         "SkipSimplifiedLayerNormalization" => norm::skip_rms_norm,

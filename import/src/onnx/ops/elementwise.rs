@@ -382,3 +382,10 @@ pub(crate) fn fast_gelu(cx: &mut Cx) -> Out {
     let x = with_bias(cx)?;
     Ok(vec![cx.b.one(Gelu { tanh: true }, &[x])?])
 }
+
+/// `swish(a) · b`.
+pub(crate) fn swiglu(cx: &mut Cx) -> Out {
+    let gate = swish(cx)?[0];
+    let b = cx.arg(1)?;
+    Ok(vec![cx.b.mul(gate, b)?])
+}

@@ -5,7 +5,8 @@ use kiln_ir::ops::index::{
     GatherElements, GatherNd, NonZero, ScatterElements, ScatterFn, ScatterNd,
 };
 use kiln_ir::ops::reduce::{ArgReduce, TopK};
-use kiln_ir::{DType, Dim};
+use kiln_ir::ops::source::Iota;
+use kiln_ir::{BinaryFn, CompareFn, DType, Dim};
 
 pub(crate) fn gather(cx: &mut Cx) -> Out {
     let (x, indices) = (cx.arg(0)?, cx.arg(1)?);
@@ -108,4 +109,32 @@ pub(crate) fn top_k(cx: &mut Cx) -> Out {
         largest: cx.flag("largest", true)?,
     };
     Ok(cx.b.push(op, &[x])?)
+}
+
+/// Runs of each row (of length `sequence_lens`) turned round along an axis.
+pub(crate) fn reverse_sequence(cx: &mut Cx) -> Out {
+    let (x, lengths) = (cx.arg(0)?, cx.arg(1)?);
+    let shape = cx.shape(x);
+    let batch = cx.axis(cx.int("batch_axis", 1)?, shape.len())?;
+    let time = cx.axis(cx.int("time_axis", 0)?, shape.len())?;
+    let iota = |axis: usize| {
+        let mut s = vec![Dim::ONE; shape.len()];
+        s[axis] = shape[axis].clone();
+        Iota {
+            shape: s,
+            axis,
+            dtype: DType::I64,
+        }
+    };
+    let at = cx.b.one(iota(time), &[])?;
+    let mut line = vec![Dim::ONE; shape.len()];
+    line[batch] = shape[batch].clone();
+    let lengths = cx.b.cast(lengths, DType::I64)?;
+    let lengths = cx.b.reshape(lengths, &line)?;
+    let turned = cx.b.sub(lengths, at)?;
+    let turned = cx.with_int(BinaryFn::Sub, turned, 1)?;
+    let inside = cx.b.compare(CompareFn::Lt, at, lengths)?;
+    let from = cx.b.select(inside, turned, at)?;
+    let from = cx.b.broadcast_to(from, &shape)?;
+    Ok(vec![cx.b.one(GatherElements { axis: time }, &[x, from])?])
 }

@@ -1,5 +1,6 @@
 //! Handlers of the operators, by family.
 
+pub(crate) mod attention;
 pub(crate) mod control;
 pub(crate) mod elementwise;
 pub(crate) mod index;

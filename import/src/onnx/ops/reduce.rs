@@ -138,14 +138,15 @@ pub(crate) fn global_pool(cx: &mut Cx, kind: Kind) -> Out {
     Ok(vec![apply(cx, kind, x, &axes, true)?])
 }
 
-pub(crate) fn cumsum(cx: &mut Cx) -> Out {
+/// Running sums or products along an axis.
+pub(crate) fn cumulate(cx: &mut Cx, f: ReduceFn) -> Out {
     let (x, axis) = (cx.arg(0)?, cx.arg(1)?);
     let axis = match cx.need_ints(axis, "the axis")?[..] {
         [a] => cx.axis(a, cx.rank(x))?,
         _ => return Err(Fail::invalid("the axis is not one number")),
     };
     let op = Cumulate {
-        f: ReduceFn::Sum,
+        f,
         axis,
         exclusive: cx.flag("exclusive", false)?,
         reverse: cx.flag("reverse", false)?,

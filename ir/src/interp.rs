@@ -3,8 +3,9 @@
 
 use crate::graph::{Graph, PortKind, RegionId, Relation, Value};
 use crate::module::{ConstSource, Global, GlobalKind, Module};
+use crate::op::OpDef;
 use crate::op::{EvalCx, EvalError, Op};
-use crate::ops::blocks::decode_block;
+use crate::ops::contract::Decode;
 use crate::tensor::Encoder;
 use crate::{Binding, NodeId, Tensor};
 use std::cell::RefCell;
@@ -39,16 +40,12 @@ pub fn materialize(
             .ok_or_else(|| EvalError("a global's shape must be constant".into()))
     };
     match source {
-        ConstSource::Tensor(t) => match global.ty.encoding {
+        ConstSource::Tensor(t) => match Decode::of(&global.ty) {
             None => Ok(t.clone()),
-            Some(e) => {
-                let mut out = vec![];
-                for block in t.bytes().chunks_exact(e.format.block_bytes()) {
-                    decode_block(e.format, block, &mut out)?;
-                }
-                let mut encoded = Encoder::new(global.ty.dtype, out.len());
-                out.iter().for_each(|&v| encoded.push_f64(v as f64));
-                Tensor::new(global.ty.dtype, shape()?, encoded.finish()).map_err(fail)
+            Some(decode) => {
+                let binding = RefCell::new(Binding::new());
+                let mut plain = decode.eval(&EvalCx::pure(&binding), &[t])?;
+                Ok(plain.remove(0))
             }
         },
         ConstSource::Splat(v) => {

@@ -5,6 +5,7 @@ mod attention;
 mod composite;
 mod contract;
 mod control;
+mod programs;
 mod properties;
 mod reduce;
 

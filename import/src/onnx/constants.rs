@@ -1,6 +1,7 @@
 //! Every constant of the model, loaded before any node: large ones become
 //! globals, small ones literals.
 
+use super::cx::Fail;
 use super::files::Files;
 use super::tensor;
 use crate::diagnostic::{Diagnostic, code};
@@ -134,12 +135,14 @@ impl Loader<'_> {
         );
     }
 
-    fn keep(&mut self, name: &str, key: Key, loaded: Result<Tensor, Diagnostic>) {
+    fn keep(&mut self, name: &str, key: Key, loaded: Result<Tensor, Fail>) {
         let kept = match loaded {
             Ok(t) if is_small(&t) => Const::Inline(t),
             Ok(t) => Const::Global(self.add_global(name, t)),
             Err(e) => {
-                self.out.diagnostics.push(e.at(self.file, name));
+                self.out
+                    .diagnostics
+                    .push(e.diagnostic().at(self.file, name));
                 Const::Failed
             }
         };

@@ -535,9 +535,7 @@ impl<'m> Importer<'m> {
         if e.code.is_empty() {
             return;
         }
-        let d = Diagnostic::error(e.code, e.message)
-            .help(e.help)
-            .op(op, opset);
+        let d = e.diagnostic().op(op, opset);
         self.say(d, node);
     }
 

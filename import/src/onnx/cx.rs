@@ -4,7 +4,7 @@ use super::attrs::{self, Given};
 use super::constants::{Const, Key};
 use super::convert::Importer;
 use super::scope::{Env, Scope};
-use crate::diagnostic::code;
+use crate::diagnostic::{Diagnostic, code};
 use kiln_ir::graph::Value;
 use kiln_ir::{Builder, ConstSource, DType, Dim, GlobalKind, Op, Tensor, TensorType, TypeError};
 use onnx_protobuf::attribute_proto::AttributeType;
@@ -36,6 +36,11 @@ impl Fail {
     pub(crate) fn help(mut self, help: impl Into<String>) -> Fail {
         self.help = help.into();
         self
+    }
+
+    /// The same for people, at no place yet.
+    pub(crate) fn diagnostic(self) -> Diagnostic {
+        Diagnostic::error(self.code, self.message).help(self.help)
     }
 
     /// The node breaks the operator's definition.

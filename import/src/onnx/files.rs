@@ -4,7 +4,8 @@
 //! short while it is mapped faults on access, as for every program that maps
 //! files.
 
-use crate::diagnostic::{Diagnostic, code};
+use super::cx::Fail;
+use crate::diagnostic::code;
 use kiln_ir::Bytes;
 use memmap2::Mmap;
 use std::collections::BTreeMap;
@@ -98,7 +99,7 @@ impl Files {
         location: &str,
         offset: u64,
         length: Option<u64>,
-    ) -> Result<Span, Diagnostic> {
+    ) -> Result<Span, Fail> {
         let file = self.open_external(location)?;
         let size = file.map.len() as u64;
         let end = match length {
@@ -110,7 +111,7 @@ impl Files {
                 file,
                 range: offset as usize..end as usize,
             }),
-            _ => Err(Diagnostic::error(
+            _ => Err(Fail::new(
                 code::EXTERNAL,
                 format!(
                     "`{location}` is {size} bytes long, the constant lies at {offset}, {} long",
@@ -123,7 +124,7 @@ impl Files {
         }
     }
 
-    fn open_external(&mut self, location: &str) -> Result<Arc<Mapped>, Diagnostic> {
+    fn open_external(&mut self, location: &str) -> Result<Arc<Mapped>, Fail> {
         if let Some(file) = self.external.get(location) {
             return Ok(file.clone());
         }
@@ -131,7 +132,7 @@ impl Files {
             .components()
             .all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
         if location.is_empty() || !plain {
-            return Err(Diagnostic::error(
+            return Err(Fail::new(
                 code::EXTERNAL,
                 format!("external data at `{location}` lies outside the model's folder"),
             )
@@ -139,7 +140,7 @@ impl Files {
         }
         let path = self.folder.join(location);
         let file = Mapped::open(&path).map_err(|e| {
-            Diagnostic::error(
+            Fail::new(
                 code::EXTERNAL,
                 format!(
                     "the external data file `{}` cannot be read: {e}",

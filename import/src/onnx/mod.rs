@@ -88,9 +88,9 @@ pub fn check_onnx(path: &Path) -> Report {
 
 /// Reads a file that holds one tensor (`input_0.pb` of ONNX's test data): its
 /// name and contents.
-pub fn read_tensor(path: &Path) -> Result<(String, Tensor), Diagnostic> {
+pub fn read_tensor(path: &Path) -> Result<(String, Tensor), Box<Diagnostic>> {
     let name = path.display().to_string();
-    let at = |d: Diagnostic| d.at(&name, "");
+    let at = |d: Diagnostic| Box::new(d.at(&name, ""));
     let read = |e| {
         at(Diagnostic::error(
             code::READ,
@@ -104,7 +104,7 @@ pub fn read_tensor(path: &Path) -> Result<(String, Tensor), Diagnostic> {
     };
     let proto = TensorProto::parse_from_bytes((*mapped).as_ref()).map_err(bad)?;
     let mut files = Files::new(mapped, path);
-    let (tensor, _) = tensor::load(&proto, &mut files).map_err(at)?;
+    let (tensor, _) = tensor::load(&proto, &mut files).map_err(|e| at(e.diagnostic()))?;
     Ok((proto.name, tensor))
 }
 

@@ -65,7 +65,7 @@ pub(crate) fn report(diagnostics: Vec<Diagnostic>) -> Report {
         }
     }
     let mut gaps: Vec<Gap> = groups.into_values().collect();
-    gaps.sort_by(|a, b| b.count.cmp(&a.count));
+    gaps.sort_by_key(|gap| std::cmp::Reverse(gap.count));
     Report { gaps, warnings }
 }
 

@@ -1,7 +1,8 @@
 //! Constants: `TensorProto` to [`Tensor`], mapped where they are long.
 
+use super::cx::Fail;
 use super::files::{Files, Span};
-use crate::diagnostic::{Diagnostic, code};
+use crate::diagnostic::code;
 use kiln_ir::tensor::element_count;
 use kiln_ir::{DType, Tensor};
 use onnx_protobuf::{SparseTensorProto, TensorProto, tensor_proto::DataLocation};
@@ -63,12 +64,12 @@ pub(crate) fn moved_range(t: &TensorProto) -> Option<Range<usize>> {
     }
 }
 
-fn bad(message: impl Into<String>) -> Diagnostic {
-    Diagnostic::error(code::CONSTANT, message).help("the file is damaged: export or fetch it again")
+fn bad(message: impl Into<String>) -> Fail {
+    Fail::new(code::CONSTANT, message).help("the file is damaged: export or fetch it again")
 }
 
 /// Extents as sizes: none negative, and the element count addressable.
-fn extents(dims: &[i64]) -> Result<Vec<usize>, Diagnostic> {
+fn extents(dims: &[i64]) -> Result<Vec<usize>, Fail> {
     let shape: Option<Vec<usize>> = dims.iter().map(|&d| usize::try_from(d).ok()).collect();
     shape
         .filter(|s| element_count(s).is_some_and(|n| n <= isize::MAX as usize))
@@ -76,10 +77,7 @@ fn extents(dims: &[i64]) -> Result<Vec<usize>, Diagnostic> {
 }
 
 /// The constant, and where it is mapped from if it is.
-pub(crate) fn load(
-    t: &TensorProto,
-    files: &mut Files,
-) -> Result<(Tensor, Option<Span>), Diagnostic> {
+pub(crate) fn load(t: &TensorProto, files: &mut Files) -> Result<(Tensor, Option<Span>), Fail> {
     let dtype = dtype(t.data_type as i64)
         .ok_or_else(|| bad(format!("{} is no element type", t.data_type)))?;
     let shape = extents(&t.dims)?;
@@ -97,7 +95,7 @@ pub(crate) fn load(
     Ok((inline(t, dtype, shape)?, None))
 }
 
-fn mapped_span(t: &TensorProto, files: &mut Files) -> Result<Option<Span>, Diagnostic> {
+fn mapped_span(t: &TensorProto, files: &mut Files) -> Result<Option<Span>, Fail> {
     if t.data_location.enum_value() == Ok(DataLocation::EXTERNAL) {
         let entry = |key: &str| {
             let found = t.external_data.iter().find(|e| e.key == key);
@@ -121,7 +119,7 @@ fn mapped_span(t: &TensorProto, files: &mut Files) -> Result<Option<Span>, Diagn
 }
 
 /// Bools are 0 or 1 from here on, whatever the file holds.
-fn well_formed(t: Tensor) -> Result<Tensor, Diagnostic> {
+fn well_formed(t: Tensor) -> Result<Tensor, Fail> {
     if t.dtype() != DType::Bool || t.bytes().iter().all(|&b| b <= 1) {
         return Ok(t);
     }
@@ -129,7 +127,7 @@ fn well_formed(t: Tensor) -> Result<Tensor, Diagnostic> {
     Tensor::new(DType::Bool, t.shape(), bytes).map_err(|e| bad(e.to_string()))
 }
 
-fn inline(t: &TensorProto, dtype: DType, shape: Vec<usize>) -> Result<Tensor, Diagnostic> {
+fn inline(t: &TensorProto, dtype: DType, shape: Vec<usize>) -> Result<Tensor, Fail> {
     if dtype == DType::Str {
         let strings = t
             .string_data
@@ -167,7 +165,7 @@ fn inline(t: &TensorProto, dtype: DType, shape: Vec<usize>) -> Result<Tensor, Di
 }
 
 /// A sparse constant made dense; refused where that is out of proportion.
-pub(crate) fn load_sparse(t: &SparseTensorProto, files: &mut Files) -> Result<Tensor, Diagnostic> {
+pub(crate) fn load_sparse(t: &SparseTensorProto, files: &mut Files) -> Result<Tensor, Fail> {
     let (values, _) = load(&t.values, files)?;
     let (indices, _) = load(&t.indices, files)?;
     let shape = extents(&t.dims)?;

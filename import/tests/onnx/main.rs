@@ -2,7 +2,6 @@
 //! are damaged.
 
 mod bad;
-mod mini;
 mod models;
 mod nodes;
 mod support;

@@ -1,6 +1,5 @@
 //! Real models against ONNX Runtime.
 
-use crate::mini;
 use crate::support::*;
 use kiln_import::import_onnx;
 use kiln_ir::{DType, Op};
@@ -47,7 +46,7 @@ fn equals_onnxruntime(model: &str, folder: &str, sizes: &[&str]) {
                     .clone()
             })
             .collect();
-        let got = mini::run(&imported.module, &inputs).unwrap();
+        let got = run(&imported.module, &inputs).unwrap();
         for (got, (name, want)) in got.iter().zip(tensors(&data, "output").unwrap()) {
             if got.dtype() == DType::F32 {
                 let error = relative_error(got, &want);

@@ -1,6 +1,5 @@
 //! ONNX's own node tests, interpreted.
 
-use crate::mini;
 use crate::support::*;
 use kiln_import::import_onnx;
 use std::collections::BTreeMap;
@@ -41,7 +40,7 @@ fn node_tests_give_their_results() {
     let mut gaps: BTreeMap<String, usize> = BTreeMap::new();
     for case in &cases {
         let name = case.file_name().unwrap().to_string_lossy().to_string();
-        match run(case) {
+        match case_passes(case) {
             Ok(()) => passed += 1,
             Err(Miss::Gap(op)) => *gaps.entry(op).or_default() += 1,
             Err(Miss::Wrong(_)) if KNOWN.iter().any(|k| name.starts_with(k.0)) => {}
@@ -60,13 +59,13 @@ enum Miss {
     Wrong(String),
 }
 
-fn run(case: &Path) -> Result<(), Miss> {
+fn case_passes(case: &Path) -> Result<(), Miss> {
     let imported = import_onnx(&case.join("model.onnx"), &options())
         .map_err(|e| Miss::Gap(format!("{} {}", e[0].code, e[0].place.op)))?;
     let data = case.join("test_data_set_0");
     let inputs = tensors(&data, "input").map_err(Miss::Wrong)?;
     let inputs: Vec<_> = inputs.into_iter().map(|(_, t)| t).collect();
-    let got = mini::run(&imported.module, &inputs).map_err(|e| Miss::Wrong(e.to_string()))?;
+    let got = run(&imported.module, &inputs).map_err(Miss::Wrong)?;
     let want = tensors(&data, "output").map_err(Miss::Wrong)?;
     for (got, (name, want)) in got.iter().zip(&want) {
         let tolerance = match got.dtype() {

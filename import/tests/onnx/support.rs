@@ -1,6 +1,8 @@
 //! What the tests share: Python, comparing tensors, building models.
 
 use kiln_import::{ImportOptions, read_tensor};
+use kiln_ir::interp::Interpreter;
+use kiln_ir::verify::verify_module;
 use kiln_ir::{DType, Module, Tensor};
 use onnx_protobuf::{
     GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TypeProto,
@@ -188,4 +190,15 @@ pub fn write(name: &str, model: &ModelProto) -> PathBuf {
     let path = scratch("models").join(format!("{name}.onnx"));
     std::fs::write(&path, model.write_to_bytes().unwrap()).unwrap();
     path
+}
+
+/// Verifies a module and interprets its function.
+pub fn run(module: &Module, inputs: &[Tensor]) -> Result<Vec<Tensor>, String> {
+    if let Some(e) = verify_module(module).first() {
+        return Err(format!("not verified: {e}"));
+    }
+    let mut interpreter = Interpreter::new(module).map_err(|e| e.to_string())?;
+    interpreter
+        .run("forward", inputs)
+        .map_err(|e| e.to_string())
 }

@@ -109,6 +109,10 @@ struct Body {
     sizes: Vec<MintedSize>,
 }
 
+/// What a body's graph takes, given its region, the step and the carried values.
+type More<'f, 'm> =
+    dyn Fn(&mut Cx<'_, '_, 'm>, RegionId, Value, &[Value]) -> Result<Vec<Value>, Fail> + 'f;
+
 /// Converts a body: `(i, carried…)` and what `more` adds become its inputs in
 /// the order that `more` gives; `first` of its results stand before the carried
 /// ones. Axes that the body changes get names, and it is converted again.
@@ -117,7 +121,7 @@ fn body<'m>(
     graph: &'m GraphProto,
     carried: &[Value],
     first: usize,
-    more: &dyn Fn(&mut Cx<'_, '_, 'm>, RegionId, Value, &[Value]) -> Result<Vec<Value>, Fail>,
+    more: &More<'_, 'm>,
 ) -> Result<Body, Fail> {
     let mut types: Vec<TensorType> = carried.iter().map(|&v| cx.ty(v)).collect();
     let mut sizes: Vec<MintedSize> = vec![];

@@ -183,10 +183,10 @@ impl Verifier<'_> {
         }
         for &i in node.op.def().donates() {
             let Some(&a) = node.args.get(i) else { continue };
-            if let Some((p, _)) = self.graph.producer(a) {
-                if matches!(self.graph.node(p).op, Op::Global(_)) {
-                    self.fail(Some(n), format!("{a} is a weight: it cannot be consumed"));
-                }
+            if let Some((p, _)) = self.graph.producer(a)
+                && matches!(self.graph.node(p).op, Op::Global(_))
+            {
+                self.fail(Some(n), format!("{a} is a weight: it cannot be consumed"));
             }
             if self.in_loop_but_from_outside(n, a) {
                 self.fail(

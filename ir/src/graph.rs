@@ -254,7 +254,10 @@ impl Graph {
     /// Inserts a node at position `at` of `region`'s order (`None`: the end)
     /// with results of these types. Types are the caller's promise: builders
     /// infer them, and the verifier infers them again.
-    #[expect(clippy::too_many_arguments, reason = "one place that makes nodes; callers are builders")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one place that makes nodes; callers are builders"
+    )]
     pub fn insert_node(
         &mut self,
         region: RegionId,

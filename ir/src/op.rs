@@ -112,7 +112,9 @@ impl<'a> EvalCx<'a> {
     /// For ops that read no global, own no region and call no function.
     pub fn pure(binding: &'a RefCell<Binding>) -> EvalCx<'a> {
         fn absent<T>(what: &str) -> Result<T, EvalError> {
-            Err(EvalError(format!("{what} cannot be evaluated outside a module")))
+            Err(EvalError(format!(
+                "{what} cannot be evaluated outside a module"
+            )))
         }
         EvalCx {
             binding,
@@ -427,6 +429,7 @@ ops! {
     "top_k" => TopK(reduce::TopK),
     "matmul" => MatMul(contract::MatMul),
     "pack" => Pack(contract::Pack),
+    "packed_matmul" => PackedMatMul(packed::PackedMatMul),
     "decode" => Decode(contract::Decode),
     "if" => If(control::If),
     "loop" => Loop(control::Loop),

@@ -3,11 +3,16 @@
 //! A pass is a function from a graph to a changed graph; its file is its name.
 //! The pipelines are the lists in [`pipeline`].
 
+pub mod canonicalize;
 pub mod choose_layouts;
 pub mod decompose;
 pub mod differentiate;
+pub mod eliminate_dead;
+pub mod fold_constants;
 pub mod fuse;
 pub mod manager;
 pub mod pipeline;
+pub mod recognise;
+pub mod share_common;
 
 pub use manager::{Changed, Manager, Options, Pass, PassCx, PassError, Timing};

@@ -38,7 +38,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { exact: false, panel: 64 }
+        Options {
+            exact: false,
+            panel: 64,
+        }
     }
 }
 
@@ -63,7 +66,11 @@ pub struct PassError {
 
 impl fmt::Display for PassError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "K0401: pass `{}` on @{}: {}", self.pass, self.function, self.message)
+        write!(
+            f,
+            "K0401: pass `{}` on @{}: {}",
+            self.pass, self.function, self.message
+        )
     }
 }
 
@@ -72,7 +79,11 @@ impl std::error::Error for PassError {}
 impl From<TypeError> for PassError {
     /// A pass built a node that does not type; the manager adds pass and place.
     fn from(e: TypeError) -> PassError {
-        PassError { pass: "", function: String::new(), message: e.0 }
+        PassError {
+            pass: "",
+            function: String::new(),
+            message: e.0,
+        }
     }
 }
 
@@ -118,7 +129,12 @@ pub struct Manager<'a> {
 
 impl Manager<'_> {
     /// Runs the passes over every function of the module.
-    pub fn run(&mut self, passes: &[Pass], module: &mut Module, options: &Options) -> Result<Changed, PassError> {
+    pub fn run(
+        &mut self,
+        passes: &[Pass],
+        module: &mut Module,
+        options: &Options,
+    ) -> Result<Changed, PassError> {
         let mut changed = Changed::No;
         for pass in passes {
             changed = changed.or(self.run_one(pass, module, options)?);
@@ -129,17 +145,35 @@ impl Manager<'_> {
         Ok(changed)
     }
 
-    fn run_one(&mut self, pass: &Pass, module: &mut Module, options: &Options) -> Result<Changed, PassError> {
+    fn run_one(
+        &mut self,
+        pass: &Pass,
+        module: &mut Module,
+        options: &Options,
+    ) -> Result<Changed, PassError> {
         let mut any = Changed::No;
         for index in 0..module.functions.len() {
             let start = Instant::now();
             let name = module.functions[index].name.to_string();
-            let mut cx = PassCx { globals: &mut module.globals, options };
-            let changed = (pass.run)(&mut cx, &mut module.functions[index])
-                .map_err(|e| PassError { pass: pass.name, function: name.clone(), ..e })?;
+            let mut cx = PassCx {
+                globals: &mut module.globals,
+                options,
+            };
+            let changed =
+                (pass.run)(&mut cx, &mut module.functions[index]).map_err(|e| PassError {
+                    pass: pass.name,
+                    function: name.clone(),
+                    ..e
+                })?;
             let graph = &module.functions[index];
             let nodes = graph.nodes_in_order().len();
-            self.timings.push(Timing { pass: pass.name, function: name.clone(), time: start.elapsed(), changed, nodes });
+            self.timings.push(Timing {
+                pass: pass.name,
+                function: name.clone(),
+                time: start.elapsed(),
+                changed,
+                nodes,
+            });
             any = any.or(changed);
             if changed == Changed::Yes {
                 if let Some(look) = &mut self.on_change {

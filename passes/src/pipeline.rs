@@ -1,13 +1,75 @@
 //! The pipelines, and the passes by name.
 
 use crate::manager::Pass;
-use crate::{choose_layouts, decompose, fuse};
+use crate::{
+    canonicalize, choose_layouts, decompose, eliminate_dead, fold_constants, fuse, recognise,
+    share_common,
+};
+
+const CANONICALIZE: Pass = Pass {
+    name: "canonicalize",
+    run: canonicalize::canonicalize,
+};
+const FOLD: Pass = Pass {
+    name: "fold-constants",
+    run: fold_constants::fold_constants,
+};
+const SHARE: Pass = Pass {
+    name: "share-common",
+    run: share_common::share_common,
+};
+const DEAD: Pass = Pass {
+    name: "eliminate-dead",
+    run: eliminate_dead::eliminate_dead,
+};
+const RECOGNISE: Pass = Pass {
+    name: "recognise",
+    run: recognise::recognise,
+};
+const DECOMPOSE: Pass = Pass {
+    name: "decompose",
+    run: decompose::decompose,
+};
+const LAYOUTS: Pass = Pass {
+    name: "choose-layouts",
+    run: choose_layouts::choose_layouts,
+};
+const FUSE: Pass = Pass {
+    name: "fuse",
+    run: fuse::fuse,
+};
 
 /// Every pass there is.
 pub const ALL: &[Pass] = &[
-    Pass { name: "decompose", run: decompose::decompose },
-    Pass { name: "choose-layouts", run: choose_layouts::choose_layouts },
-    Pass { name: "fuse", run: fuse::fuse },
+    CANONICALIZE,
+    FOLD,
+    SHARE,
+    DEAD,
+    RECOGNISE,
+    DECOMPOSE,
+    LAYOUTS,
+    FUSE,
+];
+
+/// From an imported module to groups of which each is a kernel.
+pub const COMPILE: &[Pass] = &[
+    // Exporters' no-ops and repeated sub-graphs go first: every later rule then
+    // sees one way to say a thing.
+    CANONICALIZE,
+    FOLD,
+    SHARE,
+    DEAD,
+    // Composites are found while their parts still stand side by side.
+    RECOGNISE,
+    // Weights are packed before expansion scatters their users.
+    LAYOUTS,
+    DECOMPOSE,
+    // Expansions repeat literals and leave identities.
+    CANONICALIZE,
+    FOLD,
+    SHARE,
+    DEAD,
+    FUSE,
 ];
 
 /// The pass of this name.

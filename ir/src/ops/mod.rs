@@ -12,6 +12,7 @@ pub mod index;
 pub mod layout;
 mod norm;
 mod quant;
+pub mod packed;
 pub mod reduce;
 pub mod samples;
 mod samples_b;

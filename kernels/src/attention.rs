@@ -1,0 +1,463 @@
+//! The attention family: `softmax(score(Q·Kᵀ))·V` without the score matrix in
+//! memory, by online softmax (Milakov and Gimelshein 2018; Dao et al. 2022).
+//!
+//! A work unit is a block of queries of one head. Lanes run along *queries*: the
+//! unit transposes its queries once, then scores come as `Sᵀ[key][query]` from
+//! the register tile with K's rows as they lie in memory, maxima and sums over
+//! keys need no horizontal step, and a mask that does not depend on the query is
+//! one scalar load a key.
+
+use crate::expr::{ExprId, Exprs, Size};
+use crate::lower::{ExprCx, memory_elem};
+use crate::math;
+use crate::matmul::{advance, ceil_div, div_rem};
+use crate::micro::{self, Operand, Tile};
+use crate::nest::{LANES, SCRATCH_HEAD, SpecError, size_dim};
+use kiln_codegen::emit::{Cmp, KernelArgs};
+use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
+use kiln_ir::{DType, Dim, UnaryFn};
+use serde::{Deserialize, Serialize};
+
+/// Keys handled between two rescalings.
+const KEYS: i64 = 128;
+
+/// Attention of one precision (f32 inside). Buffers: q, k, v, the score's own,
+/// the result. The score's axes are batch, head, query, key; its `Acc(0)` is
+/// `q·k`, and −inf hides a key. A query that sees no key gives 0.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct AttentionSpec {
+    /// The score's expressions.
+    pub exprs: Exprs,
+    /// Element type of each buffer.
+    pub args: Vec<DType>,
+    /// How many launch parameters there are.
+    pub params: u16,
+    /// Batches.
+    pub batch: Size,
+    /// Query heads.
+    pub heads: Size,
+    /// Query heads that share a key head.
+    pub group: Size,
+    /// Queries.
+    pub queries: Size,
+    /// Keys.
+    pub keys: Size,
+    /// Features of q and k.
+    pub features: i64,
+    /// Features of v and the result.
+    pub values: i64,
+    /// Strides of q along batch, head, query, feature; likewise the others.
+    pub q: [Size; 4],
+    /// k's.
+    pub k: [Size; 4],
+    /// v's; the last is 1.
+    pub v: [Size; 4],
+    /// The result's.
+    pub out: [Size; 4],
+    /// The score, f32.
+    pub score: ExprId,
+    /// Queries of a work unit, a multiple of 16.
+    pub block: i64,
+}
+
+impl AttentionSpec {
+    /// Checks that the parts agree.
+    pub fn check(&self) -> Result<(), SpecError> {
+        let fits = self.args.len() >= 4
+            && self.block > 0
+            && self.block % LANES == 0
+            && self.features > 0
+            && self.values > 0
+            && self.v[3] == Size::ONE
+            && self.exprs.dtype(self.score) == DType::F32;
+        if fits { Ok(()) } else { Err(SpecError("attention's parts do not agree".into())) }
+    }
+
+    /// Work units of a launch.
+    pub fn tiles(&self, params: &[Dim]) -> Dim {
+        let dim = |s: Size| size_dim(s, params);
+        dim(self.batch) * dim(self.heads) * dim(self.queries).ceil_div(&self.block.into())
+    }
+
+    /// Scratch bytes of a thread.
+    pub fn scratch_bytes(&self, _: &[Dim]) -> Dim {
+        Dim::from(self.places().end)
+    }
+
+    /// Arithmetic operations and bytes moved by a launch.
+    pub fn cost(&self, params: &[Dim]) -> (Dim, Dim) {
+        let dim = |s: Size| size_dim(s, params);
+        let heads = dim(self.batch) * dim(self.heads);
+        let pairs = heads.clone() * dim(self.queries) * dim(self.keys);
+        let size = Dim::from(self.args[0].size().unwrap_or(4));
+        let rows = heads * (dim(self.queries) + dim(self.keys)) * Dim::from(self.features + self.values);
+        (pairs * Dim::from(2 * (self.features + self.values) + 24), rows * size)
+    }
+
+    fn places(&self) -> Places {
+        let b = self.block;
+        let mut at = SCRATCH_HEAD;
+        let mut take = |elements: i64| {
+            let here = at;
+            at += (elements * 4 + 63) / 64 * 64;
+            here
+        };
+        let value_columns = (self.values + LANES - 1) / LANES * LANES;
+        Places {
+            queries: take(self.features * b),
+            scores: take(KEYS * b),
+            result: take(b * value_columns),
+            max: take(b),
+            sum: take(b),
+            scale: take(b),
+            end: at,
+        }
+    }
+
+    /// The kernel's MLIR.
+    pub fn emit(&self, symbol: &str, target: &CpuTarget) -> String {
+        Emitter::kernel(symbol, |e, args| self.body(e, args, target))
+    }
+
+    fn body(&self, e: &mut Emitter, args: KernelArgs, target: &CpuTarget) -> Val {
+        let params = micro::params(e, args.params, self.params);
+        let buffers: Vec<Val> = (0..self.args.len()).map(|i| micro::buffer(e, args.args, i)).collect();
+        let mut cx = ExprCx::new(&self.exprs, buffers, params, args.scratch);
+        cx.clear_status(e);
+        let (queries, heads) = (cx.size(e, self.queries), cx.size(e, self.heads));
+        let block = e.i64(self.block);
+        let blocks = ceil_div(e, queries, block);
+        let one = e.i64(1);
+        e.for_loop(args.begin, args.end, one, &[], |e, unit, _| {
+            cx.push();
+            let (rest, at) = div_rem(e, unit, blocks);
+            let (batch, head) = div_rem(e, rest, heads);
+            let first = e.mul(at, block);
+            self.unit(e, &mut cx, target, batch, head, first);
+            cx.pop();
+            vec![]
+        });
+        cx.status(e)
+    }
+
+    /// Attention of one block of queries.
+    fn unit(&self, e: &mut Emitter, cx: &mut ExprCx, target: &CpuTarget, batch: Val, head: Val, first: Val) {
+        let places = self.places();
+        let scratch = cx.scratch;
+        let place = |e: &mut Emitter, at: i64| {
+            let at = e.i64(at);
+            e.offset(scratch, at, Elem::I8)
+        };
+        let (qt, scores, result) = (place(e, places.queries), place(e, places.scores), place(e, places.result));
+        let (max, sum, scale) = (place(e, places.max), place(e, places.sum), place(e, places.scale));
+        let (queries, keys) = (cx.size(e, self.queries), cx.size(e, self.keys));
+        let (zero, one) = (e.i64(0), e.i64(1));
+        let left = e.sub(queries, first);
+        let block = e.i64(self.block);
+        let rows = e.min(left, block, false);
+        let group = cx.size(e, self.group);
+        let (key_head, _) = div_rem(e, head, group);
+        let base = |e: &mut Emitter, cx: &ExprCx, arg: usize, s: &[Size; 4], head: Val| {
+            let at = advance(e, cx, zero, batch, s[0]);
+            let at = advance(e, cx, at, head, s[1]);
+            e.offset(cx.args[arg], at, memory_elem(self.args[arg]))
+        };
+        let (q0, k0) = (base(e, cx, 0, &self.q, head), base(e, cx, 1, &self.k, key_head));
+        let v0 = base(e, cx, 2, &self.v, key_head);
+        let out0 = base(e, cx, self.args.len() - 1, &self.out, head);
+        let lanes = LANES as u32;
+        let wide = Ty::vector(Elem::F32, lanes);
+
+        // Queries, transposed; those beyond the end are 0.
+        let features = e.i64(self.features);
+        let q_step = cx.size(e, self.q[2]);
+        let (q_elem, q_feature) = (memory_elem(self.args[0]), cx.size(e, self.q[3]));
+        let lane = e.iota(Elem::I64, lanes);
+        let q_lanes = e.mul(lane, q_step);
+        e.for_loop(zero, features, one, &[], |e, f, _| {
+            let skip = e.mul(f, q_feature);
+            let to = e.mul(f, block);
+            for j in (0..self.block).step_by(LANES as usize) {
+                let before = e.i64(j);
+                let count = e.sub(rows, before);
+                let mask = e.mask_first(count, lanes);
+                let query = e.add(first, before);
+                let at = e.mul(query, q_step);
+                let at = e.add(at, skip);
+                let from = e.offset(q0, at, q_elem);
+                let pointers = e.offset(from, q_lanes, q_elem);
+                let raw = e.gather(pointers, Ty::vector(q_elem, lanes), mask);
+                let x = micro::widen(e, raw, self.args[0], DType::F32);
+                let at = e.add(to, before);
+                let p = e.offset(qt, at, Elem::F32);
+                e.store(x, p);
+            }
+            vec![]
+        });
+        let (low, none) = (e.float(wide, f64::NEG_INFINITY), e.float(wide, 0.0));
+        for j in (0..self.block).step_by(LANES as usize) {
+            let j = e.i64(j);
+            let (pm, ps) = (e.offset(max, j, Elem::F32), e.offset(sum, j, Elem::F32));
+            e.store(low, pm);
+            e.store(none, ps);
+        }
+        let columns = places.columns(self.values);
+        let cells = e.i64(self.block * columns);
+        let step = e.i64(LANES);
+        e.for_loop(zero, cells, step, &[], |e, i, _| {
+            let p = e.offset(result, i, Elem::F32);
+            e.store(none, p);
+            vec![]
+        });
+
+        let key_block = e.i64(KEYS);
+        e.for_loop(zero, keys, key_block, &[], |e, key0, _| {
+            let left = e.sub(keys, key0);
+            let count = e.min(left, key_block, false);
+            self.scores(e, cx, target, (k0, key0, count), (qt, block), scores);
+            self.softmax_block(e, cx, [batch, head, first, rows], (key0, count), scores, [max, sum, scale]);
+            self.accumulate(e, cx, target, (v0, key0, count), (scores, block), (result, columns, rows), scale);
+            vec![]
+        });
+
+        // Divide by the sums and store.
+        let out_elem = memory_elem(self.args[self.args.len() - 1]);
+        let (out_query, out_feature) = (cx.size(e, self.out[2]), cx.size(e, self.out[3]));
+        let width = e.i64(columns);
+        e.for_loop(zero, rows, one, &[], |e, r, _| {
+            let p = e.offset(sum, r, Elem::F32);
+            let total = e.load(p, Ty::scalar(Elem::F32));
+            let zero_f = e.float(Ty::scalar(Elem::F32), 0.0);
+            let one_f = e.float(Ty::scalar(Elem::F32), 1.0);
+            let empty = e.cmp(Cmp::Eq, total, zero_f, false);
+            let total = e.select(empty, one_f, total);
+            let inverse = e.divf(one_f, total);
+            let query = e.add(first, r);
+            let to = e.mul(query, out_query);
+            let from = e.mul(r, width);
+            for j in (0..self.values).step_by(LANES as usize) {
+                let c = e.i64(j);
+                let at = e.add(from, c);
+                let p = e.offset(result, at, Elem::F32);
+                let x = e.load(p, wide);
+                let y = e.mul(x, inverse);
+                let y = e.cast(y, out_elem, false, false);
+                let count = e.i64((self.values - j).min(LANES));
+                let mask = e.mask_first(count, lanes);
+                let skip = e.mul(c, out_feature);
+                let at = e.add(to, skip);
+                let p = e.offset(out0, at, out_elem);
+                if self.out[3] == Size::ONE {
+                    e.store_masked(y, p, mask);
+                } else {
+                    let steps = e.mul(lane, out_feature);
+                    let pointers = e.offset(p, steps, out_elem);
+                    e.scatter(y, pointers, mask);
+                }
+            }
+            vec![]
+        });
+    }
+
+    /// `Sᵀ[key][query]` of one block of keys.
+    fn scores(
+        &self,
+        e: &mut Emitter,
+        cx: &ExprCx,
+        target: &CpuTarget,
+        (k0, key0, count): (Val, Val, Val),
+        (qt, block): (Val, Val),
+        scores: Val,
+    ) {
+        let tile = Tile::of(target, 4);
+        let elem = memory_elem(self.args[1]);
+        let (row, feature) = (cx.size(e, self.k[2]), cx.size(e, self.k[3]));
+        let a = Operand { dtype: self.args[1], step: feature };
+        let b = Operand { dtype: DType::F32, step: block };
+        let depth = e.i64(self.features);
+        micro::for_rows(e, count, tile.rows, &mut |e, first, rows| {
+            let pointers: Vec<Val> = (0..rows)
+                .map(|r| {
+                    let r = e.i64(r as i64);
+                    let key = e.add(first, r);
+                    let key = e.add(key0, key);
+                    let at = e.mul(key, row);
+                    e.offset(k0, at, elem)
+                })
+                .collect();
+            let mut j = 0;
+            while j < self.block {
+                let vectors = ((self.block - j).min(tile.width as i64) / tile.lanes as i64) as u32;
+                let zero = e.zero(Ty::vector(Elem::F32, tile.lanes));
+                let init = vec![zero; (rows * vectors) as usize];
+                let here = e.i64(j);
+                let from = e.offset(qt, here, Elem::F32);
+                let out =
+                    micro::multiply(e, DType::F32, tile.lanes, depth, (a, &pointers), (b, from), None, &init);
+                for (i, &x) in out.iter().enumerate() {
+                    let (r, v) = (i as i64 / vectors as i64, i as i64 % vectors as i64);
+                    let r = e.i64(r);
+                    let key = e.add(first, r);
+                    let at = e.mul(key, block);
+                    let query = e.i64(j + v * tile.lanes as i64);
+                    let at = e.add(at, query);
+                    let p = e.offset(scores, at, Elem::F32);
+                    e.store(x, p);
+                }
+                j += vectors as i64 * tile.lanes as i64;
+            }
+        });
+    }
+
+    /// Scores to weights: `exp(score − max)`, with the running maximum and sum.
+    fn softmax_block(
+        &self,
+        e: &mut Emitter,
+        cx: &mut ExprCx,
+        [batch, head, first, rows]: [Val; 4],
+        (key0, count): (Val, Val),
+        scores: Val,
+        [max, sum, scale]: [Val; 3],
+    ) {
+        let lanes = LANES as u32;
+        let wide = Ty::vector(Elem::F32, lanes);
+        let (zero, one, block) = (e.i64(0), e.i64(1), e.i64(self.block));
+        let group = e.i64(LANES);
+        e.for_loop(zero, block, group, &[], |e, j, _| {
+            cx.push();
+            let left = e.sub(rows, j);
+            let mask = e.mask_first(left, lanes);
+            let query = e.add(first, j);
+            let pm = e.offset(max, j, Elem::F32);
+            let before = e.load(pm, wide);
+            let now = e.for_loop(zero, count, one, &[before], |e, i, m| {
+                cx.push();
+                let at = e.mul(i, block);
+                let at = e.add(at, j);
+                let p = e.offset(scores, at, Elem::F32);
+                let raw = e.load(p, wide);
+                let key = e.add(key0, i);
+                cx.axes = vec![Some(batch), Some(head), Some(query), Some(key)];
+                cx.vector = Some(2);
+                cx.mask = Some(mask);
+                cx.accs.insert(0, raw);
+                let s = cx.value(e, self.score);
+                let s = e.splat(s, lanes);
+                e.store(s, p);
+                cx.mask = None;
+                cx.pop();
+                vec![e.max(m[0], s, false)]
+            });
+            // Where nothing is seen yet, subtract 0: exp(−inf) is 0, not NaN.
+            let low = e.float(wide, f64::NEG_INFINITY);
+            let none = e.float(wide, 0.0);
+            let blind = e.cmp(Cmp::Eq, now[0], low, false);
+            let base = e.select(blind, none, now[0]);
+            let shift = e.sub(before, base);
+            let factor = math::unary(e, UnaryFn::Exp, shift, false);
+            let ps = e.offset(sum, j, Elem::F32);
+            let old = e.load(ps, wide);
+            let old = e.mul(old, factor);
+            let total = e.for_loop(zero, count, one, &[old], |e, i, l| {
+                let at = e.mul(i, block);
+                let at = e.add(at, j);
+                let p = e.offset(scores, at, Elem::F32);
+                let s = e.load(p, wide);
+                let d = e.sub(s, base);
+                let w = math::unary(e, UnaryFn::Exp, d, false);
+                e.store(w, p);
+                vec![e.add(l[0], w)]
+            });
+            e.store(now[0], pm);
+            e.store(total[0], ps);
+            let pf = e.offset(scale, j, Elem::F32);
+            e.store(factor, pf);
+            cx.pop();
+            vec![]
+        });
+    }
+
+    /// `result[query] = result[query]·scale + Σ_key weight·v[key]`.
+    #[allow(clippy::too_many_arguments)]
+    fn accumulate(
+        &self,
+        e: &mut Emitter,
+        cx: &ExprCx,
+        target: &CpuTarget,
+        (v0, key0, count): (Val, Val, Val),
+        (scores, block): (Val, Val),
+        (result, columns, rows): (Val, i64, Val),
+        scale: Val,
+    ) {
+        let tile = Tile::of(target, 4);
+        let elem = memory_elem(self.args[2]);
+        let v_row = cx.size(e, self.v[2]);
+        let at = e.mul(key0, v_row);
+        let v_base = e.offset(v0, at, elem);
+        let a = Operand { dtype: DType::F32, step: block };
+        let b = Operand { dtype: self.args[2], step: v_row };
+        let width = e.i64(columns);
+        micro::for_rows(e, rows, tile.rows, &mut |e, first, count_rows| {
+            let mut pointers = vec![];
+            let mut factors = vec![];
+            let mut places = vec![];
+            for r in 0..count_rows {
+                let r = e.i64(r as i64);
+                let query = e.add(first, r);
+                pointers.push(e.offset(scores, query, Elem::F32));
+                let p = e.offset(scale, query, Elem::F32);
+                factors.push(e.load(p, Ty::scalar(Elem::F32)));
+                let at = e.mul(query, width);
+                places.push(e.offset(result, at, Elem::F32));
+            }
+            let mut j = 0;
+            while j < self.values {
+                let lanes = tile.lanes as i64;
+                let vectors = ((self.values - j).min(tile.width as i64) + lanes - 1) / lanes;
+                let here = e.i64(j);
+                let from = e.offset(v_base, here, elem);
+                let whole = j + vectors * lanes <= self.values;
+                let masks: Vec<Val> = (0..vectors)
+                    .map(|v| {
+                        let count = e.i64((self.values - j - v * lanes).clamp(0, lanes));
+                        e.mask_first(count, tile.lanes)
+                    })
+                    .collect();
+                let mut init = vec![];
+                let mut slots = vec![];
+                for r in 0..count_rows as usize {
+                    for v in 0..vectors {
+                        let at = e.i64(j + v * lanes);
+                        let p = e.offset(places[r], at, Elem::F32);
+                        let x = e.load(p, Ty::vector(Elem::F32, tile.lanes));
+                        init.push(e.mul(x, factors[r]));
+                        slots.push(p);
+                    }
+                }
+                let masks = (!whole).then_some(&masks[..]);
+                let out =
+                    micro::multiply(e, DType::F32, tile.lanes, count, (a, &pointers), (b, from), masks, &init);
+                out.iter().zip(slots).for_each(|(&x, p)| e.store(x, p));
+                j += vectors * lanes;
+            }
+        });
+    }
+}
+
+/// Byte offsets of a unit's parts in scratch.
+struct Places {
+    queries: i64,
+    scores: i64,
+    result: i64,
+    max: i64,
+    sum: i64,
+    scale: i64,
+    end: i64,
+}
+
+impl Places {
+    /// Columns of the result block: whole vectors.
+    fn columns(&self, values: i64) -> i64 {
+        (values + LANES - 1) / LANES * LANES
+    }
+}

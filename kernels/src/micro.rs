@@ -1,0 +1,145 @@
+//! The register tile that contractions and attention share: `mr` rows times
+//! `nv` vectors of accumulators, fed by broadcast loads of A and vector loads
+//! of B (Goto and van de Geijn 2008; tile sizes measured, DESIGN §5).
+//!
+//! Each result is one chain of fused multiply-adds over k in order, whatever
+//! the tile: results do not depend on batch, tile or thread.
+
+use crate::lower::{compute_elem, convert, is_unsigned, memory_elem};
+use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
+use kiln_ir::DType;
+
+/// Tile sizes of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Lanes of a register for the accumulators' type.
+    pub lanes: u32,
+    /// Columns computed together.
+    pub width: u32,
+    /// Rows computed together.
+    pub rows: u32,
+}
+
+impl Tile {
+    /// The tile for accumulators of `bytes` bytes: 6×4 vectors of 32 registers,
+    /// 6×2 of 16.
+    pub fn of(target: &CpuTarget, bytes: u32) -> Tile {
+        let lanes = target.vector_bits / 8 / bytes;
+        let vectors = if target.vector_registers >= 32 { 4 } else { 2 };
+        Tile { lanes, width: lanes * vectors, rows: 6 }
+    }
+}
+
+/// One operand of a register tile.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand {
+    /// Its element type in memory.
+    pub dtype: DType,
+    /// Elements from one k to the next.
+    pub step: Val,
+}
+
+/// Emits `acc[r][v] += Σ_k a[r][k] · b[k][v]`, rows by `rows` pointers to
+/// `a[r][0]`, columns from `b0`, a pointer to `b[0][0]`; `masks` hide columns.
+#[allow(clippy::too_many_arguments)]
+pub fn multiply(
+    e: &mut Emitter,
+    acc_dtype: DType,
+    tile_lanes: u32,
+    k: Val,
+    (a, rows): (Operand, &[Val]),
+    (b, b0): (Operand, Val),
+    masks: Option<&[Val]>,
+    init: &[Val],
+) -> Vec<Val> {
+    let vectors = init.len() / rows.len();
+    let elem = compute_elem(acc_dtype);
+    let (zero, one) = (e.i64(0), e.i64(1));
+    e.for_loop(zero, k, one, init, |e, i, acc| {
+        let at = e.mul(i, b.step);
+        let base = e.offset(b0, at, memory_elem(b.dtype));
+        let columns: Vec<Val> = (0..vectors)
+            .map(|v| {
+                let step = e.i64(v as i64 * tile_lanes as i64);
+                let p = e.offset(base, step, memory_elem(b.dtype));
+                let ty = Ty::vector(memory_elem(b.dtype), tile_lanes);
+                let raw = match masks {
+                    Some(masks) => e.load_masked(p, ty, masks[v]),
+                    None => e.load(p, ty),
+                };
+                widen(e, raw, b.dtype, acc_dtype)
+            })
+            .collect();
+        let at = e.mul(i, a.step);
+        let mut out = Vec::with_capacity(acc.len());
+        for (r, &row) in rows.iter().enumerate() {
+            let p = e.offset(row, at, memory_elem(a.dtype));
+            let raw = e.load(p, Ty::scalar(memory_elem(a.dtype)));
+            let x = widen(e, raw, a.dtype, acc_dtype);
+            let x = e.splat(x, tile_lanes);
+            for (v, &column) in columns.iter().enumerate() {
+                let sum = acc[r * vectors + v];
+                out.push(if elem.is_float() {
+                    e.fma(x, column, sum)
+                } else {
+                    let p = e.mul(x, column);
+                    e.add(p, sum)
+                });
+            }
+        }
+        out
+    })
+}
+
+/// A loaded value in the accumulators' type.
+pub fn widen(e: &mut Emitter, x: Val, from: DType, to: DType) -> Val {
+    if from == to {
+        return x;
+    }
+    let _ = is_unsigned(from);
+    convert(e, x, from, to)
+}
+
+/// Rows in groups: `whole` rows at a time, then what remains by powers of two.
+/// `body(e, first row, rows)`.
+pub fn for_rows(e: &mut Emitter, count: Val, whole: u32, body: &mut dyn FnMut(&mut Emitter, Val, u32)) {
+    let (zero, step) = (e.i64(0), e.i64(whole as i64));
+    let groups = e.op2("arith.divsi", count, step);
+    let full = e.mul(groups, step);
+    e.for_loop(zero, full, step, &[], |e, r, _| {
+        body(e, r, whole);
+        vec![]
+    });
+    let mut done = full;
+    let mut part = whole.next_power_of_two() / 2;
+    while part > 0 {
+        if part < whole {
+            let p = e.i64(part as i64);
+            let left = e.sub(count, done);
+            let fits = e.cmp(kiln_codegen::emit::Cmp::Ge, left, p, false);
+            let at = done;
+            e.if_then(fits, |e| body(e, at, part));
+            let next = e.add(done, p);
+            done = e.select(fits, next, done);
+        }
+        part /= 2;
+    }
+}
+
+/// A pointer read from the kernel's table of buffers.
+pub fn buffer(e: &mut Emitter, table: Val, index: usize) -> Val {
+    let i = e.i64(index as i64);
+    let slot = e.offset(table, i, Elem::Ptr);
+    e.load(slot, Ty::scalar(Elem::Ptr))
+}
+
+/// The launch's parameters.
+pub fn params(e: &mut Emitter, table: Val, count: u16) -> Vec<Val> {
+    (0..count)
+        .map(|i| {
+            let i = e.i64(i as i64);
+            let slot = e.offset(table, i, Elem::I64);
+            e.load(slot, Ty::scalar(Elem::I64))
+        })
+        .collect()
+}

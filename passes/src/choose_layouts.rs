@@ -1,0 +1,65 @@
+//! Chooses how weights lie in memory: a weight that is the right side of
+//! contractions is stored once, in panels, which the matrix and the vector
+//! kernels share. Packing happens when the artifact is written.
+
+use crate::fold_constants::add_expr;
+use crate::{Changed, PassCx, PassError};
+use kiln_ir::ops::contract::Pack;
+use kiln_ir::ops::packed::PackedMatMul;
+use kiln_ir::{Builder, DType, Graph, Op, Value};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Replaces `matmul(x, global w)` by `packed_matmul(x, global pack(w))`.
+pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
+    let mut replaced: BTreeMap<Value, Value> = BTreeMap::new();
+    let mut dead = BTreeSet::new();
+    for n in graph.nodes_in_order() {
+        let node = graph.node(n);
+        let Op::MatMul(op) = node.op.clone() else {
+            continue;
+        };
+        let (x, w) = (node.args[0], node.args[1]);
+        if op.transpose_a || op.out.is_some() || graph.ty(w).dtype != DType::F32 {
+            continue;
+        }
+        // A weight held in a narrower type is widened by the kernel as it reads.
+        let source = match graph.producer_op(w) {
+            Some((Op::Cast(_), args)) => args[0],
+            _ => w,
+        };
+        let Some((Op::Global(global), _)) = graph.producer_op(source) else {
+            continue;
+        };
+        let (name, ty) = (global.name.clone(), graph.ty(source).clone());
+        let narrow = matches!(
+            ty.dtype,
+            DType::F32 | DType::F16 | DType::BF16 | DType::I8 | DType::U8
+        );
+        let Some(&[rows, columns]) = ty.const_shape().as_deref() else {
+            continue;
+        };
+        if ty.encoding.is_some() || !narrow {
+            continue;
+        }
+        let (depth, columns) = if op.transpose_b {
+            (columns, rows)
+        } else {
+            (rows, columns)
+        };
+        let nr = cx.options.panel.min(columns.next_multiple_of(16));
+        let shape = vec![columns.div_ceil(nr).into(), depth.into(), nr.into()];
+        let pack = Pack {
+            nr,
+            transposed: op.transpose_b,
+        };
+        let packed = add_expr(cx, &name, pack.into(), ty.with_shape(shape));
+        let v = node.results[0];
+        let mut b = Builder::before(graph, cx.globals, n);
+        let panels = b.global(packed)?;
+        replaced.insert(v, b.one(PackedMatMul { n: columns }, &[x, panels])?);
+        dead.insert(n);
+    }
+    graph.replace_all(&replaced);
+    graph.remove_nodes(&dead);
+    Ok((!dead.is_empty()).into())
+}

@@ -31,9 +31,12 @@ pub fn emit(symbol: &str, nest: &LoopNest) -> Result<String, SpecError> {
             let at = e.offset(table, i, ty.elem);
             e.load(at, ty)
         };
-        let args = (0..nest.args.len()).map(|i| slot(e, k.args, i, ptr)).collect();
-        let params =
-            (0..nest.params as usize).map(|i| slot(e, k.params, i, Ty::scalar(Elem::I64))).collect();
+        let args = (0..nest.args.len())
+            .map(|i| slot(e, k.args, i, ptr))
+            .collect();
+        let params = (0..nest.params as usize)
+            .map(|i| slot(e, k.params, i, Ty::scalar(Elem::I64)))
+            .collect();
         let mut cx = ExprCx::new(&nest.exprs, args, params, k.scratch);
         cx.axes = vec![None; nest.axes.len()];
         cx.clear_status(e);
@@ -85,14 +88,23 @@ impl<'a> NestEmitter<'a> {
 
     fn temp_extent(&self, e: &mut Emitter, axis: u8) -> Val {
         let extent = self.extents[axis as usize];
-        if self.schedule.vector == Some(axis) { Self::round_up(e, extent, LANES) } else { extent }
+        if self.schedule.vector == Some(axis) {
+            Self::round_up(e, extent, LANES)
+        } else {
+            extent
+        }
     }
 
     fn place_temps(&mut self, e: &mut Emitter) {
         let mut at = e.i64(SCRATCH_HEAD);
         for (i, temp) in self.nest.temps.iter().enumerate() {
-            self.temp_bases.push(e.offset(self.cx.scratch, at, Elem::I8));
-            let lanes = if self.outer_vector().is_some() { LANES } else { 1 };
+            self.temp_bases
+                .push(e.offset(self.cx.scratch, at, Elem::I8));
+            let lanes = if self.outer_vector().is_some() {
+                LANES
+            } else {
+                1
+            };
             let mut bytes = e.i64(lanes * temp_element_bytes(temp.dtype));
             for axis in self.temp_layout(i) {
                 let extent = self.temp_extent(e, axis);
@@ -261,7 +273,11 @@ impl<'a> NestEmitter<'a> {
         if inner.is_some() {
             self.cx.vector = inner;
         }
-        let lanes = if self.cx.vector.is_some() { LANES as u32 } else { 0 };
+        let lanes = if self.cx.vector.is_some() {
+            LANES as u32
+        } else {
+            0
+        };
         let accs = Accs::of(stage);
         let start: Vec<Val> = accs.start(e, self.nest, lanes);
         for acc in &accs.numbers {
@@ -313,8 +329,12 @@ impl<'a> NestEmitter<'a> {
         carried: &[Val],
     ) -> Vec<Val> {
         self.locate_temps(e, stage);
-        let mut now: HashMap<u16, Val> =
-            accs.numbers.iter().copied().zip(carried.iter().copied()).collect();
+        let mut now: HashMap<u16, Val> = accs
+            .numbers
+            .iter()
+            .copied()
+            .zip(carried.iter().copied())
+            .collect();
         for effect in &stage.effects {
             match effect {
                 Effect::Reduce { acc, by, value } => {
@@ -324,7 +344,12 @@ impl<'a> NestEmitter<'a> {
                     let next = self.if_lane(e, next, now[acc]);
                     now.insert(*acc, next);
                 }
-                Effect::Scan { acc, by, value, exclusive } => {
+                Effect::Scan {
+                    acc,
+                    by,
+                    value,
+                    exclusive,
+                } => {
                     let t = self.nest.exprs.dtype(*value);
                     let v = self.cx.value(e, *value);
                     let next = combine(e, *by, t, now[acc], v);
@@ -332,7 +357,13 @@ impl<'a> NestEmitter<'a> {
                     self.cx.accs.insert(*acc, shown);
                     now.insert(*acc, next);
                 }
-                Effect::ArgReduce { best, at, value, position, .. } => {
+                Effect::ArgReduce {
+                    best,
+                    at,
+                    value,
+                    position,
+                    ..
+                } => {
                     let t = self.nest.exprs.dtype(*value);
                     let v = self.cx.value(e, *value);
                     let p = self.cx.value(e, *position);
@@ -349,10 +380,20 @@ impl<'a> NestEmitter<'a> {
                 Effect::Keep { temp, value } => {
                     let v = self.cx.value(e, *value);
                     let place = self.cx.temps[temp];
-                    let v = if place.spread { e.splat(v, LANES as u32) } else { v };
+                    let v = if place.spread {
+                        e.splat(v, LANES as u32)
+                    } else {
+                        v
+                    };
                     e.store(v, place.pointer);
                 }
-                Effect::Store { arg, index, value, update, when } => {
+                Effect::Store {
+                    arg,
+                    index,
+                    value,
+                    update,
+                    when,
+                } => {
                     let t = self.nest.args[*arg as usize];
                     let when = when.map(|w| self.cx.value(e, w));
                     let v = self.cx.value(e, *value);
@@ -391,7 +432,9 @@ impl<'a> NestEmitter<'a> {
             let mut at = e.i64(0);
             for axis in self.temp_layout(i) {
                 let (extent, c) = (self.temp_extent(e, axis), self.cx.axes[axis as usize]);
-                let Some(c) = c else { unreachable!("the stage loops over its axes") };
+                let Some(c) = c else {
+                    unreachable!("the stage loops over its axes")
+                };
                 let row = e.mul(at, extent);
                 at = e.add(row, c);
             }
@@ -402,7 +445,9 @@ impl<'a> NestEmitter<'a> {
             let spread = self.outer_vector().is_some()
                 || self.inner_vector().is_some_and(|v| temp.axes.contains(&v));
             let pointer = e.offset(self.temp_bases[i], at, compute_elem(temp.dtype));
-            self.cx.temps.insert(i as u16, TempPlace { pointer, spread });
+            self.cx
+                .temps
+                .insert(i as u16, TempPlace { pointer, spread });
         }
     }
 
@@ -416,7 +461,9 @@ impl<'a> NestEmitter<'a> {
                     let joined = e.fold_lanes(x, &mut |e, a, b| combine(e, *by, t, a, b));
                     self.cx.accs.insert(*acc, joined);
                 }
-                Effect::ArgReduce { best, at, value, .. } => {
+                Effect::ArgReduce {
+                    best, at, value, ..
+                } => {
                     let t = self.nest.exprs.dtype(*value);
                     let (mut v, mut p) = (self.cx.accs[best], self.cx.accs[at]);
                     while v.ty.lanes > 1 {
@@ -464,7 +511,9 @@ impl Accs {
             Effect::Reduce { acc, by, .. } | Effect::Scan { acc, by, .. } => {
                 vec![(*acc, Some(*by))]
             }
-            Effect::ArgReduce { best, at, largest, .. } => {
+            Effect::ArgReduce {
+                best, at, largest, ..
+            } => {
                 let by = if *largest { Reducer::Max } else { Reducer::Min };
                 vec![(*best, Some(by)), (*at, None)]
             }
@@ -473,7 +522,10 @@ impl Accs {
         let by: HashMap<u16, Option<Reducer>> = by.collect();
         (self.numbers.iter())
             .map(|acc| {
-                let t = types.iter().find(|(i, _)| i == acc).map_or(DType::I64, |x| x.1);
+                let t = types
+                    .iter()
+                    .find(|(i, _)| i == acc)
+                    .map_or(DType::I64, |x| x.1);
                 let v = match by[acc] {
                     Some(by) => constant(e, compute_dtype(t), identity(by, t)),
                     None => e.i64(-1),
@@ -511,8 +563,10 @@ fn beats(e: &mut Emitter, how: &Effect, t: DType, new: (Val, Val), old: (Val, Va
     let tie = e.op2("arith.andi", equal, nearer);
     let mut wins = e.op2("arith.ori", better, tie);
     if t.is_float() {
-        let (new_nan, old_nan) =
-            (e.cmp(Cmp::Ne, new.0, new.0, false), e.cmp(Cmp::Ne, old.0, old.0, false));
+        let (new_nan, old_nan) = (
+            e.cmp(Cmp::Ne, new.0, new.0, false),
+            e.cmp(Cmp::Ne, old.0, old.0, false),
+        );
         let earlier = e.cmp(Cmp::Lt, new.1, old.1, false);
         let first = e.int(Ty::scalar(Elem::I1), 1);
         let first = e.splat(first, old_nan.ty.lanes);

@@ -155,7 +155,10 @@ impl<'a> ExprCx<'a> {
         wanted.sort();
         wanted.dedup();
         for id in wanted {
-            if !matches!(exprs.node(id), Node::Const { .. } | Node::Param(_) | Node::Axis(_)) {
+            if !matches!(
+                exprs.node(id),
+                Node::Const { .. } | Node::Param(_) | Node::Axis(_)
+            ) {
                 self.value(e, id);
             }
         }
@@ -172,7 +175,9 @@ impl<'a> ExprCx<'a> {
                 // What can fail must not run for a loop of no iterations.
                 let strides = (0..).zip(&index.strides);
                 index.gathers.is_empty()
-                    && strides.filter(|(_, s)| **s != Size::ZERO).all(|(a, _)| bound(a))
+                    && strides
+                        .filter(|(_, s)| **s != Size::ZERO)
+                        .all(|(a, _)| bound(a))
             }
             Node::Binary(BinaryFn::Div | BinaryFn::Rem | BinaryFn::Mod, a, _) => {
                 self.exprs.dtype(*a).is_float()
@@ -321,7 +326,11 @@ impl<'a> ExprCx<'a> {
             let negative = e.cmp(Cmp::Lt, i, zero, false);
             let from_end = e.add(i, extent);
             // A u64 beyond i64 looks negative and is out of range.
-            let i = if t == DType::U64 { i } else { e.select(negative, from_end, i) };
+            let i = if t == DType::U64 {
+                i
+            } else {
+                e.select(negative, from_end, i)
+            };
             let inside = e.cmp(Cmp::Lt, i, extent, true);
             let outside = e.cmp(Cmp::Ge, i, extent, true);
             self.fail(e, outside, STATUS_OUT_OF_RANGE);
@@ -342,7 +351,11 @@ impl<'a> ExprCx<'a> {
         };
         let run = matches!(step, Some(Size::Const(1)));
         if lanes_at.is_none() && (run || step.is_none()) {
-            return if run { Place::Run(base) } else { Place::One(base) };
+            return if run {
+                Place::Run(base)
+            } else {
+                Place::One(base)
+            };
         }
         if let Some(stride) = step {
             let lane = e.iota(Elem::I64, self.lanes);
@@ -465,7 +478,11 @@ impl<'a> ExprCx<'a> {
         let place = self.place(e, arg, raw, index);
         match place {
             Place::One(p) => {
-                let x = if value.ty.lanes > 0 { e.extract(value, 0) } else { value };
+                let x = if value.ty.lanes > 0 {
+                    e.extract(value, 0)
+                } else {
+                    value
+                };
                 match when {
                     Some(w) => {
                         let w = e.any(w);
@@ -515,7 +532,10 @@ impl<'a> ExprCx<'a> {
 /// The value of a floating-point constant.
 fn float_constant(exprs: &Exprs, id: ExprId) -> Option<f64> {
     match exprs.node(id) {
-        Node::Const { dtype: DType::F64, bits } => Some(f64::from_bits(*bits)),
+        Node::Const {
+            dtype: DType::F64,
+            bits,
+        } => Some(f64::from_bits(*bits)),
         Node::Const { dtype, bits } if dtype.is_float() => {
             Some(f32::from_bits(*bits as u32) as f64)
         }

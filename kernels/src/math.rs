@@ -103,7 +103,11 @@ impl M<'_> {
 
     /// The lanes as integers of the same width.
     pub fn bits(&mut self, x: Val) -> Val {
-        let elem = if x.ty.elem == Elem::F64 { Elem::I64 } else { Elem::I32 };
+        let elem = if x.ty.elem == Elem::F64 {
+            Elem::I64
+        } else {
+            Elem::I32
+        };
         self.e.bitcast(x, elem)
     }
 
@@ -136,7 +140,11 @@ impl M<'_> {
     /// The nearest integer to `x * factor`, as a float and as an integer.
     pub fn round_scaled(&mut self, x: Val, factor: f64) -> (Val, Val) {
         // Adding 1.5·2^(mantissa bits) leaves the integer in the low bits.
-        let magic = if self.ty.elem == Elem::F64 { 6755399441055744.0 } else { 12582912.0 };
+        let magic = if self.ty.elem == Elem::F64 {
+            6755399441055744.0
+        } else {
+            12582912.0
+        };
         let (f, m) = (self.c(factor), self.c(magic));
         let shifted = self.fma(x, f, m);
         let n = self.sub(shifted, m);
@@ -168,7 +176,11 @@ pub fn cmp_of(f: CompareFn) -> Cmp {
 
 /// A one-argument function.
 pub fn unary(e: &mut Emitter, f: UnaryFn, x: Val, unsigned: bool) -> Val {
-    if x.ty.elem.is_float() { float_unary(e, f, x) } else { int_unary(e, f, x, unsigned) }
+    if x.ty.elem.is_float() {
+        float_unary(e, f, x)
+    } else {
+        int_unary(e, f, x, unsigned)
+    }
 }
 
 /// A two-argument function, but for integer division.
@@ -217,7 +229,10 @@ pub fn pow_const(e: &mut Emitter, x: Val, n: f64) -> Option<Val> {
 /// Computes in f64 and rounds back.
 fn through_f64(e: &mut Emitter, args: &[Val], f: impl Fn(&mut M, &[Val]) -> Val) -> Val {
     let to = args[0].ty.elem;
-    let wide: Vec<Val> = args.iter().map(|&x| e.cast(x, Elem::F64, false, false)).collect();
+    let wide: Vec<Val> = args
+        .iter()
+        .map(|&x| e.cast(x, Elem::F64, false, false))
+        .collect();
     let ty = wide[0].ty;
     let r = f(&mut M { e, ty }, &wide);
     e.cast(r, to, false, false)
@@ -325,7 +340,11 @@ fn shift(e: &mut Emitter, f: BinaryFn, a: Val, b: Val, unsigned: bool) -> Val {
         return e.op2("arith.shrsi", a, b);
     }
     let b = e.select(over, zero, b);
-    let op = if f == BinaryFn::Shl { "arith.shli" } else { "arith.shrui" };
+    let op = if f == BinaryFn::Shl {
+        "arith.shli"
+    } else {
+        "arith.shrui"
+    };
     let r = e.op2(op, a, b);
     e.select(over, zero, r)
 }
@@ -337,7 +356,11 @@ pub fn integer_division(e: &mut Emitter, f: BinaryFn, a: Val, b: Val, unsigned: 
     let is_zero = e.cmp(Cmp::Eq, b, zero, false);
     if unsigned {
         let b = e.select(is_zero, one, b);
-        let op = if f == BinaryFn::Div { "arith.divui" } else { "arith.remui" };
+        let op = if f == BinaryFn::Div {
+            "arith.divui"
+        } else {
+            "arith.remui"
+        };
         return e.op2(op, a, b);
     }
     // The least value divided by −1 traps in hardware: a/−1 is −a.
@@ -368,12 +391,18 @@ fn int_pow(e: &mut Emitter, a: Val, n: Val, unsigned: bool) -> Val {
     let (zero, one) = (e.int(ty, 0), e.int(ty, 1));
     let (low, high, step) = (e.i64(0), e.i64(ty.elem.bits() as i64), e.i64(1));
     let out = e.for_loop(low, high, step, &[one, a, n], |e, _, carried| {
-        let &[r, base, n] = carried else { unreachable!("three values are carried") };
+        let &[r, base, n] = carried else {
+            unreachable!("three values are carried")
+        };
         let (zero, one) = (e.int(ty, 0), e.int(ty, 1));
         let bit = e.op2("arith.andi", n, one);
         let set = e.cmp(Cmp::Ne, bit, zero, false);
         let product = e.mul(r, base);
-        vec![e.select(set, product, r), e.mul(base, base), e.op2("arith.shrui", n, one)]
+        vec![
+            e.select(set, product, r),
+            e.mul(base, base),
+            e.op2("arith.shrui", n, one),
+        ]
     });
     if unsigned {
         return out[0];
@@ -506,10 +535,11 @@ fn tanh_f32(m: &mut M, x: Val) -> Val {
     let p = m.poly(
         s,
         &[
-            0.02094871737062931,
-            -0.05230255797505379,
-            0.13315388560295105,
-            -0.33332768082618713,
+            -0.006274978164583445,
+            0.021072791889309883,
+            -0.053852736949920654,
+            0.13332591950893402,
+            -0.33333316445350647,
         ],
     );
     let p = m.mul(p, s);

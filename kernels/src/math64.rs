@@ -135,9 +135,12 @@ pub(crate) fn pow(m: &mut M, x: Val, y: Val) -> Val {
     let positive = m.is(Cmp::Gt, ax, 0.0);
     let plain = m.both(finite, positive);
     let v = m.add(hi, lo);
+    // A renormalised sum: what is below one ulp of the logarithm.
+    let moved = m.sub(v, hi);
+    let lo = m.sub(lo, moved);
     let edge = log_edges(m, ax, v);
     let zero = m.c(0.0);
-    let hi = m.select(plain, hi, edge);
+    let hi = m.select(plain, v, edge);
     let lo = m.select(plain, lo, zero);
     let p = m.mul(y, hi);
     let minus = m.neg(p);
@@ -228,7 +231,7 @@ fn quarter(m: &mut M, x: Val) -> (Val, Val, Val) {
         r = m.fma(n, part, r);
     }
     // Beyond the reduction's reach: bounded rather than wild; NaN stays.
-    let r = m.clamp(r, -0.79, 0.79);
+    let r = m.clamp(r, -1.1, 1.1);
     let inverse = |k: u32| (1..=k).fold(1.0, |v: f64, i| v / i as f64);
     let odd: Vec<f64> = (1..=8u32)
         .rev()
@@ -258,9 +261,24 @@ pub(crate) fn atan(m: &mut M, x: Val) -> Val {
     let (mut above, mut below) = (a, one);
     let (mut hi, mut lo) = (m.c(0.0), m.c(0.0));
     for (from, c, c_hi, c_lo) in [
-        (0.4375, 0.5, 4.636_476_090_008_061e-1, 2.269_877_745_296_168_7e-17),
-        (0.6875, 1.0, 7.853_981_633_974_483e-1, 3.061_616_997_868_383e-17),
-        (1.1875, 1.5, 9.827_937_232_473_291e-1, 1.390_331_103_123_099_8e-17),
+        (
+            0.4375,
+            0.5,
+            4.636_476_090_008_061e-1,
+            2.269_877_745_296_168_7e-17,
+        ),
+        (
+            0.6875,
+            1.0,
+            7.853_981_633_974_483e-1,
+            3.061_616_997_868_383e-17,
+        ),
+        (
+            1.1875,
+            1.5,
+            9.827_937_232_473_291e-1,
+            1.390_331_103_123_099_8e-17,
+        ),
     ] {
         let here = m.is(Cmp::Ge, a, from);
         let up = m.plus(a, -c);
@@ -331,7 +349,10 @@ pub(crate) fn acos(m: &mut M, x: Val) -> Val {
 pub(crate) fn atan2(m: &mut M, y: Val, x: Val) -> Val {
     let (ay, ax) = (m.abs(y), m.abs(x));
     let both_infinite = {
-        let (a, b) = (m.is(Cmp::Eq, ay, f64::INFINITY), m.is(Cmp::Eq, ax, f64::INFINITY));
+        let (a, b) = (
+            m.is(Cmp::Eq, ay, f64::INFINITY),
+            m.is(Cmp::Eq, ax, f64::INFINITY),
+        );
         m.both(a, b)
     };
     let ratio = m.div(ay, ax);
@@ -458,12 +479,15 @@ pub(crate) fn erf(m: &mut M, x: Val) -> Val {
     let s = m.plus(a, -1.0);
     let (mid_p, mid_q) = ratio(m, s, &MIDDLE.0, &MIDDLE.1);
     let mid = m.div(mid_p, mid_q);
-    let mid = m.plus(mid, 8.450_629_115_105_095e-1);
+    let mid = m.plus(mid, 0.845062911510467529297);
     let inverse = m.div(one, z);
     let (near_p, near_q) = ratio(m, inverse, &NEAR.0, &NEAR.1);
     let (far_p, far_q) = ratio(m, inverse, &FAR.0, &FAR.1);
     let is_near = m.is(Cmp::Lt, a, 2.857_142_857);
-    let (p, q) = (m.select(is_near, near_p, far_p), m.select(is_near, near_q, far_q));
+    let (p, q) = (
+        m.select(is_near, near_p, far_p),
+        m.select(is_near, near_q, far_q),
+    );
     let tail = m.div(p, q);
     let exponent = m.sub(tail, z);
     let exponent = m.plus(exponent, -0.5625);

@@ -104,5 +104,8 @@ fn functions(
     kernels: &[(String, KernelSpec)],
     target: &CpuTarget,
 ) -> Result<Vec<String>, CodegenError> {
-    kernels.iter().map(|(symbol, spec)| spec.emit(symbol, target)).collect()
+    kernels
+        .iter()
+        .map(|(symbol, spec)| spec.emit(symbol, target))
+        .collect()
 }

@@ -1,0 +1,217 @@
+//! Loads objects and runs kernels the way the runtime does.
+
+use kiln_codegen::CpuTarget;
+use kiln_ir::{Binding, DType, Dim};
+use kiln_kernels::nest::SCRATCH_HEAD;
+use kiln_kernels::{KernelSpec, LoopNest, compile_object, reference};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+type Raw = unsafe extern "C" fn(*const *mut u8, *const i64, i64, i64, *mut u8) -> i32;
+
+/// A loaded object.
+pub struct Loaded(libloading::Library);
+
+/// Bytes after each buffer that no kernel may touch.
+const RED_ZONE: usize = 192;
+const RED: u8 = 0xa5;
+
+/// The levels that this machine runs.
+pub fn targets() -> Vec<CpuTarget> {
+    let all = [CpuTarget::x86_64_v3(), CpuTarget::x86_64_v4()];
+    all.into_iter().filter(CpuTarget::runs_here).collect()
+}
+
+/// Compiles and loads; an object that needs anything from outside is refused.
+pub fn load(kernels: &[(String, KernelSpec)], target: &CpuTarget) -> Loaded {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let object = compile_object(kernels, target).expect("the kernels compile");
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    let stem = std::env::temp_dir().join(format!("kiln-kernels-{}-{n}", std::process::id()));
+    let (o, so) = (stem.with_extension("o"), stem.with_extension("so"));
+    std::fs::write(&o, object).unwrap();
+    let undefined = Command::new("nm").arg("-u").arg(&o).output().unwrap();
+    let undefined = String::from_utf8_lossy(&undefined.stdout).into_owned();
+    assert_eq!(undefined.trim(), "", "symbols from outside");
+    let linked = Command::new("cc")
+        .args(["-shared", "-nostdlib", "-o"])
+        .args([&so, &o])
+        .status();
+    assert!(linked.unwrap().success());
+    // SAFETY: the library has no initialisers; it is code that was just made.
+    let library = unsafe { libloading::Library::new(&so) }.unwrap();
+    std::fs::remove_file(&o).unwrap();
+    std::fs::remove_file(&so).unwrap();
+    Loaded(library)
+}
+
+impl Loaded {
+    /// Runs a nest over its buffers in a few tile ranges; gives the status.
+    pub fn run(
+        &self,
+        symbol: &str,
+        spec: &KernelSpec,
+        buffers: &mut [Vec<u8>],
+        params: &[i64],
+    ) -> i32 {
+        let dims: Vec<Dim> = params.iter().map(|&p| Dim::from(p)).collect();
+        let constant = |d: Dim| d.eval(&Binding::new()).unwrap();
+        let tiles = constant(spec.tiles(&dims));
+        let scratch_bytes = constant(spec.scratch_bytes(&dims)) as usize;
+        assert!(scratch_bytes >= SCRATCH_HEAD as usize);
+        let mut padded: Vec<Vec<u8>> = buffers
+            .iter()
+            .map(|b| b.iter().copied().chain([RED; RED_ZONE]).collect())
+            .collect();
+        let pointers: Vec<*mut u8> = padded.iter_mut().map(|b| b.as_mut_ptr()).collect();
+        // SAFETY: the symbol has the kernel ABI.
+        let f = unsafe { self.0.get::<Raw>(symbol.as_bytes()) }.unwrap();
+        let mut status = 0;
+        for (begin, end) in [(0, tiles / 3), (tiles / 3, tiles)] {
+            let mut scratch = vec![RED; scratch_bytes + 64 + RED_ZONE];
+            let skip = scratch.as_ptr().align_offset(64);
+            // SAFETY: buffers hold what the spec's indices reach; the red zones
+            // show the kernel that writes elsewhere.
+            let s = unsafe {
+                f(
+                    pointers.as_ptr(),
+                    params.as_ptr(),
+                    begin,
+                    end,
+                    scratch.as_mut_ptr().add(skip),
+                )
+            };
+            assert!(
+                scratch[skip + scratch_bytes..].iter().all(|&b| b == RED),
+                "{symbol}: scratch"
+            );
+            status = status.max(s);
+        }
+        for (b, p) in buffers.iter_mut().zip(&padded) {
+            assert!(
+                p[b.len()..].iter().all(|&x| x == RED),
+                "{symbol}: wrote past a buffer"
+            );
+            let n = b.len();
+            b.copy_from_slice(&p[..n]);
+        }
+        status
+    }
+}
+
+/// Elements of a dtype as bytes.
+pub fn bytes(dtype: DType, values: &[f64]) -> Vec<u8> {
+    kiln_ir::Tensor::from_f64(dtype, [values.len()], values)
+        .unwrap()
+        .bytes()
+        .to_vec()
+}
+
+/// Bytes as numbers.
+pub fn numbers(dtype: DType, data: &[u8]) -> Vec<f64> {
+    let n = data.len() / dtype.size().unwrap();
+    (0..n)
+        .map(|i| kiln_ir::tensor::read_f64(dtype, data, i))
+        .collect()
+}
+
+/// A nest with its inputs.
+pub struct Case {
+    pub name: String,
+    pub nest: LoopNest,
+    pub buffers: Vec<Vec<u8>>,
+    pub params: Vec<i64>,
+}
+
+/// Runs every case at every level and compares every buffer with the reference.
+pub fn check(cases: Vec<Case>) {
+    let kernels: Vec<(String, KernelSpec)> = cases
+        .iter()
+        .map(|c| (c.name.clone(), KernelSpec::Nest(c.nest.clone())))
+        .collect();
+    let mut first: Vec<Vec<Vec<u8>>> = vec![];
+    for target in targets() {
+        let loaded = load(&kernels, &target);
+        for (n, (case, (symbol, spec))) in cases.iter().zip(&kernels).enumerate() {
+            let mut want = case.buffers.clone();
+            let expected = reference::run(&case.nest, &mut want, &case.params);
+            let mut got = case.buffers.clone();
+            let status = loaded.run(symbol, spec, &mut got, &case.params);
+            assert_eq!(
+                status != 0,
+                expected.is_err(),
+                "{symbol}: status {status}, {expected:?}"
+            );
+            if expected.is_ok() {
+                for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                    let at = format!("{symbol} at {}, buffer {i}: {:?}", target.name, case.nest);
+                    compare(case.nest.args[i], g, w, &at);
+                }
+            }
+            // Every level gives the same bits.
+            match first.get(n) {
+                Some(bits) => assert!(*bits == got, "{symbol} at {}", target.name),
+                None => first.push(got),
+            }
+        }
+    }
+}
+
+/// Integers equal, floats within rounding of the buffer's largest value.
+pub fn compare(dtype: DType, got: &[u8], want: &[u8], at: &str) {
+    let (g, w) = (numbers(dtype, got), numbers(dtype, want));
+    let tolerance = match dtype {
+        DType::F64 => 1e-12,
+        DType::F32 => 3e-6,
+        DType::F16 => 2e-3,
+        DType::BF16 => 1e-2,
+        _ => return assert_eq!(got, want, "{at}"),
+    };
+    let largest = w
+        .iter()
+        .filter(|x| x.is_finite())
+        .fold(0.0f64, |m, x| m.max(x.abs()));
+    for (i, (&a, &b)) in g.iter().zip(&w).enumerate() {
+        let same = a == b || (a.is_nan() && b.is_nan());
+        let near = (a - b).abs() <= tolerance * largest.max(1e-30);
+        assert!(same || near, "element {i} is {a}, not {b}; {at}");
+    }
+}
+
+/// A small generator of test data: the same numbers everywhere.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        // SplitMix64.
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    /// Between −1 and 1.
+    pub fn unit(&mut self) -> f64 {
+        self.next() as i64 as f64 / i64::MAX as f64
+    }
+
+    pub fn data(&mut self, dtype: DType, n: usize) -> Vec<u8> {
+        let values: Vec<f64> = (0..n)
+            .map(|_| match dtype {
+                DType::Bool => self.below(2) as f64,
+                _ if dtype.is_float() => 2.0 * self.unit(),
+                DType::U8 | DType::U16 | DType::U32 | DType::U64 => self.below(20) as f64,
+                _ => self.below(41) as f64 - 20.0,
+            })
+            .collect();
+        bytes(dtype, &values)
+    }
+}

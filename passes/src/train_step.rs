@@ -24,7 +24,11 @@ use std::sync::Arc;
 const PASS: &str = "train_step";
 
 fn fail(function: &str, message: impl Into<String>) -> PassError {
-    PassError { pass: PASS, function: function.to_string(), message: message.into() }
+    PassError {
+        pass: PASS,
+        function: function.to_string(),
+        message: message.into(),
+    }
 }
 
 /// Turns constant weights into state: every function that reads one takes it as a
@@ -32,13 +36,22 @@ fn fail(function: &str, message: impl Into<String>) -> PassError {
 pub fn make_trainable(module: &mut Module, weights: &[Arc<str>]) -> Result<(), PassError> {
     for name in weights {
         let global = module.globals.get_mut(name);
-        let global = global.ok_or_else(|| fail("", format!("there is no global @{name} to train")))?;
+        let global =
+            global.ok_or_else(|| fail("", format!("there is no global @{name} to train")))?;
         if !global.ty.dtype.is_float() || global.ty.encoding.is_some() {
-            return Err(fail("", format!("@{name} is {}: only plain floats are trained", global.ty)));
+            return Err(fail(
+                "",
+                format!("@{name} is {}: only plain floats are trained", global.ty),
+            ));
         }
-        let GlobalKind::Const(init) = &global.kind else { continue };
+        let GlobalKind::Const(init) = &global.kind else {
+            continue;
+        };
         let checkpoint = Some(name.clone());
-        global.kind = GlobalKind::State { init: init.clone(), checkpoint };
+        global.kind = GlobalKind::State {
+            init: init.clone(),
+            checkpoint,
+        };
     }
     for graph in &mut module.functions {
         read_as_state(graph, weights);
@@ -64,27 +77,46 @@ fn read_as_state(graph: &mut Graph, weights: &[Arc<str>]) {
         swap.extend(nodes.iter().map(|&n| (graph.node(n).results[0], port)));
     }
     graph.replace_all(&swap);
-    graph.remove_nodes(&readers.into_values().flatten().collect::<BTreeSet<NodeId>>());
+    graph.remove_nodes(
+        &readers
+            .into_values()
+            .flatten()
+            .collect::<BTreeSet<NodeId>>(),
+    );
 }
 
 /// Adds `@name` to the module: what `@loss` does (its first result is the loss),
 /// and one AdamW step on each weight that it reads as state. The rate is an input
 /// `lr: f32[]`; moments and the step count are new state.
-pub fn train_step(module: &mut Module, loss: &str, name: &str, optimizer: &AdamW) -> Result<(), PassError> {
-    let source = module.function(loss).ok_or_else(|| fail(loss, "there is no such function"))?;
+pub fn train_step(
+    module: &mut Module,
+    loss: &str,
+    name: &str,
+    optimizer: &AdamW,
+) -> Result<(), PassError> {
+    let source = module
+        .function(loss)
+        .ok_or_else(|| fail(loss, "there is no such function"))?;
     let mut graph = source.clone();
     graph.name = name.into();
     let weights = trained(&graph);
     if weights.is_empty() {
-        return Err(fail(loss, "it reads no state: name the weights to train in `make_trainable`"));
+        return Err(fail(
+            loss,
+            "it reads no state: name the weights to train in `make_trainable`",
+        ));
     }
     let wrt: Vec<Value> = weights.iter().map(|w| w.value).collect();
     let Some(&loss_value) = graph.body().results.first() else {
-        return Err(fail(loss, "it returns nothing: its first result must be the loss"));
+        return Err(fail(
+            loss,
+            "it returns nothing: its first result must be the loss",
+        ));
     };
     add_optimizer_state(&mut module.globals, &graph, &weights)?;
     let gradients = differentiate(&mut graph, &module.globals, loss_value, &wrt)?;
-    update(&mut graph, &module.globals, &weights, &gradients, optimizer).map_err(|e| fail(name, e.0))?;
+    update(&mut graph, &module.globals, &weights, &gradients, optimizer)
+        .map_err(|e| fail(name, e.0))?;
     module.functions.push(graph);
     Ok(())
 }
@@ -100,10 +132,16 @@ struct Weight {
 fn trained(graph: &Graph) -> Vec<Weight> {
     let mut out = vec![];
     for (port, &value) in graph.params.iter().zip(&graph.body().params) {
-        let PortKind::State(name) = &port.kind else { continue };
+        let PortKind::State(name) = &port.kind else {
+            continue;
+        };
         let result = graph.results.iter().position(|r| r.kind == port.kind);
         if let Some(result) = result.filter(|_| graph.ty(value).dtype.is_float()) {
-            out.push(Weight { name: name.clone(), value, result });
+            out.push(Weight {
+                name: name.clone(),
+                value,
+                result,
+            });
         }
     }
     out
@@ -111,7 +149,11 @@ fn trained(graph: &Graph) -> Vec<Weight> {
 
 /// The dtype of a weight's moments: at least f32.
 fn moment_type(ty: &TensorType) -> TensorType {
-    ty.with_dtype(if ty.dtype == DType::F64 { DType::F64 } else { DType::F32 })
+    ty.with_dtype(if ty.dtype == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    })
 }
 
 fn moments(name: &str) -> [Arc<str>; 2] {
@@ -120,12 +162,22 @@ fn moments(name: &str) -> [Arc<str>; 2] {
 
 const STEP: &str = "optimizer.step";
 
-fn add_optimizer_state(globals: &mut Globals, graph: &Graph, weights: &[Weight]) -> Result<(), PassError> {
+fn add_optimizer_state(
+    globals: &mut Globals,
+    graph: &Graph,
+    weights: &[Weight],
+) -> Result<(), PassError> {
     let mut add = |name: Arc<str>, ty: TensorType| {
-        let kind = GlobalKind::State { init: ConstSource::Splat(0.0), checkpoint: Some(name.clone()) };
+        let kind = GlobalKind::State {
+            init: ConstSource::Splat(0.0),
+            checkpoint: Some(name.clone()),
+        };
         match globals.insert(name.clone(), Global { ty, kind }) {
             None => Ok(()),
-            Some(_) => Err(fail(&graph.name, format!("the module has a global @{name} already"))),
+            Some(_) => Err(fail(
+                &graph.name,
+                format!("the module has a global @{name} already"),
+            )),
         }
     };
     add(STEP.into(), TensorType::scalar(DType::I64))?;
@@ -179,20 +231,27 @@ mod tests {
     /// `((7i + 3·seed) mod 11 − 5) / 4 · scale`, as in the NumPy reference.
     fn ramp(shape: &[usize], seed: usize, scale: f64) -> Tensor {
         let n: usize = shape.iter().product();
-        let values: Vec<f64> =
-            (0..n).map(|i| (((7 * i + 3 * seed) % 11) as f64 - 5.0) / 4.0 * scale).collect();
+        let values: Vec<f64> = (0..n)
+            .map(|i| (((7 * i + 3 * seed) % 11) as f64 - 5.0) / 4.0 * scale)
+            .collect();
         Tensor::from_f64(DType::F32, shape, &values).unwrap()
     }
 
     /// Two layers with tanh between and cross entropy at the end.
     fn perceptron() -> Module {
         let mut module = Module::default();
-        let weights: [(&str, &[usize], usize, f64); 4] =
-            [("w1", &[4, 5], 2, 0.5), ("b1", &[5], 3, 0.25), ("w2", &[5, 3], 4, 0.5), ("b2", &[3], 5, 0.25)];
+        let weights: [(&str, &[usize], usize, f64); 4] = [
+            ("w1", &[4, 5], 2, 0.5),
+            ("b1", &[5], 3, 0.25),
+            ("w2", &[5, 3], 4, 0.5),
+            ("b2", &[3], 5, 0.25),
+        ];
         for (name, shape, seed, scale) in weights {
             let t = ramp(shape, seed, scale);
             let kind = GlobalKind::Const(ConstSource::Tensor(t.clone()));
-            module.globals.insert(name.into(), Global { ty: t.ty(), kind });
+            module
+                .globals
+                .insert(name.into(), Global { ty: t.ty(), kind });
         }
         let mut graph = Graph::new("loss");
         let batch = Dim::sym("batch");
@@ -218,7 +277,12 @@ mod tests {
         let mut module = perceptron();
         let weights = ["w1", "b1", "w2", "b2"].map(Arc::from);
         make_trainable(&mut module, &weights).unwrap();
-        let optimizer = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+        let optimizer = AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+        };
         train_step(&mut module, "loss", "train_step", &optimizer).unwrap();
         module
     }
@@ -226,7 +290,10 @@ mod tests {
     #[test]
     fn five_steps_follow_the_reference() {
         let module = trainable();
-        let errors: Vec<String> = verify_module(&module).iter().map(|e| e.to_string()).collect();
+        let errors: Vec<String> = verify_module(&module)
+            .iter()
+            .map(|e| e.to_string())
+            .collect();
         assert_eq!(errors, [""; 0]);
         let mut it = Interpreter::new(&module).unwrap();
         let data = [
@@ -235,8 +302,9 @@ mod tests {
         ];
         let lr = Tensor::scalar_f64(DType::F32, 0.05);
         let step = [data[0].clone(), data[1].clone(), lr];
-        let mut losses: Vec<f64> =
-            (0..5).map(|_| it.run("train_step", &step).unwrap()[0].get_f64(0)).collect();
+        let mut losses: Vec<f64> = (0..5)
+            .map(|_| it.run("train_step", &step).unwrap()[0].get_f64(0))
+            .collect();
         losses.push(it.run("loss", &data).unwrap()[0].get_f64(0));
         let near = |got: &[f64], want: &[f64]| {
             assert_eq!(got.len(), want.len());
@@ -251,15 +319,54 @@ mod tests {
     }
 
     // NumPy in f64, the backward pass written by hand.
-    const LOSSES: [f64; 6] = [1.149022934, 0.978003593, 0.845202212, 0.739618906, 0.653916107, 0.584691341];
-    const W2: [f64; 15] = [-0.269560667, 0.329656785, -0.370442882, -0.871747414, 0.233080973, -0.004506116, 0.386870289, 0.364995804, -0.493960513, 0.742554605, -0.240338664, -0.743325564, 0.200714422, -0.374308197, -0.385836074];
-    const B1: [f64; 5] = [0.485057878, 0.234698909, -0.317360280, -0.039466247, 0.166462920];
+    const LOSSES: [f64; 6] = [
+        1.149022934,
+        0.978003593,
+        0.845202212,
+        0.739618906,
+        0.653916107,
+        0.584691341,
+    ];
+    const W2: [f64; 15] = [
+        -0.269560667,
+        0.329656785,
+        -0.370442882,
+        -0.871747414,
+        0.233080973,
+        -0.004506116,
+        0.386870289,
+        0.364995804,
+        -0.493960513,
+        0.742554605,
+        -0.240338664,
+        -0.743325564,
+        0.200714422,
+        -0.374308197,
+        -0.385836074,
+    ];
+    const B1: [f64; 5] = [
+        0.485057878,
+        0.234698909,
+        -0.317360280,
+        -0.039466247,
+        0.166462920,
+    ];
 
     #[test]
     fn what_cannot_be_trained_is_named() {
         let mut module = perceptron();
-        assert!(make_trainable(&mut module, &["w9".into()]).unwrap_err().message.contains("@w9"));
-        let optimizer = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+        assert!(
+            make_trainable(&mut module, &["w9".into()])
+                .unwrap_err()
+                .message
+                .contains("@w9")
+        );
+        let optimizer = AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        };
         let e = train_step(&mut module, "loss", "train_step", &optimizer).unwrap_err();
         assert!(e.message.contains("make_trainable"), "{e}");
         let mut module = trainable();

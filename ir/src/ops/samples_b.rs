@@ -4,6 +4,7 @@ use super::samples::*;
 use crate::ops::attention::*;
 use crate::ops::composite::*;
 use crate::ops::contract::*;
+use crate::ops::packed::PackedMatMul;
 use crate::ops::reduce::*;
 use crate::{DType, ReduceFn};
 
@@ -108,6 +109,7 @@ fn contractions() -> Vec<Sample> {
             },
             vec![bytes(DType::U8, &[3, 5]), bytes(DType::I8, &[5, 2])],
         ),
+        rough(PackedMatMul { n: 6 }, vec![f(&[2, 3, 5]), f(&[2, 5, 4])]),
         rough(
             Pack {
                 nr: 4,

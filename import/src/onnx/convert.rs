@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Opsets from before this one are not read.
-const OLDEST_OPSET: i64 = 7;
+const OLDEST_OPSET: i64 = 6;
 /// Newer opsets may change meanings that this importer does not know.
 const NEWEST_OPSET: i64 = 27;
 /// Nodes in all, functions inlined: functions that call each other twice grow

@@ -211,10 +211,15 @@ pub(crate) fn not_finite(t: &Tensor, span: Option<&Span>) -> usize {
     let mut look = |piece: &[u8]| {
         count += match dtype {
             // The exponent is all ones.
-            DType::F32 => exponents::<4>(piece, 0x7f80_0000),
-            DType::F16 => exponents::<2>(piece, 0x7c00),
-            DType::BF16 => exponents::<2>(piece, 0x7f80),
-            DType::F64 => exponents::<8>(piece, 0x7ff0_0000_0000_0000),
+            DType::F32 => all_ones(piece, |b| {
+                u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000
+            }),
+            DType::F16 => all_ones(piece, |b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
+            DType::BF16 => all_ones(piece, |b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
+            DType::F64 => all_ones(piece, |b| {
+                let exponent = 0x7ff0_0000_0000_0000;
+                u64::from_le_bytes(*b) & exponent == exponent
+            }),
             _ => 0,
         }
     };
@@ -232,8 +237,7 @@ pub(crate) fn not_finite(t: &Tensor, span: Option<&Span>) -> usize {
     count
 }
 
-fn exponents<const N: usize>(piece: &[u8], mask: u64) -> usize {
+fn all_ones<const N: usize>(piece: &[u8], test: impl Fn(&[u8; N]) -> bool) -> usize {
     let (whole, _) = piece.as_chunks::<N>();
-    let read = |raw: &[u8; N]| raw.iter().rev().fold(0u64, |v, &b| v << 8 | b as u64);
-    whole.iter().filter(|raw| read(raw) & mask == mask).count()
+    whole.iter().map(|raw| test(raw) as usize).sum()
 }

@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use kiln_import::import_onnx;
+use kiln_ir::{DType, Module};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -62,20 +63,55 @@ enum Miss {
 fn case_passes(case: &Path) -> Result<(), Miss> {
     let imported = import_onnx(&case.join("model.onnx"), &options())
         .map_err(|e| Miss::Gap(format!("{} {}", e[0].code, e[0].place.op)))?;
-    let data = case.join("test_data_set_0");
-    let inputs = tensors(&data, "input").map_err(Miss::Wrong)?;
+    for set in 0.. {
+        let data = case.join(format!("test_data_set_{set}"));
+        if !data.exists() {
+            break;
+        }
+        data_passes(&imported.module, &data)
+            .map_err(|what| Miss::Wrong(format!("set {set}: {what}")))?;
+    }
+    Ok(())
+}
+
+fn data_passes(module: &Module, data: &Path) -> Result<(), String> {
+    let inputs = tensors(data, "input")?;
     let inputs: Vec<_> = inputs.into_iter().map(|(_, t)| t).collect();
-    let got = run(&imported.module, &inputs).map_err(Miss::Wrong)?;
-    let want = tensors(&data, "output").map_err(Miss::Wrong)?;
+    let got = run(module, &inputs)?;
+    let want = tensors(data, "output")?;
     for (got, (name, want)) in got.iter().zip(&want) {
         let tolerance = match got.dtype() {
-            kiln_ir::DType::F16 => 2e-3,
-            kiln_ir::DType::BF16 => 1e-2,
+            DType::F16 => 2e-3,
+            DType::BF16 => 1e-2,
             _ => 1e-4,
         };
         if let Some(what) = difference(got, want, tolerance) {
-            return Err(Miss::Wrong(format!("{name}: {what}")));
+            return Err(format!("{name}: {what}"));
         }
     }
     Ok(())
+}
+
+/// Older opsets, open and data-dependent sizes, control flow, functions and
+/// operators of ONNX Runtime, against ONNX Runtime.
+#[test]
+fn models_with_open_sizes_equal_onnxruntime() {
+    let folder = scratch("cases");
+    let script = root().join("import/tests/onnx/cases.py");
+    if python(&script, &[folder.to_str().unwrap()]).is_none() {
+        return;
+    }
+    let (mut count, mut wrong) = (0, vec![]);
+    for case in std::fs::read_dir(&folder).unwrap() {
+        let case = case.unwrap();
+        count += 1;
+        match case_passes(&case.path()) {
+            Ok(()) => {}
+            Err(Miss::Gap(what) | Miss::Wrong(what)) => {
+                wrong.push(format!("{:?}: {what}", case.file_name()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(count >= 88, "{count} cases");
 }

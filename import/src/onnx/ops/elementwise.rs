@@ -4,7 +4,7 @@ use crate::onnx::cx::{Cx, Fail, Out};
 use crate::onnx::tensor;
 use kiln_ir::graph::Value;
 use kiln_ir::ops::composite::{Gelu, Silu};
-use kiln_ir::{BinaryFn, CompareFn, DType, Kind, UnaryFn};
+use kiln_ir::{BinaryFn, CompareFn, DType, Dim, Kind, UnaryFn};
 
 type One = Result<Value, Fail>;
 
@@ -18,12 +18,28 @@ pub(crate) fn unary(cx: &mut Cx, f: UnaryFn) -> Out {
 }
 
 pub(crate) fn binary(cx: &mut Cx, f: BinaryFn) -> Out {
-    let (a, b) = (cx.arg(0)?, cx.arg(1)?);
+    let (a, b) = two(cx)?;
     Ok(vec![cx.b.binary(f, a, b)?])
 }
 
-pub(crate) fn compare(cx: &mut Cx, f: CompareFn) -> Out {
+/// Two arguments that broadcast. Before opset 7, `axis` says where the axes of
+/// the second stand among those of the first.
+fn two(cx: &mut Cx) -> Result<(Value, Value), Fail> {
     let (a, b) = (cx.arg(0)?, cx.arg(1)?);
+    if cx.opset >= 7 || !cx.has("axis") {
+        return Ok((a, b));
+    }
+    let (rank, mut shape) = (cx.rank(a), cx.shape(b));
+    let axis = cx.axis_attr(0, rank)?;
+    let after = rank
+        .checked_sub(axis + shape.len())
+        .ok_or_else(|| Fail::invalid("the second argument has more axes than the first"))?;
+    shape.extend(vec![Dim::ONE; after]);
+    Ok((a, cx.b.reshape(b, &shape)?))
+}
+
+pub(crate) fn compare(cx: &mut Cx, f: CompareFn) -> Out {
+    let (a, b) = two(cx)?;
     Ok(vec![cx.b.compare(f, a, b)?])
 }
 
@@ -58,7 +74,7 @@ pub(crate) fn modulo(cx: &mut Cx) -> Out {
 
 /// The result has the base's type; the power is computed in the wider family.
 pub(crate) fn pow(cx: &mut Cx) -> Out {
-    let (x, y) = (cx.arg(0)?, cx.arg(1)?);
+    let (x, y) = two(cx)?;
     let (dx, dy) = (cx.dtype(x), cx.dtype(y));
     if dx.is_int() && dy.is_float() {
         let xf = cx.b.cast(x, dy)?;

@@ -75,7 +75,7 @@ impl OpDef for PackedMatMul {
 mod tests {
     use super::*;
     use crate::ops::contract::Pack;
-    use crate::{Binding, Dim};
+    use crate::Binding;
     use std::cell::RefCell;
 
     #[test]

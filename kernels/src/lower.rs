@@ -231,10 +231,10 @@ impl<'a> ExprCx<'a> {
                 if checked && !t.is_float() {
                     return self.integer_division(e, *f, a, b, is_unsigned(t));
                 }
-                if let (BinaryFn::Pow, Some(n)) = (f, exponent) {
-                    if let Some(v) = math::pow_const(e, a, n) {
-                        return v;
-                    }
+                if let (BinaryFn::Pow, Some(n)) = (f, exponent)
+                    && let Some(v) = math::pow_const(e, a, n)
+                {
+                    return v;
                 }
                 math::binary(e, *f, a, b, is_unsigned(t))
             }

@@ -190,8 +190,8 @@ pub fn binary(e: &mut Emitter, f: BinaryFn, a: Val, b: Val, unsigned: bool) -> V
         BinaryFn::Add => e.add(a, b),
         BinaryFn::Sub => e.sub(a, b),
         BinaryFn::Mul => e.mul(a, b),
-        BinaryFn::Min => e.min(a, b, unsigned),
-        BinaryFn::Max => e.max(a, b, unsigned),
+        BinaryFn::Min => extreme(e, Cmp::Lt, a, b, unsigned),
+        BinaryFn::Max => extreme(e, Cmp::Gt, a, b, unsigned),
         BinaryFn::And => e.op2("arith.andi", a, b),
         BinaryFn::Or => e.op2("arith.ori", a, b),
         BinaryFn::Xor => e.op2("arith.xori", a, b),
@@ -207,6 +207,18 @@ pub fn binary(e: &mut Emitter, f: BinaryFn, a: Val, b: Val, unsigned: bool) -> V
         BinaryFn::Pow => through_f64(e, &[a, b], |m, x| m64::pow(m, x[0], x[1])),
         BinaryFn::Atan2 => through_f64(e, &[a, b], |m, x| m64::atan2(m, x[0], x[1])),
     }
+}
+
+/// The more extreme of two numbers, NaN if either is. From `a`, which a
+/// reduction carries, to the result are one `max` and one blend.
+fn extreme(e: &mut Emitter, how: Cmp, a: Val, b: Val, unsigned: bool) -> Val {
+    let beyond = e.cmp(how, b, a, unsigned);
+    let r = e.select(beyond, b, a);
+    if !a.ty.elem.is_float() {
+        return r;
+    }
+    let nan = e.cmp(Cmp::Ne, b, b, false);
+    e.select(nan, b, r)
 }
 
 /// `x^n` for the exponents that models write as constants; `None`: use `pow`.

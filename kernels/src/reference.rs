@@ -241,10 +241,10 @@ impl Run<'_> {
                 index,
                 guard,
             } => {
-                if let Some(g) = guard {
-                    if self.value(g.when) == I(0) {
-                        return self.value(g.otherwise);
-                    }
+                if let Some(g) = guard
+                    && self.value(g.when) == I(0)
+                {
+                    return self.value(g.otherwise);
                 }
                 match self.place(&index) {
                     Some(at) => self.read(arg, dtype, at),

@@ -13,9 +13,9 @@ use crate::expr::compute_dtype;
 use crate::lower::{ExprCx, TempPlace, compute_elem, constant, is_unsigned};
 use crate::math;
 use crate::nest::{
-    Effect, LANES, LoopNest, Reducer, SCRATCH_HEAD, Schedule, SpecError, Stage, identity,
-    temp_element_bytes,
+    Effect, LANES, LoopNest, Reducer, SCRATCH_HEAD, SpecError, Stage, identity, temp_element_bytes,
 };
+use crate::schedule::Schedule;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, Ty, Val};
 use kiln_ir::{BinaryFn, DType};

@@ -14,7 +14,9 @@ mod math64;
 pub mod matmul;
 mod micro;
 pub mod nest;
+mod nest_check;
 pub mod reference;
+pub mod schedule;
 pub mod simplify;
 mod spec;
 

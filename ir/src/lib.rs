@@ -9,6 +9,7 @@ pub mod interp;
 pub mod module;
 pub mod op;
 pub mod ops;
+pub mod parse;
 pub mod print;
 pub mod scalar;
 pub mod tensor;

@@ -123,7 +123,7 @@ impl Loader<'_> {
     }
 
     fn warn_not_finite(&mut self, name: &str, t: &Tensor, count: usize) {
-        // A lone infinity is a mask's, not a fault of training.
+        // A lone infinity is a bound, not a fault of training.
         if count == 0 || t.len() == 1 {
             return;
         }

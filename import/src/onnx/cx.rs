@@ -125,6 +125,17 @@ impl<'m> Cx<'_, '_, 'm> {
         self.b.graph.shape(v).to_vec()
     }
 
+    /// One extent of a value.
+    pub(crate) fn extent(&self, v: Value, axis: usize) -> Result<Dim, Fail> {
+        let shape = self.b.graph.shape(v);
+        shape.get(axis).cloned().ok_or_else(|| {
+            Fail::invalid(format!(
+                "an argument has rank {} and no axis {axis}",
+                shape.len()
+            ))
+        })
+    }
+
     /// A value's rank.
     pub(crate) fn rank(&self, v: Value) -> usize {
         self.b.graph.shape(v).len()

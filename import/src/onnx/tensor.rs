@@ -204,21 +204,29 @@ pub(crate) fn load_sparse(t: &SparseTensorProto, files: &mut Files) -> Result<Te
     Tensor::new(values.dtype(), shape, dense).map_err(|e| bad(e.to_string()))
 }
 
-/// How many elements of a floating-point constant are NaN or infinite.
+/// How many elements of a floating-point constant are NaN or infinite. −∞ does
+/// not count: masks are made of it.
 pub(crate) fn not_finite(t: &Tensor, span: Option<&Span>) -> usize {
     let dtype = t.dtype();
     let mut count = 0;
     let mut look = |piece: &[u8]| {
         count += match dtype {
-            // The exponent is all ones.
-            DType::F32 => all_ones(piece, |b| {
-                u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000
+            // The exponent is all ones, and the number is not −∞.
+            DType::F32 => count_of(piece, |b| {
+                let v = u32::from_le_bytes(*b);
+                v & 0x7f80_0000 == 0x7f80_0000 && v != 0xff80_0000
             }),
-            DType::F16 => all_ones(piece, |b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
-            DType::BF16 => all_ones(piece, |b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
-            DType::F64 => all_ones(piece, |b| {
-                let exponent = 0x7ff0_0000_0000_0000;
-                u64::from_le_bytes(*b) & exponent == exponent
+            DType::F16 => count_of(piece, |b| {
+                let v = u16::from_le_bytes(*b);
+                v & 0x7c00 == 0x7c00 && v != 0xfc00
+            }),
+            DType::BF16 => count_of(piece, |b| {
+                let v = u16::from_le_bytes(*b);
+                v & 0x7f80 == 0x7f80 && v != 0xff80
+            }),
+            DType::F64 => count_of(piece, |b| {
+                let (v, ones) = (u64::from_le_bytes(*b), 0x7ff0_0000_0000_0000);
+                v & ones == ones && v != ones | 1 << 63
             }),
             _ => 0,
         }
@@ -237,7 +245,7 @@ pub(crate) fn not_finite(t: &Tensor, span: Option<&Span>) -> usize {
     count
 }
 
-fn all_ones<const N: usize>(piece: &[u8], test: impl Fn(&[u8; N]) -> bool) -> usize {
+fn count_of<const N: usize>(piece: &[u8], test: impl Fn(&[u8; N]) -> bool) -> usize {
     let (whole, _) = piece.as_chunks::<N>();
     whole.iter().map(|raw| test(raw) as usize).sum()
 }

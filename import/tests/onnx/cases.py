@@ -182,6 +182,12 @@ def control_flow():
          "x:f[n,m] c:b[]", "r", [{"x": f32(5, 2), "c": np.array(c)} for c in (True, False)], 17, {"z": i64(0)})
     case("if-constant", [node("If", "c", "y", then_branch=yes, else_branch=no)], "x:f[n,m]", "y",
          [{"x": f32(5, 2)}], 17, {"z": i64(0), "c": np.array(False)})
+    squeeze = graph("squeeze", [node("Squeeze", "x one", "t")], "", "t:f[n]")
+    keep = graph("keep", [node("Identity", "x", "f")], "", "f:f[n,m]")
+    case("if-squeezable", [
+        node("Shape", "x", "s"), node("Gather", "s at", "d"), node("Equal", "d number", "c"),
+        node("If", "c", "y", then_branch=squeeze, else_branch=keep), node("Relu", "y", "r")],
+         "x:f[n,m]", "r", [{"x": f32(3, 4)}], 17, {"at": np.array(1), "number": np.array(1), "one": i64(1)})
     body = graph("body", [
         node("Add", "s x", "next"), node("ReduceSum", "next", "total", keepdims=0),
         node("Less", "total limit", "go"), node("Identity", "next", "shown")],

@@ -73,7 +73,7 @@ pub(crate) fn attention(cx: &mut Cx) -> Out {
     let (mut k, mut v) = (heads_first(cx, k, kh)?, heads_first(cx, v, kh)?);
     let mut offset = Dim::ZERO;
     if let (Some(past_k), Some(past_v)) = (cx.opt(4), cx.opt(5)) {
-        offset = cx.shape(past_k)[2].clone();
+        offset = cx.extent(past_k, 2)?;
         k = cx.b.concat(&[past_k, k], 2)?;
         v = cx.b.concat(&[past_v, v], 2)?;
     }
@@ -129,7 +129,7 @@ fn masks(cx: &mut Cx, q: Value, k: Value, offset: Dim) -> Result<Masks, Fail> {
             let rows = cx.scalar_dim(rows)?;
             let wide = cx.b.cast(lengths, DType::I64)?;
             let before = cx.b.sub(wide, rows)?;
-            let n = cx.shape(before)[0].clone();
+            let n = cx.extent(before, 0)?;
             cx.b.reshape(before, &[n, Dim::ONE, Dim::ONE, Dim::ONE])?
         }
     };
@@ -255,7 +255,7 @@ fn hide(cx: &mut Cx, m: &mut Masks, score: Value) -> Result<(), Fail> {
         m.keep = both(cx, m.keep, seen)?;
     }
     if let Some(lengths) = m.lengths.take() {
-        let n = cx.shape(lengths)[0].clone();
+        let n = cx.extent(lengths, 0)?;
         let wide = cx.b.cast(lengths, DType::I64)?;
         let wide = cx.b.reshape(wide, &[n, Dim::ONE, Dim::ONE, Dim::ONE])?;
         let seen = cx.b.compare(CompareFn::Lt, key, wide)?;

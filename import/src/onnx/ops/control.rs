@@ -5,7 +5,7 @@ use crate::onnx::cx::{Cx, Fail, Out};
 use kiln_ir::graph::{RegionId, Value};
 use kiln_ir::ops::control::{If, Loop, MintedSize};
 use kiln_ir::ops::index::DynamicSlice;
-use kiln_ir::{BinaryFn, DType, Dim, Tensor, TensorType, Tri};
+use kiln_ir::{BinaryFn, CompareFn, DType, Dim, Op, Tensor, TensorType, Tri};
 use onnx_protobuf::GraphProto;
 
 /// How often a loop's body is converted again because it changes the extents of
@@ -60,10 +60,23 @@ pub(crate) fn branch(cx: &mut Cx) -> Out {
         let taken = if c { yes } else { no };
         return cx.imp.subgraph(cx.b, cx.scope, taken, &[], cx.env);
     }
+    let size = compared_size(cx, cond);
     let cond = cx.truth(cond)?;
+    let (guards, said) = (cx.b.graph.guards.len(), cx.imp.said());
     let (then, other) = (cx.b.graph.add_region(), cx.b.graph.add_region());
     let a = cx.in_region(then, yes, &[])?;
     let b = cx.in_region(other, no, &[])?;
+    let ranks = |cx: &Cx, vs: &[Value]| vs.iter().map(|&v| cx.rank(v)).collect::<Vec<_>>();
+    if let Some((size, special)) = size
+        && ranks(cx, &a) != ranks(cx, &b)
+    {
+        // `x.squeeze(1)` of an open size: what is compiled is the common case.
+        cx.b.graph.guards.truncate(guards);
+        cx.imp.unsay(said);
+        let because = format!("the model's branch for a size of {special} has another rank");
+        cx.assume_le(Dim::from(special + 1), size, &because);
+        return cx.imp.subgraph(cx.b, cx.scope, no, &[], cx.env);
+    }
     if a.len() != b.len() {
         return Err(Fail::invalid(
             "the branches yield different numbers of values",
@@ -86,6 +99,28 @@ pub(crate) fn branch(cx: &mut Cx) -> Out {
     Ok(cx
         .b
         .push_with_regions(If { sizes }, &[cond], vec![then, other])?)
+}
+
+/// The size and the small number whose equality a condition tells.
+fn compared_size(cx: &Cx, mut cond: Value) -> Option<(Dim, i64)> {
+    loop {
+        match cx.b.graph.producer_op(cond)? {
+            (Op::Cast(_) | Op::Reshape(_), &[inner]) => cond = inner,
+            (Op::Compare(c), &[a, b]) if c.f == CompareFn::Eq => {
+                let one = |v| match &cx.b.graph.known(v)?.dims[..] {
+                    [d] => Some(d.clone()),
+                    _ => None,
+                };
+                let (a, b) = (one(a)?, one(b)?);
+                return match (a.as_const(), b.as_const()) {
+                    (None, Some(c @ 0..=1)) => Some((a, c)),
+                    (Some(c @ 0..=1), None) => Some((b, c)),
+                    _ => None,
+                };
+            }
+            _ => return None,
+        }
+    }
 }
 
 /// Axes whose extents are not known to be the same.

@@ -246,7 +246,13 @@ pub(crate) fn leaky_relu(cx: &mut Cx) -> Out {
 }
 
 pub(crate) fn prelu(cx: &mut Cx) -> Out {
-    let (x, slope) = (cx.arg(0)?, cx.arg(1)?);
+    let (x, mut slope) = (cx.arg(0)?, cx.arg(1)?);
+    // Before opset 7 a vector of slopes is one for each channel.
+    if cx.opset < 7 && cx.rank(slope) == 1 && cx.rank(x) > 2 {
+        let mut line = cx.shape(slope);
+        line.extend(vec![Dim::ONE; cx.rank(x) - 2]);
+        slope = cx.b.reshape(slope, &line)?;
+    }
     one(where_positive(cx, x, |cx, x| Ok(cx.b.mul(x, slope)?)))
 }
 

@@ -225,6 +225,8 @@ mod tests {
     use super::*;
     use kiln_ir::interp::Interpreter;
     use kiln_ir::ops::composite::CrossEntropy;
+    use kiln_ir::parse::{NoFiles, parse_module};
+    use kiln_ir::print::{PrintOptions, print_module};
     use kiln_ir::verify::verify_module;
     use kiln_ir::{Dim, UnaryFn};
 
@@ -287,9 +289,21 @@ mod tests {
         module
     }
 
+    /// The program as `tests/kir/train_step.kir` has it; `KILN_BLESS=1` writes it
+    /// anew.
+    fn from_text(built: &Module) -> Module {
+        let text = print_module(built, &PrintOptions::default());
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/kir/train_step.kir");
+        if std::env::var_os("KILN_BLESS").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        assert_eq!(text, std::fs::read_to_string(path).unwrap());
+        parse_module(&text, &NoFiles).unwrap_or_else(|e| panic!("{e}"))
+    }
+
     #[test]
     fn five_steps_follow_the_reference() {
-        let module = trainable();
+        let module = from_text(&trainable());
         let errors: Vec<String> = verify_module(&module)
             .iter()
             .map(|e| e.to_string())

@@ -8,6 +8,8 @@ use crate::ops::attention::{Attention, KvCacheAppend, MaskKind, Rope};
 use crate::ops::composite::{Embedding, RmsNorm};
 use crate::ops::index::BindDim;
 use crate::ops::source::Iota;
+use crate::parse::{NoFiles, parse_module};
+use crate::print::{PrintOptions, print_module};
 use crate::verify::verify_module;
 use crate::{BinaryFn, UnaryFn};
 
@@ -163,9 +165,22 @@ fn angles(b: &mut Builder, seq: &Dim, past: &Dim) -> Result<(Value, Value), Type
     Ok((b.unary(UnaryFn::Cos, angle)?, b.unary(UnaryFn::Sin, angle)?))
 }
 
+/// The program as `tests/kir/decoder.kir` has it; `KILN_BLESS=1` writes it anew.
+fn from_text(built: &Module) -> Module {
+    let text = print_module(built, &PrintOptions::default());
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/kir/decoder.kir");
+    if std::env::var_os("KILN_BLESS").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(path).unwrap());
+    let module = parse_module(&text, &NoFiles).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(print_module(&module, &PrintOptions::default()), text);
+    module
+}
+
 #[test]
 fn decoding_with_a_cache_gives_what_the_whole_sequence_gives() {
-    let module = decoder();
+    let module = from_text(&decoder());
     assert_eq!(
         verify_module(&module)
             .iter()

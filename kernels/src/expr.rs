@@ -99,6 +99,12 @@ impl Index {
         self.strides.get(axis as usize).copied().unwrap_or_default()
     }
 
+    pub(crate) fn with_operands(&self, f: &dyn Fn(ExprId) -> ExprId) -> Index {
+        let mut out = self.clone();
+        out.gathers.iter_mut().for_each(|g| g.index = f(g.index));
+        out
+    }
+
     /// Trailing zero strides say nothing: without them equal indices are equal.
     pub(crate) fn normalised(mut self) -> Index {
         while self.strides.last() == Some(&Size::ZERO) {
@@ -158,6 +164,38 @@ pub enum Node {
     /// Conversion: floats round to nearest even, float to integer truncates and
     /// saturates (NaN gives 0), integers wrap, anything to bool is `!= 0`.
     Cast(DType, ExprId),
+}
+
+impl Node {
+    /// The same operation on other operands.
+    pub(crate) fn with_operands(&self, f: &dyn Fn(ExprId) -> ExprId) -> Node {
+        match self {
+            Node::Load {
+                arg,
+                dtype,
+                index,
+                guard,
+            } => Node::Load {
+                arg: *arg,
+                dtype: *dtype,
+                index: index.with_operands(f),
+                guard: guard.map(|g| Guard {
+                    when: f(g.when),
+                    otherwise: f(g.otherwise),
+                }),
+            },
+            Node::Unary(op, x) => Node::Unary(*op, f(*x)),
+            Node::Binary(op, a, b) => Node::Binary(*op, f(*a), f(*b)),
+            Node::Compare(op, a, b) => Node::Compare(*op, f(*a), f(*b)),
+            Node::Select(c, a, b) => Node::Select(f(*c), f(*a), f(*b)),
+            Node::Cast(t, x) => Node::Cast(*t, f(*x)),
+            Node::Const { .. }
+            | Node::Param(_)
+            | Node::Axis(_)
+            | Node::Acc(..)
+            | Node::Temp(..) => self.clone(),
+        }
+    }
 }
 
 /// An expression was built from parts that do not fit.

@@ -16,6 +16,7 @@ mod micro;
 pub mod nest;
 mod nest_check;
 pub mod reference;
+mod reuse;
 pub mod schedule;
 pub mod simplify;
 mod spec;

@@ -220,6 +220,32 @@ impl Effect {
     }
 }
 
+impl Effect {
+    /// The same effect on other expressions.
+    pub(crate) fn with_roots(&self, f: &dyn Fn(ExprId) -> ExprId) -> Effect {
+        let mut out = self.clone();
+        match &mut out {
+            Effect::Reduce { value, .. }
+            | Effect::Scan { value, .. }
+            | Effect::Keep { value, .. } => *value = f(*value),
+            Effect::ArgReduce {
+                value, position, ..
+            } => {
+                *value = f(*value);
+                *position = f(*position);
+            }
+            Effect::Store {
+                index, value, when, ..
+            } => {
+                *index = index.with_operands(f);
+                *value = f(*value);
+                *when = when.map(f);
+            }
+        }
+        out
+    }
+}
+
 impl LoopNest {
     /// Whether a stage's loop over an axis is inside a work unit.
     pub fn is_inner(&self, axis: u8) -> bool {

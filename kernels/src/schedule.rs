@@ -1,6 +1,6 @@
 //! How a loop nest is cut into vectors and tiles, and what a launch takes.
 
-use crate::expr::{ExprId, Index, Node, Size};
+use crate::expr::{ExprId, Gathered, Index, Node, Size};
 use crate::nest::{Effect, LANES, LoopNest, SCRATCH_HEAD, Stage, size_dim, temp_element_bytes};
 use kiln_ir::Dim;
 
@@ -24,19 +24,11 @@ pub struct Schedule {
 impl LoopNest {
     /// The nest's one schedule.
     pub fn schedule(&self) -> Schedule {
-        let collides = self.effects().any(|e| match e {
-            Effect::Store { index, update, .. } => !index.gathers.is_empty() || update.is_some(),
-            _ => false,
-        });
-        if collides {
-            return Schedule {
-                vector: None,
-                block: 1,
-                serial: true,
-            };
-        }
+        let serial = self.meeting_stores().next().is_some();
         let accesses = self.accesses();
-        let candidates = (0..self.axes.len() as u8).filter(|&a| self.can_vectorise(a));
+        let candidates = (0..self.axes.len() as u8)
+            .filter(|&a| self.can_vectorise(a))
+            .filter(|&a| !serial || self.apart(a));
         // The cheapest axis; among equals the last, whose neighbours are closest.
         let best = candidates
             .map(|a| (self.vector_cost(a, &accesses), a))
@@ -50,8 +42,30 @@ impl LoopNest {
             } else {
                 ELEMENT_BLOCK
             },
-            serial: false,
+            serial,
         }
+    }
+
+    /// Stores whose points may meet: they run in order, in one tile.
+    fn meeting_stores(&self) -> impl Iterator<Item = &Index> {
+        self.effects().filter_map(|e| match e {
+            Effect::Store { index, update, .. } => {
+                let moves = |a: u8| index.gathers.iter().any(|g| self.varies_along(g.index, a));
+                let meets = update.is_some() || (0..self.axes.len() as u8).any(moves);
+                meets.then_some(index)
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether 16 neighbours along an axis never meet in any store, and walking
+    /// it by vectors keeps the order of all other points.
+    fn apart(&self, axis: u8) -> bool {
+        let last = axis as usize + 1 == self.axes.len() && !self.is_inner(axis);
+        last && self.meeting_stores().all(|index| {
+            let fixed = |g: &Gathered| !self.varies_along(g.index, axis);
+            index.stride(axis) != Size::ZERO && index.gathers.iter().all(fixed)
+        })
     }
 
     fn can_vectorise(&self, axis: u8) -> bool {
@@ -175,7 +189,7 @@ impl LoopNest {
 }
 
 /// Rough operations of a node: what a polynomial takes.
-fn op_cost(node: &Node) -> i64 {
+pub(crate) fn op_cost(node: &Node) -> i64 {
     match node {
         Node::Const { .. } | Node::Param(_) | Node::Axis(_) | Node::Acc(..) => 0,
         Node::Load { .. } | Node::Temp(..) => 0,

@@ -5,10 +5,12 @@
 //! before: axes [batch, seq, 384], x strides [seq*384, 384, 1], bias [0, 0, 1]
 //! after:  axes [batch*seq, 384],  x strides [384, 1],          bias [0, 1]
 //! ```
-//! It works on the launch's symbolic dims, which are what can be compared.
+//! It works on the launch's symbolic dims, which are what can be compared. At
+//! last [`crate::reuse`] keeps what several stages compute.
 
-use crate::expr::{ExprError, ExprId, Exprs, Index, Node, Size};
+use crate::expr::{ExprError, ExprId, Exprs, Gathered, Index, Node, Size};
 use crate::nest::{Effect, LoopNest, Params, Stage, Temp, size_dim};
+use crate::reuse::reuse;
 use kiln_ir::{Dim, Tri};
 use std::collections::HashMap;
 
@@ -28,6 +30,7 @@ pub fn simplify(nest: &LoopNest, params: &[Dim]) -> Result<(LoopNest, Vec<Dim>),
             out = rebuild(n, p, &|a| if a == axis { Fate::Joins } else { Fate::Stays })?;
         }
     }
+    out.0 = reuse(&out.0)?;
     Ok(out)
 }
 
@@ -156,29 +159,7 @@ impl Rebuild<'_> {
             .collect()
     }
 
-    fn index(&mut self, index: &Index) -> Index {
-        let kept: Vec<u8> = (0..self.nest.axes.len() as u8)
-            .filter(|a| self.numbers.contains_key(a))
-            .collect();
-        Index {
-            offset: self.size(index.offset),
-            strides: kept
-                .into_iter()
-                .map(|a| self.size(index.stride(a)))
-                .collect(),
-            gathers: (index.gathers.iter())
-                .map(|g| crate::expr::Gathered {
-                    index: self.ids[&g.index],
-                    stride: self.size(g.stride),
-                    extent: self.size(g.extent),
-                })
-                .collect(),
-        }
-        .normalised()
-    }
-
     fn node(&mut self, node: &Node) -> Node {
-        let id = |x: &ExprId| self.ids[x];
         match node {
             Node::Param(i) => match self.size(Size::Param(*i)) {
                 Size::Param(i) => Node::Param(i),
@@ -188,53 +169,50 @@ impl Rebuild<'_> {
                 Some(&n) => Node::Axis(n),
                 None => integer(0),
             },
-            Node::Load {
-                arg,
-                dtype,
-                index,
-                guard,
-            } => {
-                let guard = guard.map(|g| crate::expr::Guard {
-                    when: self.ids[&g.when],
-                    otherwise: self.ids[&g.otherwise],
-                });
+            other => match other.with_operands(&|x| self.ids[&x]) {
                 Node::Load {
-                    arg: *arg,
-                    dtype: *dtype,
+                    arg,
+                    dtype,
+                    index,
+                    guard,
+                } => Node::Load {
+                    arg,
+                    dtype,
                     index: self.index(index),
                     guard,
-                }
-            }
-            Node::Unary(f, x) => Node::Unary(*f, id(x)),
-            Node::Binary(f, a, b) => Node::Binary(*f, id(a), id(b)),
-            Node::Compare(f, a, b) => Node::Compare(*f, id(a), id(b)),
-            Node::Select(c, a, b) => Node::Select(id(c), id(a), id(b)),
-            Node::Cast(t, x) => Node::Cast(*t, id(x)),
-            Node::Const { .. } | Node::Acc(..) | Node::Temp(..) => node.clone(),
+                },
+                other => other,
+            },
         }
     }
 
     fn effect(&mut self, effect: &Effect) -> Effect {
-        let mut out = effect.clone();
-        match &mut out {
-            Effect::Reduce { value, .. }
-            | Effect::Scan { value, .. }
-            | Effect::Keep { value, .. } => *value = self.ids[value],
-            Effect::ArgReduce {
-                value, position, ..
-            } => {
-                *value = self.ids[value];
-                *position = self.ids[position];
-            }
-            Effect::Store {
-                index, value, when, ..
-            } => {
-                *index = self.index(index);
-                *value = self.ids[value];
-                *when = when.map(|w| self.ids[&w]);
-            }
+        let mut out = effect.with_roots(&|x| self.ids[&x]);
+        if let Effect::Store { index, .. } = &mut out {
+            *index = self.index(std::mem::take(index));
         }
         out
+    }
+
+    /// An index, its operands already renumbered, over the new axes.
+    fn index(&mut self, index: Index) -> Index {
+        let kept: Vec<u8> = (0..self.nest.axes.len() as u8)
+            .filter(|a| self.numbers.contains_key(a))
+            .collect();
+        Index {
+            offset: self.size(index.offset),
+            strides: (kept.into_iter())
+                .map(|a| self.size(index.stride(a)))
+                .collect(),
+            gathers: (index.gathers.iter())
+                .map(|g| Gathered {
+                    index: g.index,
+                    stride: self.size(g.stride),
+                    extent: self.size(g.extent),
+                })
+                .collect(),
+        }
+        .normalised()
     }
 }
 

@@ -637,3 +637,46 @@ fn integer_division_by_zero_is_reported_and_the_least_value_does_not_trap() {
         );
     }
 }
+
+#[test]
+fn a_slice_is_updated_in_parallel_where_its_start_is_data() {
+    // x[start.., :] = y, as a key-value cache is appended to.
+    let (rows, new, width) = (9i64, 4i64, 20i64);
+    let mut cases = vec![];
+    for (name, start) in [("inside", 5.0), ("first", 0.0), ("outside", 6.0)] {
+        let mut e = Exprs::new();
+        let at = e.load(0, DType::I64, Index::default()).unwrap();
+        let y = e.load(1, F, Index::strided([c(width), c(1)])).unwrap();
+        let index = Index {
+            gathers: vec![Gathered {
+                index: at,
+                stride: c(width),
+                extent: c(rows - new + 1),
+            }],
+            ..Index::strided([c(width), c(1)])
+        };
+        let nest = LoopNest {
+            exprs: e,
+            args: vec![DType::I64, F, F],
+            params: 0,
+            axes: vec![c(new), c(width)],
+            outer: 2,
+            temps: vec![],
+            stages: vec![stage(&[], vec![store(2, index, y)])],
+        };
+        let schedule = nest.schedule();
+        assert!(!schedule.serial && schedule.vector == Some(1));
+        let mut rng = Rng(8);
+        cases.push(Case {
+            name: format!("append_{name}"),
+            nest,
+            buffers: vec![
+                bytes(DType::I64, &[start]),
+                rng.data(F, (new * width) as usize),
+                rng.data(F, (rows * width) as usize),
+            ],
+            params: vec![],
+        });
+    }
+    check(cases);
+}

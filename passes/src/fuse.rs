@@ -413,10 +413,10 @@ fn feeds(graph: &Graph, n: NodeId, anchor: NodeId, group: &Group) -> bool {
         if a == v {
             return true;
         }
-        if let Some((p, _)) = graph.producer(a) {
-            if group.members.contains(&p) || role(&graph.node(p).op) == Role::View {
-                stack.extend(graph.node(p).args.iter().copied());
-            }
+        if let Some((p, _)) = graph.producer(a)
+            && (group.members.contains(&p) || role(&graph.node(p).op) == Role::View)
+        {
+            stack.extend(graph.node(p).args.iter().copied());
         }
     }
     false

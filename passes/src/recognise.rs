@@ -99,21 +99,22 @@ fn match_attention(graph: &Graph, n: NodeId, uses: &[u32]) -> Option<Found> {
         return None;
     }
     let (mut bias, mut scale) = (None, 1.0);
-    if let (Op::Binary(b), args) = graph.producer_op(score)? {
-        if b.f == BinaryFn::Add && splat(graph, args[1]).is_none() {
-            // The score is the side that leads to the product.
-            let leads =
-                |x: Value| leads_to_matmul(graph, x) && graph.ty(x).shape == graph.ty(score).shape;
-            let (s, other) = match (leads(args[0]), leads(args[1])) {
-                (true, _) => (args[0], args[1]),
-                (false, true) => (args[1], args[0]),
-                (false, false) => return None,
-            };
-            bias = Some(other);
-            score = s;
-            if !step(score) {
-                return None;
-            }
+    if let (Op::Binary(b), args) = graph.producer_op(score)?
+        && b.f == BinaryFn::Add
+        && splat(graph, args[1]).is_none()
+    {
+        // The score is the side that leads to the product.
+        let leads =
+            |x: Value| leads_to_matmul(graph, x) && graph.ty(x).shape == graph.ty(score).shape;
+        let (s, other) = match (leads(args[0]), leads(args[1])) {
+            (true, _) => (args[0], args[1]),
+            (false, true) => (args[1], args[0]),
+            (false, false) => return None,
+        };
+        bias = Some(other);
+        score = s;
+        if !step(score) {
+            return None;
         }
     }
     if let (Op::Binary(b), args) = graph.producer_op(score)? {

@@ -15,7 +15,9 @@ pub struct PackedMatMul {
     pub n: usize,
 }
 
-parse_one!(PackedMatMul, "packed_matmul", |a| Ok(PackedMatMul { n: a.index("n")? }));
+parse_one!(PackedMatMul, "packed_matmul", |a| Ok(PackedMatMul {
+    n: a.index("n")?
+}));
 
 impl OpDef for PackedMatMul {
     fn mnemonic(&self) -> &'static str {
@@ -28,7 +30,8 @@ impl OpDef for PackedMatMul {
             return type_err(format!("{x} · {w}: needs [.., m, k] and [panels, k, nr]"));
         }
         let (panels, nr) = (w.shape[0].as_const(), w.shape[2].as_const());
-        if !matches!((panels, nr), (Some(p), Some(nr)) if nr > 0 && p == (self.n as i64 + nr - 1) / nr) {
+        if !matches!((panels, nr), (Some(p), Some(nr)) if nr > 0 && p == (self.n as i64 + nr - 1) / nr)
+        {
             return type_err(format!("{w} does not hold {} columns", self.n));
         }
         let last = x.rank() - 1;
@@ -44,7 +47,11 @@ impl OpDef for PackedMatMul {
         let mut result = x.clone();
         x.push(None);
         result.push(None);
-        AxisMap::Labels { args: vec![x, vec![None; 3]], results: vec![result], reduce: None }
+        AxisMap::Labels {
+            args: vec![x, vec![None; 3]],
+            results: vec![result],
+            reduce: None,
+        }
     }
 
     fn eval(&self, cx: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
@@ -56,12 +63,20 @@ impl OpDef for PackedMatMul {
                 columns[i * self.n + j] = w.get_f64((j / nr * k + i) * nr + j % nr);
             }
         }
-        let plain = Tensor::from_f64(x.dtype(), [k, self.n], &columns).map_err(|e| EvalError(e.to_string()))?;
-        MatMul { transpose_a: false, transpose_b: false, out: None }.eval(cx, &[x, &plain])
+        let plain = Tensor::from_f64(x.dtype(), [k, self.n], &columns)
+            .map_err(|e| EvalError(e.to_string()))?;
+        MatMul {
+            transpose_a: false,
+            transpose_b: false,
+            out: None,
+        }
+        .eval(cx, &[x, &plain])
     }
 
     fn grad(&self, _: &mut Builder, _: Io<'_>, _: &[Value]) -> Result<Grad, TypeError> {
-        Ok(Grad::Unsupported { because: "layouts are chosen after differentiation" })
+        Ok(Grad::Unsupported {
+            because: "layouts are chosen after differentiation",
+        })
     }
 
     fn attrs(&self) -> Attrs {
@@ -74,20 +89,33 @@ impl OpDef for PackedMatMul {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::contract::Pack;
     use crate::Binding;
+    use crate::ops::contract::Pack;
     use std::cell::RefCell;
 
     #[test]
     fn packing_does_not_change_the_product() {
-        let data: Vec<f64> = (0..5 * 37).map(|i| ((i * 7919) % 23) as f64 - 11.0).collect();
+        let data: Vec<f64> = (0..5 * 37)
+            .map(|i| ((i * 7919) % 23) as f64 - 11.0)
+            .collect();
         let w = Tensor::from_f64(crate::DType::F32, [5, 37], &data).unwrap();
         let x = Tensor::from_f64(crate::DType::F32, [3, 5], &data[..15]).unwrap();
         let binding = RefCell::new(Binding::new());
         let cx = EvalCx::pure(&binding);
-        let panels = Pack { nr: 16, transposed: false }.eval(&cx, &[&w]).unwrap();
+        let panels = Pack {
+            nr: 16,
+            transposed: false,
+        }
+        .eval(&cx, &[&w])
+        .unwrap();
         let got = PackedMatMul { n: 37 }.eval(&cx, &[&x, &panels[0]]).unwrap();
-        let want = MatMul { transpose_a: false, transpose_b: false, out: None }.eval(&cx, &[&x, &w]).unwrap();
+        let want = MatMul {
+            transpose_a: false,
+            transpose_b: false,
+            out: None,
+        }
+        .eval(&cx, &[&x, &w])
+        .unwrap();
         assert_eq!(got, want);
         let ty = TensorType::new(crate::DType::F32, [crate::Dim::from(3), 37.into()]);
         assert_eq!(got[0].ty(), ty);

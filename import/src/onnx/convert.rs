@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Opsets from before this one are not read.
 const OLDEST_OPSET: i64 = 6;
 /// Newer opsets may change meanings that this importer does not know.
-const NEWEST_OPSET: i64 = 27;
+const NEWEST_OPSET: i64 = 28;
 /// Nodes in all, functions inlined: functions that call each other twice grow
 /// exponentially.
 const MAX_NODES: usize = 2_000_000;

@@ -63,6 +63,7 @@ enum Miss {
 fn case_passes(case: &Path) -> Result<(), Miss> {
     let imported = import_onnx(&case.join("model.onnx"), &options())
         .map_err(|e| Miss::Gap(format!("{} {}", e[0].code, e[0].place.op)))?;
+    round_trips(&imported.module).map_err(Miss::Wrong)?;
     for set in 0.. {
         let data = case.join(format!("test_data_set_{set}"));
         if !data.exists() {

@@ -2,8 +2,10 @@
 
 use kiln_import::{ImportOptions, read_tensor};
 use kiln_ir::interp::Interpreter;
+use kiln_ir::parse::{Loader, parse_module};
+use kiln_ir::print::{PrintOptions, print_with_blobs};
 use kiln_ir::verify::verify_module;
-use kiln_ir::{DType, Module, Tensor};
+use kiln_ir::{Bytes, DType, Module, Tensor};
 use onnx_protobuf::{
     GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TypeProto,
     ValueInfoProto, tensor_shape_proto, type_proto,
@@ -201,4 +203,33 @@ pub fn run(module: &Module, inputs: &[Tensor]) -> Result<Vec<Tensor>, String> {
     interpreter
         .run("forward", inputs)
         .map_err(|e| e.to_string())
+}
+
+/// Fails where a module's text does not parse back to the same text.
+pub fn round_trips(module: &Module) -> Result<(), String> {
+    struct Stored(Vec<u8>);
+    impl Loader for Stored {
+        fn load(&self, _: &str, offset: u64, length: u64) -> Result<Bytes, String> {
+            let range = offset as usize..(offset + length) as usize;
+            Ok(Bytes::from(self.0[range].to_vec()))
+        }
+    }
+    let options = PrintOptions {
+        origins: true,
+        ids: false,
+    };
+    let print = |module: &Module| {
+        let mut stored = vec![];
+        let text = print_with_blobs(module, &options, &mut |bytes| {
+            stored.extend_from_slice(bytes);
+            ("weights".into(), (stored.len() - bytes.len()) as u64)
+        });
+        (text, stored)
+    };
+    let (text, stored) = print(module);
+    let back = parse_module(&text, &Stored(stored)).map_err(|e| e.to_string())?;
+    match print(&back).0 == text {
+        true => Ok(()),
+        false => Err("the text changes when it is parsed and printed".into()),
+    }
 }

@@ -30,6 +30,12 @@ impl Elem {
         matches!(self, Elem::F64 | Elem::F32 | Elem::F16 | Elem::BF16)
     }
 
+    /// Whether lanes are 16-bit floats, which are accessed as integers: masked,
+    /// LLVM would move them one by one and call a library to convert them.
+    fn is_half(self) -> bool {
+        matches!(self, Elem::F16 | Elem::BF16)
+    }
+
     /// Bits of a lane.
     pub fn bits(self) -> u32 {
         match self {
@@ -594,6 +600,10 @@ impl Emitter {
             let byte = self.load(from, ty.with(Elem::I8));
             return self.cast(byte, Elem::I1, true, true);
         }
+        if ty.elem.is_half() {
+            let bits = self.load(from, ty.with(Elem::I16));
+            return self.bitcast(bits, ty.elem);
+        }
         let v = self.fresh(ty);
         let align = ty.elem.bits() / 8;
         self.line(format_args!(
@@ -602,13 +612,18 @@ impl Emitter {
         v
     }
 
+    /// The value as memory holds it: bools as bytes, half floats as their bits.
+    fn as_stored(&mut self, x: Val) -> Val {
+        match x.ty.elem {
+            Elem::I1 => self.cast(x, Elem::I8, true, true),
+            half if half.is_half() => self.bitcast(x, Elem::I16),
+            _ => x,
+        }
+    }
+
     /// Writes a scalar or a run of lanes.
     pub fn store(&mut self, x: Val, to: Val) {
-        let x = if x.ty.elem == Elem::I1 {
-            self.cast(x, Elem::I8, true, true)
-        } else {
-            x
-        };
+        let x = self.as_stored(x);
         let align = x.ty.elem.bits() / 8;
         self.line(format_args!(
             "llvm.store {x}, {to} {{alignment = {align} : i64}} : {}, !llvm.ptr",
@@ -622,6 +637,10 @@ impl Emitter {
             let bytes = self.load_masked(from, ty.with(Elem::I8), mask);
             return self.cast(bytes, Elem::I1, true, true);
         }
+        if ty.elem.is_half() {
+            let bits = self.load_masked(from, ty.with(Elem::I16), mask);
+            return self.bitcast(bits, ty.elem);
+        }
         let zero = self.zero(ty);
         let v = self.fresh(ty);
         let align = ty.elem.bits() / 8;
@@ -634,11 +653,7 @@ impl Emitter {
 
     /// Writes the lanes that `mask` shows.
     pub fn store_masked(&mut self, x: Val, to: Val, mask: Val) {
-        let x = if x.ty.elem == Elem::I1 {
-            self.cast(x, Elem::I8, true, true)
-        } else {
-            x
-        };
+        let x = self.as_stored(x);
         let align = x.ty.elem.bits() / 8;
         self.line(format_args!(
             "llvm.intr.masked.store {x}, {to}, {mask} {{alignment = {align} : i32}} : {}, {} into !llvm.ptr",
@@ -652,6 +667,10 @@ impl Emitter {
             let bytes = self.gather(from, ty.with(Elem::I8), mask);
             return self.cast(bytes, Elem::I1, true, true);
         }
+        if ty.elem.is_half() {
+            let bits = self.gather(from, ty.with(Elem::I16), mask);
+            return self.bitcast(bits, ty.elem);
+        }
         let zero = self.zero(ty);
         let v = self.fresh(ty);
         let align = ty.elem.bits() / 8;
@@ -664,11 +683,7 @@ impl Emitter {
 
     /// Writes one lane to each of a vector of pointers.
     pub fn scatter(&mut self, x: Val, to: Val, mask: Val) {
-        let x = if x.ty.elem == Elem::I1 {
-            self.cast(x, Elem::I8, true, true)
-        } else {
-            x
-        };
+        let x = self.as_stored(x);
         let align = x.ty.elem.bits() / 8;
         self.line(format_args!(
             "llvm.intr.masked.scatter {x}, {to}, {mask} {{alignment = {align} : i32}} : {}, {} into {}",

@@ -288,8 +288,7 @@ impl MatMulSpec {
     ) {
         let rank = self.batch.len();
         let (zero, one, step, nr) = (e.i64(0), e.i64(1), e.i64(LANES), e.i64(self.nr));
-        let out_elem = memory_elem(self.args[self.args.len() - 1]);
-        let out = cx.args[self.args.len() - 1];
+        let out = self.args.len() as u16 - 1;
         e.for_loop(zero, rows, one, &[], |e, r, _| {
             let row = e.add(row0, r);
             let at = e.mul(r, nr);
@@ -306,23 +305,7 @@ impl MatMulSpec {
                 cx.mask = Some(mask);
                 cx.accs.insert(0, sum);
                 let value = cx.value(e, self.value);
-                let value = e.splat(value, LANES as u32);
-                let value = e.cast(value, out_elem, false, false);
-                let mut to = cx.size(e, self.out.offset);
-                for (axis, c) in cx.axes.clone().into_iter().flatten().enumerate() {
-                    to = advance(e, cx, to, c, self.out.stride(axis as u8));
-                }
-                let p = e.offset(out, to, out_elem);
-                match self.out.stride(rank as u8 + 1) {
-                    Size::Const(1) => e.store_masked(value, p, mask),
-                    stride => {
-                        let lane = e.iota(Elem::I64, LANES as u32);
-                        let s = cx.size(e, stride);
-                        let steps = e.mul(lane, s);
-                        let pointers = e.offset(p, steps, out_elem);
-                        e.scatter(value, pointers, mask);
-                    }
-                }
+                cx.store(e, out, self.args[out as usize], &self.out, value, None);
                 cx.mask = None;
                 cx.pop();
                 vec![]

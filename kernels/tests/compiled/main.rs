@@ -1,7 +1,9 @@
 //! Compiled kernels against their references, at every CPU level that this
 //! machine has.
 
+mod attention;
 mod math;
+mod matmul;
 mod nest;
 mod random;
 mod support;

@@ -1,0 +1,376 @@
+//! Contractions against sums in f64: every layout, tails, types, epilogues.
+
+use crate::support::{Rng, bytes, load, numbers, targets};
+use kiln_ir::{BinaryFn, DType, UnaryFn};
+use kiln_kernels::matmul::{Columns, MatMulSpec};
+use kiln_kernels::*;
+
+/// How a test lays out B.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Layout {
+    Packed,
+    Rows,
+    Transposed,
+    Spread,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Epilogue {
+    Plain,
+    /// `relu(sum + bias[n])`
+    Bias,
+    /// `tanh(sum + bias[n]) + residual[.., m, n]`
+    Residual,
+}
+
+#[derive(Clone, Debug)]
+struct Problem {
+    batch: Vec<usize>,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: DType,
+    b: DType,
+    acc: DType,
+    out: DType,
+    layout: Layout,
+    shared: bool,
+    a_transposed: bool,
+    out_transposed: bool,
+    open: bool,
+    nr: usize,
+    epilogue: Epilogue,
+}
+
+struct Built {
+    spec: KernelSpec,
+    buffers: Vec<Vec<u8>>,
+    params: Vec<i64>,
+    want: Vec<f64>,
+    /// Where element `(batch, m, n)` of the result lies.
+    place: Vec<usize>,
+    /// `Σ |a·b|` of each result.
+    scale: Vec<f64>,
+}
+
+impl Problem {
+    fn plain(m: usize, n: usize, k: usize) -> Problem {
+        let f = DType::F32;
+        Problem {
+            batch: vec![],
+            m,
+            n,
+            k,
+            a: f,
+            b: f,
+            acc: f,
+            out: f,
+            layout: Layout::Packed,
+            shared: false,
+            a_transposed: false,
+            out_transposed: false,
+            open: false,
+            nr: 64,
+            epilogue: Epilogue::Plain,
+        }
+    }
+
+    fn random(rng: &mut Rng) -> Problem {
+        use DType::*;
+        let (a, b, acc) = rng.pick(&[
+            (F32, F32, F32),
+            (F32, F32, F32),
+            (F32, F32, F32),
+            (F16, F16, F32),
+            (BF16, BF16, F32),
+            (F32, F16, F32),
+            (F32, BF16, F32),
+            (F32, I8, F32),
+            (F32, U8, F32),
+            (F64, F64, F64),
+            (I8, I8, I32),
+            (U8, I8, I32),
+            (I32, I32, I32),
+        ]);
+        let out = match acc {
+            F32 => rng.pick(&[F32, F32, F16, BF16]),
+            other => other,
+        };
+        let epilogue = match acc {
+            F32 => rng.pick(&[Epilogue::Plain, Epilogue::Bias, Epilogue::Residual]),
+            _ => Epilogue::Plain,
+        };
+        Problem {
+            batch: (0..rng.below(3)).map(|_| 1 + rng.below(3)).collect(),
+            m: rng.pick(&[1, 1, 2, 5, 6, 7, 13, 48, 49, 61, 100]),
+            n: rng.pick(&[1, 3, 15, 16, 17, 33, 63, 64, 65, 100, 130]),
+            k: rng.pick(&[0, 1, 2, 3, 8, 17, 31, 64, 100]),
+            a,
+            b,
+            acc,
+            out,
+            layout: rng.pick(&[Layout::Packed, Layout::Rows, Layout::Transposed, Layout::Spread]),
+            shared: rng.below(2) == 0,
+            a_transposed: rng.below(4) == 0,
+            out_transposed: rng.below(4) == 0,
+            open: rng.below(2) == 0,
+            nr: rng.pick(&[16, 32, 48, 64, 64, 80, 128]),
+            epilogue,
+        }
+    }
+
+    /// Where `[p][j]` of B lies.
+    fn at_b(&self, p: usize, j: usize) -> usize {
+        let (n, k, nr) = (self.n, self.k, self.nr);
+        match self.layout {
+            Layout::Packed => (j / nr * k + p) * nr + j % nr,
+            Layout::Rows => p * (n + 3) + j,
+            Layout::Transposed => j * k + p,
+            Layout::Spread => (p * n + j) * 2,
+        }
+    }
+
+    /// Elements of one B.
+    fn b_size(&self) -> usize {
+        let (n, k, nr) = (self.n, self.k, self.nr);
+        match self.layout {
+            Layout::Packed => n.div_ceil(nr) * nr * k,
+            Layout::Rows => k * (n + 3),
+            Layout::Transposed => k * n,
+            Layout::Spread => k * n * 2,
+        }
+    }
+
+    /// A `[k][n]` matrix of f32 as B.
+    fn lay(&self, weights: &[f64]) -> Vec<u8> {
+        let mut memory = vec![0.0; self.b_size()];
+        for (i, &w) in weights.iter().enumerate() {
+            memory[self.at_b(i / self.n, i % self.n)] = w;
+        }
+        bytes(DType::F32, &memory)
+    }
+
+    fn build(&self, rng: &mut Rng) -> Built {
+        let (m, n, k, nr) = (self.m, self.n, self.k, self.nr);
+        let batches: usize = self.batch.iter().product();
+        let b_batches = if self.shared { 1 } else { batches };
+        let a_data = numbers(self.a, &rng.data(self.a, batches * m * k));
+        let b_data = numbers(self.b, &rng.data(self.b, b_batches * k * n));
+        let bias = numbers(DType::F32, &rng.data(DType::F32, n));
+        let residual = numbers(DType::F32, &rng.data(DType::F32, batches * m * n));
+
+        let b_size = self.b_size();
+        let mut b_memory = vec![0.0; b_batches * b_size];
+        for i in 0..b_batches {
+            for p in 0..k {
+                for j in 0..n {
+                    b_memory[i * b_size + self.at_b(p, j)] = b_data[(i * k + p) * n + j];
+                }
+            }
+        }
+        let mut a_memory = vec![0.0; a_data.len()];
+        let mut want = vec![];
+        let mut scale = vec![];
+        let mut place = vec![];
+        for i in 0..batches {
+            let ib = if self.shared { 0 } else { i };
+            for r in 0..m {
+                for p in 0..k {
+                    let at = if self.a_transposed { p * m + r } else { r * k + p };
+                    a_memory[i * m * k + at] = a_data[(i * m + r) * k + p];
+                }
+                for j in 0..n {
+                    let terms = (0..k)
+                        .map(|p| a_data[(i * m + r) * k + p] * b_data[(ib * k + p) * n + j]);
+                    let sum: f64 = terms.clone().sum();
+                    scale.push(terms.map(f64::abs).sum::<f64>());
+                    want.push(match self.epilogue {
+                        Epilogue::Plain => sum,
+                        Epilogue::Bias => (sum + bias[j]).max(0.0),
+                        Epilogue::Residual => (sum + bias[j]).tanh() + residual[(i * m + r) * n + j],
+                    });
+                    let at = if self.out_transposed { j * m + r } else { r * n + j };
+                    place.push(i * m * n + at);
+                }
+            }
+        }
+
+        // The spec; open sizes are launch parameters.
+        let mut params = vec![];
+        let mut size = |v: usize| {
+            if self.open {
+                params.push(v as i64);
+                Size::Param(params.len() as u16 - 1)
+            } else {
+                Size::Const(v as i64)
+            }
+        };
+        let rank = self.batch.len();
+        let row_strides = |whole: usize| -> Vec<usize> {
+            let mut s = vec![whole; rank];
+            for i in (0..rank.saturating_sub(1)).rev() {
+                s[i] = s[i + 1] * self.batch[i + 1];
+            }
+            s
+        };
+        let mut a: Vec<Size> = row_strides(m * k).into_iter().map(&mut size).collect();
+        a.extend(if self.a_transposed {
+            [Size::ONE, size(m)]
+        } else {
+            [size(k), Size::ONE]
+        });
+        let b_batch: Vec<Size> = match self.shared {
+            true => vec![Size::ZERO; rank],
+            false => row_strides(b_size).into_iter().map(&mut size).collect(),
+        };
+        let b = match self.layout {
+            Layout::Packed => Columns::Packed,
+            Layout::Rows => Columns::Strided { row: size(n + 3), column: Size::ONE },
+            Layout::Transposed => Columns::Strided { row: Size::ONE, column: size(k) },
+            Layout::Spread => Columns::Strided { row: size(2 * n), column: Size::Const(2) },
+        };
+        let mut out: Vec<Size> = row_strides(m * n).into_iter().map(&mut size).collect();
+        out.extend(if self.out_transposed {
+            [Size::ONE, size(m)]
+        } else {
+            [size(n), Size::ONE]
+        });
+        let batch: Vec<Size> = self.batch.iter().map(|&d| size(d)).collect();
+        let (m_size, n_size, k_size) = (size(m), size(n), size(k));
+        let residual_strides: Vec<Size> = row_strides(m * n)
+            .into_iter()
+            .chain([n, 1])
+            .map(|s| Size::Const(s as i64))
+            .collect();
+        let mut e = Exprs::new();
+        let mut args = vec![self.a, self.b];
+        let mut buffers = vec![bytes(self.a, &a_memory), bytes(self.b, &b_memory)];
+        let mut value = e.acc(0, self.acc).unwrap();
+        if self.epilogue != Epilogue::Plain {
+            let mut strides = vec![Size::ZERO; rank + 1];
+            strides.push(Size::ONE);
+            let x = e.load(2, DType::F32, Index::strided(strides)).unwrap();
+            value = e.binary(BinaryFn::Add, value, x).unwrap();
+            args.push(DType::F32);
+            buffers.push(bytes(DType::F32, &bias));
+        }
+        match self.epilogue {
+            Epilogue::Plain => {}
+            Epilogue::Bias => {
+                let zero = e.f32(0.0);
+                value = e.binary(BinaryFn::Max, value, zero).unwrap();
+            }
+            Epilogue::Residual => {
+                let r = e.load(3, DType::F32, Index::strided(residual_strides)).unwrap();
+                let t = e.unary(UnaryFn::Tanh, value).unwrap();
+                value = e.binary(BinaryFn::Add, t, r).unwrap();
+                args.push(DType::F32);
+                buffers.push(bytes(DType::F32, &residual));
+            }
+        }
+        let value = e.cast(self.out, value).unwrap();
+        args.push(self.out);
+        buffers.push(vec![0; want.len() * self.out.size().unwrap()]);
+        let spec = MatMulSpec {
+            exprs: e,
+            args,
+            params: params.len() as u16,
+            batch,
+            m: m_size,
+            n: n_size,
+            k: k_size,
+            acc: self.acc,
+            a,
+            b_batch,
+            b,
+            nr: nr as i64,
+            out: Index::strided(out),
+            value,
+        };
+        spec.check().unwrap();
+        let spec = KernelSpec::MatMul(spec);
+        Built { spec, buffers, params, want, place, scale }
+    }
+}
+
+/// Runs the problems at every level; gives the results' bytes of the first.
+fn check(problems: &[Problem], seed: u64) -> Vec<Vec<u8>> {
+    let mut rng = Rng(seed);
+    let built: Vec<Built> = problems.iter().map(|p| p.build(&mut rng)).collect();
+    let kernels: Vec<(String, KernelSpec)> =
+        (0..).zip(&built).map(|(i, b)| (format!("mm{i}"), b.spec.clone())).collect();
+    let mut first: Vec<Vec<u8>> = vec![];
+    for target in targets() {
+        let loaded = load(&kernels, &target);
+        for (i, (p, b)) in problems.iter().zip(&built).enumerate() {
+            let mut buffers = b.buffers.clone();
+            let status = loaded.run(&kernels[i].0, &b.spec, &mut buffers, &b.params);
+            assert_eq!(status, 0, "{p:?}");
+            let last = buffers.last().unwrap();
+            let got = numbers(p.out, last);
+            let (unit, grid) = match (p.acc, p.out) {
+                (DType::I32, _) => (0.0, 0.0),
+                (DType::F64, _) => (1e-15, 1e-15),
+                (_, DType::F16) => (1e-6, 1e-3),
+                (_, DType::BF16) => (1e-6, 8e-3),
+                _ => (3e-7, 1e-6),
+            };
+            for (e, (&want, &at)) in b.want.iter().zip(&b.place).enumerate() {
+                // An epilogue may cancel: its rounding is that of values near 1.
+                let allowed = unit * b.scale[e] + grid * want.abs().max(1.0);
+                let off = (got[at] - want).abs();
+                assert!(off <= allowed, "{} element {e}: {} not {want}; {p:?}", target.name, got[at]);
+            }
+            match first.get(i) {
+                Some(bits) => assert!(bits == last, "{}: other bits; {p:?}", target.name),
+                None => first.push(last.clone()),
+            }
+        }
+    }
+    first
+}
+
+#[test]
+fn random_contractions_match() {
+    let mut rng = Rng(7);
+    for round in 0..4 {
+        let problems: Vec<Problem> = (0..24).map(|_| Problem::random(&mut rng)).collect();
+        check(&problems, round);
+    }
+}
+
+#[test]
+fn integer_sums_are_exact() {
+    let p = Problem {
+        a: DType::U8,
+        b: DType::I8,
+        acc: DType::I32,
+        out: DType::I32,
+        ..Problem::plain(50, 70, 300)
+    };
+    let rows = Problem { layout: Layout::Rows, ..p.clone() };
+    check(&[p, rows], 3);
+}
+
+#[test]
+fn results_do_not_depend_on_rows_or_layout() {
+    // The first row of 70, alone and together, with every layout of B.
+    let mut all: Vec<Vec<u8>> = vec![];
+    for layout in [Layout::Packed, Layout::Rows, Layout::Transposed, Layout::Spread] {
+        for (m, nr) in [(1, 64), (70, 64), (70, 32), (5, 128)] {
+            let p = Problem { layout, nr, ..Problem::plain(m, 100, 77) };
+            let mut b = p.build(&mut Rng(11));
+            b.buffers[0] = Rng(12).data(DType::F32, 77).repeat(m);
+            b.buffers[1] = p.lay(&numbers(DType::F32, &Rng(13).data(DType::F32, 77 * 100)));
+            let target = &targets()[0];
+            let loaded = load(&[("mm".into(), b.spec.clone())], target);
+            assert_eq!(loaded.run("mm", &b.spec, &mut b.buffers, &b.params), 0);
+            let out = b.buffers.pop().unwrap();
+            let row = out[..400].to_vec();
+            assert!(out.chunks(400).all(|r| r == row), "rows of {p:?} differ");
+            all.push(row);
+        }
+    }
+    assert!(all.iter().all(|r| *r == all[0]));
+}
+

@@ -2,7 +2,7 @@
 
 use crate::graph::{Graph, NodeId, Origins, RegionId, SymValue, Value};
 use crate::module::Globals;
-use crate::op::{Arg, InferCx, Op, TypeError, region_types};
+use crate::op::{Arg, InferCx, Op, Signature, TypeError, region_types};
 use crate::{DType, Dim, Tensor, TensorType};
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ pub struct Builder<'a> {
     pub graph: &'a mut Graph,
     /// The module's globals.
     pub globals: &'a Globals,
-    /// Result types of the module's other functions.
-    pub callee: &'a dyn Fn(&str) -> Option<Vec<TensorType>>,
+    /// The types of the module's other functions.
+    pub callee: &'a dyn Fn(&str) -> Option<Signature>,
     /// Origins given to new nodes.
     pub origins: Origins,
     region: RegionId,
@@ -21,7 +21,7 @@ pub struct Builder<'a> {
 }
 
 /// No other function is known.
-pub fn no_callee(_: &str) -> Option<Vec<TensorType>> {
+pub fn no_callee(_: &str) -> Option<Signature> {
     None
 }
 

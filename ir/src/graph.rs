@@ -6,7 +6,7 @@
 //! enclosing region may be used inside a region, except in `fused`, which is
 //! closed.
 
-use crate::{Dim, Op, ShardSpec, TensorType};
+use crate::{Dim, Op, ShardSpec, Signature, TensorType};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
@@ -154,7 +154,7 @@ pub struct Port {
 }
 
 /// How the sides of a guard relate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Relation {
     /// `left == right`
     Eq,
@@ -289,6 +289,15 @@ impl Graph {
         let at = at.unwrap_or(order.len());
         order.insert(at, id);
         id
+    }
+
+    /// The types of the function's parameters and results.
+    pub fn signature(&self) -> Signature {
+        let types = |vs: &[Value]| vs.iter().map(|&v| self.ty(v).clone()).collect();
+        Signature {
+            params: types(&self.body().params),
+            results: types(&self.body().results),
+        }
     }
 
     /// The node, which must exist.

@@ -1,7 +1,7 @@
 //! The reference interpreter: the meaning of the IR. Slow, obvious,
 //! deterministic.
 
-use crate::graph::{Graph, PortKind, RegionId, Relation, Value};
+use crate::graph::{Def, Graph, PortKind, RegionId, Relation, Value};
 use crate::module::{ConstSource, Global, GlobalKind, Module};
 use crate::op::OpDef;
 use crate::op::{EvalCx, EvalError, Op};
@@ -9,13 +9,14 @@ use crate::ops::contract::Decode;
 use crate::tensor::Encoder;
 use crate::{Binding, NodeId, Tensor};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// State by global name.
 pub type State = BTreeMap<Arc<str>, Tensor>;
 
-/// Looks at every node's results as they come up.
+/// Looks at every node's results as they come up: what compares two runs node by
+/// node.
 pub type Observer<'a> = dyn FnMut(&Graph, NodeId, &[Tensor]) + 'a;
 
 /// Runs functions of a module.
@@ -171,27 +172,23 @@ impl<'m> Interpreter<'m> {
     ) -> Result<Vec<Tensor>, EvalError> {
         let binding = bind(graph, args)?;
         check_guards(graph, &binding)?;
-        let values = RefCell::new(BTreeMap::new());
-        self.region(
+        let frame = Frame {
             graph,
-            Graph::BODY,
-            args,
-            &values,
-            &RefCell::new(binding),
+            last_uses: last_uses(graph),
+            values: RefCell::default(),
+            binding: RefCell::new(binding),
             observe,
-        )
+        };
+        self.region(&frame, Graph::BODY, args)
     }
 
     fn region(
         &self,
-        graph: &Graph,
+        frame: &Frame,
         region: RegionId,
         args: &[Tensor],
-        values: &RefCell<BTreeMap<Value, Tensor>>,
-        binding: &RefCell<Binding>,
-        observe: &RefCell<&mut Observer>,
     ) -> Result<Vec<Tensor>, EvalError> {
-        let r = graph.region(region);
+        let r = frame.graph.region(region);
         if r.params.len() != args.len() {
             return Err(EvalError(format!(
                 "{} values for {} parameters",
@@ -200,59 +197,65 @@ impl<'m> Interpreter<'m> {
             )));
         }
         for (&v, t) in r.params.iter().zip(args) {
-            values.borrow_mut().insert(v, t.clone());
+            frame.values.borrow_mut().insert(v, t.clone());
         }
-        let get = |v: &Value| {
-            values
-                .borrow()
-                .get(v)
-                .cloned()
-                .ok_or_else(|| EvalError(format!("{v} is used before it is defined")))
-        };
         for &n in &r.nodes {
-            let node = graph.node(n);
-            let inputs: Vec<Tensor> = node.args.iter().map(get).collect::<Result<_, _>>()?;
-            let refs: Vec<&Tensor> = inputs.iter().collect();
-            let cx = EvalCx {
-                binding,
-                global: &|name| self.constant(name),
-                region_results: &|i| {
-                    let results = &graph.region(node.regions[i]).results;
-                    results.iter().map(|&v| graph.ty(v).clone()).collect()
-                },
-                region: &|i, args| {
-                    self.region(graph, node.regions[i], args, values, binding, observe)
-                },
-                call: &|name, args| {
-                    let callee = self
-                        .module
-                        .function(name)
-                        .ok_or_else(|| EvalError(format!("there is no function @{name}")))?;
-                    self.call(callee, args, observe)
-                },
-            };
-            let results = match &node.op {
-                // A global is decoded where it is read: a host tensor is plain.
-                Op::Decode(_) => inputs.clone(),
-                op => op
-                    .def()
-                    .eval(&cx, &refs)
-                    .map_err(|e| located(graph, n, e))?,
-            };
-            if results.len() != node.results.len() {
-                return Err(located(
-                    graph,
-                    n,
-                    EvalError("the number of results is wrong".into()),
-                ));
+            let results = self.node(frame, n)?;
+            for (&v, t) in frame.graph.node(n).results.iter().zip(results) {
+                frame.values.borrow_mut().insert(v, t);
             }
-            (observe.borrow_mut())(graph, n, &results);
-            for (&v, t) in node.results.iter().zip(results) {
-                self.check(graph, n, v, &t, &binding.borrow())?;
-                values.borrow_mut().insert(v, t);
+            for v in frame.last_uses.get(&n).into_iter().flatten() {
+                frame.values.borrow_mut().remove(v);
             }
         }
-        r.results.iter().map(get).collect()
+        r.results.iter().map(|v| frame.get(v)).collect()
+    }
+
+    fn node(&self, frame: &Frame, n: NodeId) -> Result<Vec<Tensor>, EvalError> {
+        let (graph, node) = (frame.graph, frame.graph.node(n));
+        let inputs: Vec<Tensor> = node
+            .args
+            .iter()
+            .map(|v| frame.get(v))
+            .collect::<Result<_, _>>()?;
+        let refs: Vec<&Tensor> = inputs.iter().collect();
+        let cx = EvalCx {
+            binding: &frame.binding,
+            global: &|name| self.constant(name),
+            region_results: &|i| {
+                let results = &graph.region(node.regions[i]).results;
+                results.iter().map(|&v| graph.ty(v).clone()).collect()
+            },
+            region: &|i, args| self.region(frame, node.regions[i], args),
+            call: &|name, args| {
+                let callee = self
+                    .module
+                    .function(name)
+                    .ok_or_else(|| EvalError(format!("there is no function @{name}")))?;
+                self.call(callee, args, frame.observe)
+            },
+        };
+        let sizes = frame.binding.borrow().len();
+        let results = match &node.op {
+            // A global is decoded where it is read: a host tensor is plain.
+            Op::Decode(_) => inputs.clone(),
+            op => op
+                .def()
+                .eval(&cx, &refs)
+                .map_err(|e| located(graph, n, e))?,
+        };
+        if results.len() != node.results.len() {
+            let e = EvalError("the number of results is wrong".into());
+            return Err(located(graph, n, e));
+        }
+        if frame.binding.borrow().len() != sizes {
+            check_guards(graph, &frame.binding.borrow()).map_err(|e| located(graph, n, e))?;
+        }
+        for (&v, t) in node.results.iter().zip(&results) {
+            self.check(graph, n, v, t, &frame.binding.borrow())?;
+        }
+        (frame.observe.borrow_mut())(graph, n, &results);
+        Ok(results)
     }
 
     /// A result's shape must be what its type says.
@@ -285,6 +288,66 @@ impl<'m> Interpreter<'m> {
             )),
         ))
     }
+}
+
+/// One call of a function while it runs.
+struct Frame<'a, 'o, 'f> {
+    graph: &'a Graph,
+    last_uses: BTreeMap<NodeId, Vec<Value>>,
+    values: RefCell<BTreeMap<Value, Tensor>>,
+    binding: RefCell<Binding>,
+    observe: &'a RefCell<&'o mut Observer<'f>>,
+}
+
+impl Frame<'_, '_, '_> {
+    fn get(&self, v: &Value) -> Result<Tensor, EvalError> {
+        let found = self.values.borrow().get(v).cloned();
+        found.ok_or_else(|| EvalError(format!("{v} is used before it is defined")))
+    }
+}
+
+/// The values that no one needs after each node. A value of an enclosing region
+/// lives as long as the node that owns the region which uses it.
+fn last_uses(graph: &Graph) -> BTreeMap<NodeId, Vec<Value>> {
+    let order = graph.nodes_in_order();
+    let mut last: BTreeMap<Value, NodeId> = BTreeMap::new();
+    let mut kept: BTreeSet<Value> = graph.body().results.iter().copied().collect();
+    let home = |v: Value| match graph.value(v).def {
+        Def::Node(n, _) => graph.node(n).parent,
+        Def::Param(r, _) => r,
+    };
+    let mut used = |v: Value, by: NodeId| {
+        let (mut by, home) = (by, home(v));
+        while graph.node(by).parent != home {
+            match graph.region(graph.node(by).parent).owner {
+                Some(owner) => by = owner,
+                None => return,
+            }
+        }
+        last.insert(v, by);
+    };
+    for &n in &order {
+        let node = graph.node(n);
+        node.results.iter().for_each(|&v| used(v, n));
+        node.args.iter().for_each(|&v| used(v, n));
+        for &r in &node.regions {
+            for &v in &graph.region(r).results {
+                // A region's own values leave with it; others it only reads.
+                if home(v) == r {
+                    kept.insert(v);
+                } else {
+                    used(v, n);
+                }
+            }
+        }
+    }
+    let mut out: BTreeMap<NodeId, Vec<Value>> = BTreeMap::new();
+    for (v, n) in last {
+        if !kept.contains(&v) {
+            out.entry(n).or_default().push(v);
+        }
+    }
+    out
 }
 
 /// An error with the node's place.

@@ -4,6 +4,8 @@
 pub mod builder;
 pub mod dim;
 pub mod dtype;
+#[doc(hidden)]
+pub mod filetest;
 pub mod graph;
 pub mod interp;
 pub mod module;
@@ -25,7 +27,8 @@ pub use graph::{
 };
 pub use module::{ConstSource, Global, GlobalKind, Globals, Module};
 pub use op::{
-    Attr, Attrs, AxisMap, EvalCx, EvalError, Grad, InferCx, Inferred, Io, Op, OpDef, TypeError,
+    Attr, Attrs, AxisMap, EvalCx, EvalError, Grad, InferCx, Inferred, Io, Op, OpDef, Signature,
+    TypeError,
 };
 pub use scalar::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 pub use tensor::{Bytes, Tensor};

@@ -55,14 +55,23 @@ impl From<TensorType> for Inferred {
     }
 }
 
+/// The types of a function's parameters and results.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Signature {
+    /// Of its parameters.
+    pub params: Vec<TensorType>,
+    /// Of its results.
+    pub results: Vec<TensorType>,
+}
+
 /// What inference may ask and record.
 pub struct InferCx<'a> {
     /// The module's globals.
     pub globals: &'a Globals,
     /// Types of each owned region's parameters and results.
     pub regions: Vec<(Vec<TensorType>, Vec<TensorType>)>,
-    /// Result types of another function of the module.
-    pub callee: &'a dyn Fn(&str) -> Option<Vec<TensorType>>,
+    /// The types of another function of the module.
+    pub callee: &'a dyn Fn(&str) -> Option<Signature>,
     /// Guards recorded so far.
     pub guards: Vec<Guard>,
 }

@@ -7,7 +7,7 @@ mod cursor;
 mod literal;
 
 use crate::module::{ConstSource, Global, GlobalKind, Module};
-use crate::op::Op;
+use crate::op::{Op, Signature};
 use crate::print::KIR_VERSION;
 use crate::tensor::Bytes;
 use crate::{Graph, NodeId, PortKind, TensorType};
@@ -70,13 +70,12 @@ pub fn parse_with_lines(text: &str, loader: &dyn Loader) -> Result<(Module, Line
     while !p.cursor.done() {
         heads.extend(p.item()?);
     }
-    let signatures: BTreeMap<Arc<str>, Vec<TensorType>> = heads
+    let types = |ports: &[HeadPort]| ports.iter().map(|p| p.ty.clone()).collect();
+    let signatures: BTreeMap<Arc<str>, Signature> = heads
         .iter()
         .map(|h| {
-            (
-                h.name.clone(),
-                h.results.iter().map(|r| r.ty.clone()).collect(),
-            )
+            let (params, results) = (types(&h.params), types(&h.results));
+            (h.name.clone(), Signature { params, results })
         })
         .collect();
     let starts: Vec<usize> = std::iter::once(0)
@@ -90,6 +89,19 @@ pub fn parse_with_lines(text: &str, loader: &dyn Loader) -> Result<(Module, Line
         lines.push(places.into_iter().map(|(n, at)| (n, line(at))).collect());
     }
     Ok((p.module, lines))
+}
+
+/// A tensor literal, such as `f32[2] (1, 2)`, and what follows it.
+pub(crate) fn parse_literal(text: &str) -> Result<(crate::Tensor, &str), ParseError> {
+    let mut p = Parser {
+        cursor: Cursor::new(text),
+        loader: &NoFiles,
+        module: Module::default(),
+    };
+    let ty = p.cursor.ty()?;
+    let tensor = p.elements(&ty)?;
+    let end = p.cursor.here();
+    Ok((tensor, &text[end..]))
 }
 
 struct Parser<'t> {
@@ -253,7 +265,7 @@ impl<'t> Parser<'t> {
     fn function(
         &mut self,
         head: Head<'t>,
-        signatures: &BTreeMap<Arc<str>, Vec<TensorType>>,
+        signatures: &BTreeMap<Arc<str>, Signature>,
     ) -> Parsed<(Graph, BTreeMap<NodeId, usize>)> {
         let mut graph = Graph::new(head.name.clone());
         let mut values = BTreeMap::new();

@@ -43,8 +43,9 @@ pub struct PrintOptions {
 /// Takes the bytes of big constants; answers the file and the offset there.
 pub type Blobs<'a> = dyn FnMut(&[u8]) -> (String, u64) + 'a;
 
-/// Literals beyond this many elements go to the blobs.
-const INLINE_LIMIT: usize = 64;
+/// Literals beyond this many elements go to the blobs, or are left out where there
+/// are none: what fits a text that people read.
+const INLINE_LIMIT: (usize, usize) = (64, 4096);
 
 /// The text of a module. Big constants are replaced by a digest, so the text
 /// does not parse back if there are any: [`print_with_blobs`] keeps them.
@@ -60,6 +61,11 @@ pub fn print_with_blobs(module: &Module, options: &PrintOptions, blobs: &mut Blo
 /// The text of one function, big constants as digests.
 pub fn print_graph(graph: &Graph, options: &PrintOptions) -> String {
     Printer::new(options, None).graph(graph)
+}
+
+/// A tensor literal.
+pub(crate) fn literal_text(t: &Tensor) -> String {
+    Printer::new(&PrintOptions::default(), None).attr(&Attr::Tensor(t.clone()))
 }
 
 /// Attributes in braces; nothing for none.
@@ -271,7 +277,11 @@ impl<'p, 'b> Printer<'p, 'b> {
         if n > 1 && same_bits(t, &vec![t.get_f64(0); n]) {
             return format!("splat {}", number(0));
         }
-        if n > INLINE_LIMIT {
+        let limit = match self.blobs {
+            Some(_) => INLINE_LIMIT.0,
+            None => INLINE_LIMIT.1,
+        };
+        if n > limit {
             return match &mut self.blobs {
                 Some(blobs) => {
                     let (file, offset) = blobs(t.bytes());

@@ -1,21 +1,29 @@
 //! The verifier. What it guarantees:
 //!
-//! 1. A node's arguments are defined before it, in its region or an enclosing
-//!    one; `fused` regions use nothing from outside.
-//! 2. Every node's result types are what its op infers from its arguments
-//!    (equal, or equal under a recorded guard).
-//! 3. A function's ports match its body; a state port names a state global of
-//!    the same type, once among the parameters and once among the results.
-//! 4. A value that an op consumes is not used after it, in program order; a
-//!    value from outside a loop is not consumed inside it; weights never are.
-//! 5. A size symbol of a node's type comes from a parameter's shape or from a
-//!    node before it that mints it.
-//! 6. Function names are unique; called functions exist.
+//! 1. A node is listed once, in the region that it names as its parent. Its
+//!    arguments are defined before it, in its region or an enclosing one; `fused`
+//!    regions use nothing from outside.
+//! 2. Every node's result types are what its op infers from its arguments: equal,
+//!    or equal under the function's guards; and every guard that inference asks
+//!    for is among them.
+//! 3. A function's ports match its body and have names of their own; a state port
+//!    names a state global of the same type, once among the parameters and once
+//!    among the results.
+//! 4. A value that an op consumes is not used after it, in program order (of two
+//!    branches neither is after the other); a value from outside a loop is not
+//!    consumed inside it; weights never are.
+//! 5. A size in a node's types and attributes comes from a parameter's shape or
+//!    from a node before it that mints it; what a region mints ends with it.
+//! 6. Function names are unique; called functions exist and do not call back.
+//! 7. A global's contents have its type; an expression uses constants that exist
+//!    and not, in the end, itself.
 
-use crate::graph::{Def, Graph, NodeId, PortKind, RegionId, Value};
+mod module;
+
+use crate::graph::{Def, Graph, Guard, NodeId, PortKind, RegionId, Relation, Value};
 use crate::module::{GlobalKind, Module};
-use crate::op::{Arg, InferCx, Op, region_types};
-use crate::{TensorType, Tri};
+use crate::op::{Arg, Attr, InferCx, Inferred, Op, region_types};
+use crate::{Dim, TensorType, Tri};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -33,7 +41,7 @@ pub struct VerifyError {
 
 impl fmt::Display for VerifyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.message)
+        write!(f, "K0301: {}: {}", self.place, self.message)
     }
 }
 
@@ -41,16 +49,9 @@ impl std::error::Error for VerifyError {}
 
 /// Every broken invariant of a module.
 pub fn verify_module(module: &Module) -> Vec<VerifyError> {
-    let mut errors = vec![];
-    let mut names = BTreeSet::new();
+    let mut errors = module::globals(module);
+    errors.extend(module::calls(module));
     for f in &module.functions {
-        if !names.insert(f.name.clone()) {
-            errors.push(VerifyError {
-                place: format!("@{}", f.name),
-                node: None,
-                message: "two functions have this name".into(),
-            });
-        }
         errors.extend(verify_function(module, f));
     }
     errors
@@ -65,6 +66,12 @@ pub fn verify_function(module: &Module, graph: &Graph) -> Vec<VerifyError> {
         defined: BTreeSet::new(),
         consumed: BTreeMap::new(),
         symbols: BTreeSet::new(),
+        listed: BTreeSet::new(),
+        guards: graph
+            .guards
+            .iter()
+            .map(|g| (&g.left, g.relation, &g.right))
+            .collect(),
     };
     v.ports();
     for &p in &graph.body().params {
@@ -84,9 +91,11 @@ struct Verifier<'a> {
     defined: BTreeSet<Value>,
     consumed: BTreeMap<Value, NodeId>,
     symbols: BTreeSet<Arc<str>>,
+    listed: BTreeSet<NodeId>,
+    guards: BTreeSet<(&'a Dim, Relation, &'a Dim)>,
 }
 
-impl Verifier<'_> {
+impl<'a> Verifier<'a> {
     fn fail(&mut self, node: Option<NodeId>, message: impl Into<String>) {
         let mut place = format!("@{}", self.graph.name);
         if let Some(n) = node {
@@ -125,11 +134,9 @@ impl Verifier<'_> {
                 }
                 match self.module.globals.get(name) {
                     Some(global) if matches!(global.kind, GlobalKind::State { .. }) => {
-                        if global.ty.same(g.ty(v)) != Tri::Yes {
-                            self.fail(
-                                None,
-                                format!("@{name} is {}, its port {}", global.ty, g.ty(v)),
-                            );
+                        if !self.same(&global.ty, g.ty(v)) {
+                            let (have, want) = (g.ty(v), &global.ty);
+                            self.fail(None, format!("@{name} is {want}, its port {have}"));
                         }
                     }
                     _ => self.fail(None, format!("there is no state @{name}")),
@@ -150,6 +157,10 @@ impl Verifier<'_> {
         for &n in &region.nodes {
             if !self.graph.contains(n) {
                 self.fail(None, format!("{n} was removed and is still listed"));
+                continue;
+            }
+            if !self.listed.insert(n) {
+                self.fail(Some(n), "the node is listed twice");
                 continue;
             }
             self.node(n, id);
@@ -181,37 +192,53 @@ impl Verifier<'_> {
                 self.fail(Some(n), format!("{a} is used after it was consumed"));
             }
         }
+        self.consume(n);
+        self.minted(&node.op);
+        self.regions(n);
+        self.attrs(n);
+        self.types(n);
+        self.defined.extend(node.results.iter().copied());
+    }
+
+    fn consume(&mut self, n: NodeId) {
+        let node = self.graph.node(n);
         for &i in node.op.def().donates() {
             let Some(&a) = node.args.get(i) else { continue };
-            if let Some((p, _)) = self.graph.producer(a)
-                && matches!(self.graph.node(p).op, Op::Global(_))
-            {
-                self.fail(Some(n), format!("{a} is a weight: it cannot be consumed"));
+            if let Some((p, _)) = self.graph.producer(a) {
+                if matches!(self.graph.node(p).op, Op::Global(_)) {
+                    self.fail(Some(n), format!("{a} is a weight: it cannot be consumed"));
+                }
             }
             if self.in_loop_but_from_outside(n, a) {
-                self.fail(
-                    Some(n),
-                    format!("{a} comes from outside the loop: it cannot be consumed in it"),
-                );
+                let what = format!("{a} comes from outside the loop: it cannot be consumed in it");
+                self.fail(Some(n), what);
             }
             if node.args.iter().filter(|&&x| x == a).count() > 1 {
-                self.fail(
-                    Some(n),
-                    format!("{a} is consumed and used by the same node"),
-                );
+                let what = format!("{a} is consumed and used by the same node");
+                self.fail(Some(n), what);
             }
             self.consumed.insert(a, n);
         }
-        self.minted(&node.op);
+    }
+
+    fn regions(&mut self, n: NodeId) {
+        let node = self.graph.node(n);
         let closed = matches!(node.op, Op::Fused(_));
+        let branches = matches!(node.op, Op::If(_));
+        let (symbols, before) = (self.symbols.clone(), self.consumed.clone());
+        let mut after = before.clone();
         for &r in &node.regions {
             if self.graph.region(r).owner != Some(n) {
                 self.fail(Some(n), format!("{r} does not know its owner"));
             }
+            if branches {
+                self.consumed = before.clone();
+            }
             self.region(r, closed);
+            after.extend(self.consumed.iter().map(|(&v, &by)| (v, by)));
+            self.symbols.clone_from(&symbols);
         }
-        self.types(n);
-        self.defined.extend(node.results.iter().copied());
+        self.consumed = after;
     }
 
     fn in_loop_but_from_outside(&self, n: NodeId, v: Value) -> bool {
@@ -249,12 +276,31 @@ impl Verifier<'_> {
         }
     }
 
+    fn attrs(&mut self, n: NodeId) {
+        let attrs = self.graph.node(n).op.def().attrs();
+        for (name, attr) in &attrs.0 {
+            let dims = match attr {
+                Attr::Dim(d) => std::slice::from_ref(d),
+                Attr::Dims(ds) => &ds[..],
+                _ => &[],
+            };
+            self.named(n, &format!("the attribute `{name}`"), dims);
+        }
+    }
+
+    /// Every size must be named before this node.
+    fn named(&mut self, n: NodeId, what: &str, dims: &[Dim]) {
+        let mut used = BTreeSet::new();
+        dims.iter().for_each(|d| d.symbols(&mut used));
+        if let Some(s) = used.iter().find(|s| !self.symbols.contains(*s)) {
+            let what = format!("{what} has the size `{s}`, which nothing before names");
+            self.fail(Some(n), what);
+        }
+    }
+
     fn types(&mut self, n: NodeId) {
         let node = self.graph.node(n);
-        let callee = |name: &str| -> Option<Vec<TensorType>> {
-            let f = self.module.function(name)?;
-            Some(f.body().results.iter().map(|&v| f.ty(v).clone()).collect())
-        };
+        let callee = |name: &str| self.module.function(name).map(Graph::signature);
         let mut cx = InferCx {
             globals: &self.module.globals,
             regions: node
@@ -274,35 +320,106 @@ impl Verifier<'_> {
             })
             .collect();
         let inferred = node.op.def().infer(&mut cx, &args);
+        let guards = cx.guards;
         match inferred {
             Err(e) => self.fail(Some(n), format!("does not type: {e}")),
             Ok(types) if types.len() != node.results.len() => {
-                self.fail(
-                    Some(n),
-                    format!("has {} results, its op {}", node.results.len(), types.len()),
-                );
+                let (have, want) = (node.results.len(), types.len());
+                self.fail(Some(n), format!("has {have} results, its op {want}"));
             }
             Ok(types) => {
-                for (i, want) in types.iter().enumerate() {
-                    let v = node.results[i];
-                    let have = self.graph.ty(v);
-                    // Unknown is an equality that a guard covers.
-                    if have.same(&want.ty) == Tri::No {
-                        self.fail(Some(n), format!("{v} is {have}, its op gives {}", want.ty));
+                self.guarded(n, &guards);
+                self.results(n, &types);
+            }
+        }
+    }
+
+    fn results(&mut self, n: NodeId, types: &[Inferred]) {
+        let graph = self.graph;
+        for (i, (&v, want)) in graph.node(n).results.iter().zip(types).enumerate() {
+            let have = graph.ty(v);
+            if !self.same(have, &want.ty) {
+                self.fail(Some(n), format!("{v} is {have}, its op gives {}", want.ty));
+            }
+            if graph.value(v).def != Def::Node(n, i as u32) {
+                self.fail(Some(n), format!("{v} does not know who defines it"));
+            }
+            self.named(n, &v.to_string(), &have.shape);
+        }
+    }
+
+    /// What inference relies on must be promised by the function.
+    fn guarded(&mut self, n: NodeId, guards: &[Guard]) {
+        for g in guards {
+            let promised = match g.relation {
+                Relation::Eq => self.equal(&g.left, &g.right),
+                Relation::Le => {
+                    self.guards.contains(&(&g.left, g.relation, &g.right))
+                        || g.left.le(&g.right) == Tri::Yes
+                        || self.le_by_guards(&g.left, &g.right)
+                }
+            };
+            if !promised {
+                let what = format!(
+                    "relies on {} {} {}, which is no guard of @{}",
+                    g.left,
+                    if g.relation == Relation::Eq {
+                        "="
+                    } else {
+                        "<="
+                    },
+                    g.right,
+                    self.graph.name
+                );
+                self.fail(Some(n), what);
+            }
+        }
+    }
+
+    fn same(&self, a: &TensorType, b: &TensorType) -> bool {
+        let like = a.dtype == b.dtype && a.rank() == b.rank() && a.encoding == b.encoding;
+        like && a.shape.iter().zip(&b.shape).all(|(x, y)| self.equal(x, y))
+    }
+
+    /// Whether two sizes are equal wherever the guards hold: the same, or joined
+    /// by a chain of guards.
+    fn equal(&self, a: &Dim, b: &Dim) -> bool {
+        match a.same(b) {
+            Tri::Yes => return true,
+            Tri::No => return false,
+            Tri::Unknown => {}
+        }
+        self.class(a).contains(b) || self.class(&(a.clone() - b.clone())).contains(&Dim::ZERO)
+    }
+
+    /// Whether a guard with equal sides says so.
+    fn le_by_guards(&self, a: &Dim, b: &Dim) -> bool {
+        let (low, high) = (self.class(a), self.class(b));
+        self.guards.iter().any(|(l, relation, r)| {
+            *relation == Relation::Le && low.contains(*l) && high.contains(*r)
+        }) || low.iter().any(|l| high.iter().any(|h| l.le(h) == Tri::Yes))
+    }
+
+    /// The sizes that guards equate with this one, through its symbols too.
+    fn class(&self, d: &Dim) -> BTreeSet<Dim> {
+        let mut class = BTreeSet::from([d.clone()]);
+        let mut next = vec![d.clone()];
+        let equalities = || self.guards.iter().filter(|g| g.1 == Relation::Eq);
+        // Enough for what passes make of a model's sizes, and bounded.
+        while let Some(x) = next.pop().filter(|_| class.len() < 64) {
+            for (l, _, r) in equalities() {
+                for (from, to) in [(*l, *r), (*r, *l)] {
+                    let mut found = (x == *from).then(|| to.clone());
+                    if let Some(symbol) = from.as_sym() {
+                        found = Some(x.substitute(&|s| (*s == **symbol).then(|| to.clone())));
                     }
-                    if self.graph.value(v).def != Def::Node(n, i as u32) {
-                        self.fail(Some(n), format!("{v} does not know who defines it"));
-                    }
-                    let mut used = BTreeSet::new();
-                    have.shape.iter().for_each(|d| d.symbols(&mut used));
-                    if let Some(s) = used.iter().find(|s| !self.symbols.contains(*s)) {
-                        self.fail(
-                            Some(n),
-                            format!("{v} has the size `{s}`, which nothing before names"),
-                        );
+                    if let Some(found) = found.filter(|f| !class.contains(f)) {
+                        class.insert(found.clone());
+                        next.push(found);
                     }
                 }
             }
         }
+        class
     }
 }

@@ -1,5 +1,6 @@
 //! Control flow: ops that own regions.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A size known only when a node has run, and the name it then has: the extent
@@ -373,16 +374,54 @@ parse_one!(Call, "call", |a| Ok(Call {
     function: a.str("function")?.into()
 }));
 
+impl Call {
+    /// What the callee's sizes are in the caller: an extent that is a bare name
+    /// gives the name its meaning, the others must agree.
+    fn sizes(
+        &self,
+        cx: &mut InferCx,
+        params: &[TensorType],
+        args: &[Arg],
+    ) -> Result<BTreeMap<Arc<str>, Dim>, TypeError> {
+        arity(args, params.len())?;
+        let mut sizes = BTreeMap::new();
+        for (p, a) in params.iter().zip(args) {
+            let like = p.dtype == a.ty.dtype && p.rank() == a.ty.rank();
+            if !like || p.encoding != a.ty.encoding {
+                return type_err(format!("@{} takes {p}, not {}", self.function, a.ty));
+            }
+            for (d, given) in p.shape.iter().zip(&a.ty.shape) {
+                if let Some(symbol) = d.as_sym() {
+                    sizes.entry(symbol.clone()).or_insert_with(|| given.clone());
+                }
+            }
+        }
+        for (p, a) in params.iter().zip(args) {
+            for (d, given) in p.shape.iter().zip(&a.ty.shape) {
+                let want = d.substitute(&|s| sizes.get(s).cloned());
+                cx.require_same(given, &want, "arguments have the callee's extents")?;
+            }
+        }
+        Ok(sizes)
+    }
+}
+
 impl OpDef for Call {
     fn mnemonic(&self) -> &'static str {
         "call"
     }
 
-    fn infer(&self, cx: &mut InferCx, _: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
-        match (cx.callee)(&self.function) {
-            Some(types) => Ok(types.into_iter().map(Inferred::from).collect()),
-            None => type_err(format!("there is no function @{}", self.function)),
-        }
+    fn infer(&self, cx: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
+        let Some(f) = (cx.callee)(&self.function) else {
+            return type_err(format!("there is no function @{}", self.function));
+        };
+        let sizes = self.sizes(cx, &f.params, args)?;
+        let with = |s: &str| sizes.get(s).cloned();
+        let caller = |ty: &TensorType| {
+            let shape = ty.shape.iter().map(|d| d.substitute(&with));
+            ty.with_shape(shape.collect::<Vec<_>>())
+        };
+        Ok(f.results.iter().map(|ty| caller(ty).into()).collect())
     }
 
     fn axes(&self, _: &[&TensorType]) -> AxisMap {

@@ -62,7 +62,7 @@ impl Sample {
 }
 
 impl ArgSpec {
-    fn tensor(&self, random: &mut Random) -> Tensor {
+    pub(crate) fn tensor(&self, random: &mut Random) -> Tensor {
         let n: usize = self.shape.iter().product();
         let mut out = Encoder::new(self.dtype, n);
         match &self.fill {
@@ -91,7 +91,7 @@ impl ArgSpec {
 }
 
 /// SplitMix64 (Steele et al. 2014).
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {

@@ -5,7 +5,7 @@ use super::{Head, Parser, literal};
 use crate::builder::Builder;
 use crate::graph::{Graph, Guard, NodeId, Origin, Origins, RegionId, Relation, Value};
 use crate::module::Globals;
-use crate::op::Op;
+use crate::op::{Op, Signature};
 use crate::{ShardSpec, TensorType, Tri};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ const DEPTH_LIMIT: u32 = 64;
 
 /// Bytes of the text at which nodes stand.
 type Places = BTreeMap<NodeId, usize>;
-type Callee<'a> = &'a dyn Fn(&str) -> Option<Vec<TensorType>>;
+type Callee<'a> = &'a dyn Fn(&str) -> Option<Signature>;
 
 struct Body<'p, 't> {
     parser: &'p mut Parser<'t>,
@@ -50,7 +50,7 @@ pub(super) fn parse<'t>(
     graph: Graph,
     values: BTreeMap<&'t str, Value>,
     head: &Head<'t>,
-    signatures: &BTreeMap<Arc<str>, Vec<TensorType>>,
+    signatures: &BTreeMap<Arc<str>, Signature>,
 ) -> Parsed<(Graph, Places)> {
     let globals = std::mem::take(&mut parser.module.globals);
     let callee = |name: &str| signatures.get(name).cloned();

@@ -83,7 +83,13 @@ fn big_constants_go_to_the_blobs_and_come_back() {
     assert_eq!(*t, big);
     let short = parse_module(&text, &Memory(vec![])).unwrap_err();
     assert_eq!((short.line, short.message.as_str()), (2, "too short"));
-    // Without blobs the text says that something is missing.
+    // Without blobs, the text of larger ones says that something is missing.
+    let values: Vec<f64> = (0..5000).map(f64::from).collect();
+    let big = Tensor::from_f64(DType::F32, [5000], &values).unwrap();
+    if let Some(w) = module.globals.get_mut("w") {
+        w.ty = big.ty();
+        w.kind = GlobalKind::Const(ConstSource::Tensor(big));
+    }
     let text = print_module(&module, &ALL);
     let error = parse_module(&text, &NoFiles).unwrap_err();
     assert!(error.message.contains("left out"), "{error}");

@@ -9,7 +9,12 @@ fn infer_over(
     regions: Vec<(Vec<TensorType>, Vec<TensorType>)>,
 ) -> Result<Vec<String>, String> {
     let globals = Globals::new();
-    let callee = |name: &str| (name == "f").then(|| vec![ty(DType::F32, &["2"])]);
+    let callee = |name: &str| {
+        (name == "f").then(|| Signature {
+            params: vec![],
+            results: vec![ty(DType::F32, &["2"])],
+        })
+    };
     let mut cx = InferCx {
         globals: &globals,
         regions,

@@ -184,6 +184,8 @@ fn mlir_context() -> Context {
         }
     }
     let context = Context::new();
+    // A worker process compiles one kernel at a time: threads would only cost.
+    context.enable_multi_threading(false);
     context.append_dialect_registry(&registry);
     // SAFETY: the context is alive.
     unsafe { mlir_sys::mlirRegisterAllLLVMTranslations(context.to_raw()) };

@@ -23,7 +23,7 @@ const SERIAL_WORK: i64 = 60_000;
 /// A loaded artifact.
 pub struct Model {
     artifact: Artifact,
-    code: Option<Code>,
+    code: Vec<Code>,
     kernels: Vec<Kernel>,
     level: String,
 }
@@ -53,18 +53,17 @@ impl Model {
             )
             .help("compile with --target x86-64-v3"));
         };
-        let bytes = artifact.section(object.section);
-        let code = if artifact.program.kernels.is_empty() {
-            None
-        } else {
-            Some(Code::load(bytes)?)
-        };
+        let code: Vec<Code> = object
+            .sections
+            .iter()
+            .map(|&s| Code::load(artifact.section(s)))
+            .collect::<Result<_>>()?;
         let kernels = artifact
             .program
             .kernels
             .iter()
             .map(|name| {
-                code.as_ref().and_then(|c| c.kernel(name)).ok_or_else(|| {
+                code.iter().find_map(|c| c.kernel(name)).ok_or_else(|| {
                     Error::input(
                         "K0705",
                         format!("the artifact's machine code lacks the kernel `{name}`"),
@@ -93,7 +92,7 @@ impl Model {
 
     /// Bytes of machine code.
     pub fn code_bytes(&self) -> usize {
-        self.code.as_ref().map_or(0, Code::len)
+        self.code.iter().map(Code::len).sum()
     }
 
     /// The entry of this name, or the only one, or `forward`.

@@ -35,8 +35,8 @@ pub struct Object {
     pub level: String,
     /// CPU features that must be there, as `std::arch` names them.
     pub requires: Vec<String>,
-    /// The section that holds the ELF object.
-    pub section: u32,
+    /// The sections that hold its ELF objects.
+    pub sections: Vec<u32>,
 }
 
 /// A value that outlives a call.
@@ -283,7 +283,12 @@ impl Program {
                 return bad(format!("@{} repeats an element of a wrong size", g.name));
             }
         }
-        if self.objects.iter().any(|o| o.section as usize >= sections) {
+        if self
+            .objects
+            .iter()
+            .flat_map(|o| &o.sections)
+            .any(|&s| s as usize >= sections)
+        {
             return bad("an object lies in a section that is not there".into());
         }
         for e in &self.entries {

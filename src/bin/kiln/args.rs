@@ -1,0 +1,160 @@
+//! The command line's grammar.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Kiln compiles models ahead of time and runs them.
+#[derive(Parser)]
+#[command(name = "kiln", version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// List everything in a model that Kiln does not support, at once.
+    Check {
+        model: PathBuf,
+        /// One JSON document on stdout.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a model or an artifact holds.
+    Inspect {
+        model: PathBuf,
+        #[arg(long)]
+        json: bool,
+        /// The graph after the passes, as Graphviz text.
+        #[arg(long)]
+        dot: bool,
+    },
+    /// Compile a model to an artifact.
+    Compile {
+        model: PathBuf,
+        /// The artifact.
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        options: CompileArgs,
+        /// Print a stage instead: kir, mlir, llvm, asm; =FILE writes it there.
+        #[arg(long, value_name = "STAGE[=FILE]")]
+        emit: Vec<String>,
+        #[arg(long)]
+        json: bool,
+        /// Print how long each pass took.
+        #[arg(long)]
+        time: bool,
+    },
+    /// Run a model or an artifact once.
+    Run {
+        model: PathBuf,
+        #[command(flatten)]
+        options: CompileArgs,
+        #[command(flatten)]
+        run: RunArgs,
+        /// Where outputs are written, as NAME.npy.
+        #[arg(long)]
+        output_dir: Option<PathBuf>,
+    },
+    /// Measure a model or an artifact.
+    Bench {
+        model: PathBuf,
+        #[command(flatten)]
+        options: CompileArgs,
+        #[command(flatten)]
+        run: RunArgs,
+        /// How many runs; chosen by time if not given.
+        #[arg(long, default_value_t = 0)]
+        runs: usize,
+    },
+    /// Show the memory that running takes, before running.
+    Plan {
+        model: PathBuf,
+        #[command(flatten)]
+        options: CompileArgs,
+        #[command(flatten)]
+        run: RunArgs,
+    },
+    /// Check outputs against ONNX test data (input_K.pb, output_K.pb).
+    Verify {
+        /// The model, unless a suite is given.
+        model: Option<PathBuf>,
+        /// Folders test_data_set_N; those beside the model if not given.
+        data: Vec<PathBuf>,
+        /// A folder of cases, each with model.onnx and test_data_set_N.
+        #[arg(long)]
+        suite: Option<PathBuf>,
+        #[arg(long, default_value_t = 1e-3)]
+        rtol: f64,
+        #[arg(long, default_value_t = 1e-5)]
+        atol: f64,
+        /// Run the reference interpreter instead of compiled code.
+        #[arg(long)]
+        interpreter: bool,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare compiled outputs with the reference interpreter's.
+    Diff {
+        model: PathBuf,
+        #[command(flatten)]
+        options: CompileArgs,
+        #[command(flatten)]
+        run: RunArgs,
+        #[arg(long, default_value_t = 1e-4)]
+        rtol: f64,
+    },
+    /// Say what this machine and this build can do.
+    Doctor {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a completion script.
+    Completions { shell: clap_complete::Shell },
+}
+
+/// How to compile.
+#[derive(Args, Clone, Default)]
+pub struct CompileArgs {
+    /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4. May be repeated.
+    #[arg(long)]
+    pub target: Vec<String>,
+    /// Fix or give a size, NAME=N. May be repeated.
+    #[arg(long, value_name = "NAME=N")]
+    pub dim: Vec<String>,
+    /// Element type of the computation: f32.
+    #[arg(long)]
+    pub precision: Option<String>,
+    /// No rewrite that changes a result's bits.
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Verify the graph after every pass.
+    #[arg(long)]
+    pub verify_passes: bool,
+    /// Neither read nor write the kernel cache.
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+/// How to run.
+#[derive(Args, Clone, Default)]
+pub struct RunArgs {
+    /// An input, NAME=FILE.npy. May be repeated.
+    #[arg(long, value_name = "NAME=FILE.npy")]
+    pub input: Vec<String>,
+    /// Inputs by name.
+    #[arg(long, value_name = "FILE.npz")]
+    pub inputs: Option<PathBuf>,
+    /// Which entry point.
+    #[arg(long)]
+    pub entry: Option<String>,
+    /// Where to run: cpu.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads; as many as there are cores if not given.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    #[arg(long)]
+    pub json: bool,
+}

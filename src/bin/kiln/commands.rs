@@ -1,0 +1,478 @@
+//! What each command does. Answers go to stdout, everything else to stderr.
+
+use crate::args::{Cli, Command, CompileArgs, RunArgs};
+use crate::model::{self, Failure};
+use crate::verify;
+use clap::CommandFactory;
+use kiln::compile;
+use kiln::ir::print::{PrintOptions, print_graph, print_module};
+use kiln::ir::{Graph, Tensor};
+use kiln::runtime::{Model, cli};
+use std::path::{Path, PathBuf};
+
+/// Runs a command; its exit status.
+pub fn run(cli: Cli) -> Result<u8, Failure> {
+    match cli.command {
+        Command::Check { model, json } => check(&model, json),
+        Command::Inspect { model, json, dot } => inspect(&model, json, dot),
+        Command::Compile {
+            model,
+            output,
+            options,
+            emit,
+            json,
+            time,
+        } => compile(&model, output, &options, &emit, json, time),
+        Command::Run {
+            model,
+            options,
+            run,
+            output_dir,
+        } => execute("run", &model, &options, &run, output_dir, 0),
+        Command::Bench {
+            model,
+            options,
+            run,
+            runs,
+        } => execute("bench", &model, &options, &run, None, runs),
+        Command::Plan {
+            model,
+            options,
+            run,
+        } => execute("plan", &model, &options, &run, None, 0),
+        Command::Verify {
+            model,
+            data,
+            suite,
+            rtol,
+            atol,
+            interpreter,
+            json,
+        } => verify::run(&verify::Request {
+            model,
+            data,
+            suite,
+            rtol,
+            atol,
+            interpreter,
+            json,
+        }),
+        Command::Diff {
+            model,
+            options,
+            run,
+            rtol,
+        } => diff(&model, &options, &run, rtol),
+        Command::Doctor { json } => doctor(json),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "kiln", &mut std::io::stdout());
+            Ok(0)
+        }
+    }
+}
+
+fn check(path: &Path, json: bool) -> Result<u8, Failure> {
+    if !path.exists() {
+        return Err(Failure::input(format!(
+            "K0700: cannot open {}: there is no such file",
+            path.display()
+        )));
+    }
+    let report = kiln::import::check_onnx(path);
+    let mut gaps: Vec<String> = report.gaps.iter().map(|g| g.to_string()).collect();
+    let mut others: Vec<String> = report.warnings.iter().map(|d| d.to_string()).collect();
+    let mut failed = !report.ok();
+    // What imports must also have kernels: both kinds of gaps are listed.
+    if !failed {
+        if let Ok(imported) = kiln::import::import_onnx(path, &Default::default()) {
+            if let Err(e) = compile::plan(imported.module, &compile::Options::default()) {
+                failed = true;
+                gaps.extend(e.to_string().lines().map(str::to_string));
+            }
+        }
+    }
+    if json {
+        let doc = serde_json::json!({ "supported": !failed, "gaps": gaps, "notes": others });
+        println!("{doc}");
+    } else {
+        others.append(&mut gaps);
+        others.iter().for_each(|line| println!("{line}"));
+        if !failed {
+            println!("{}: everything is supported", path.display());
+        }
+    }
+    Ok(if failed { 2 } else { 0 })
+}
+
+fn inspect(path: &Path, json: bool, dot: bool) -> Result<u8, Failure> {
+    if model::is_artifact(path) {
+        return inspect_artifact(path, json);
+    }
+    let module = model::import(path, &CompileArgs::default(), false)?;
+    if dot {
+        let compiled = compile::plan(module, &compile::Options::default())?;
+        compiled
+            .module
+            .functions
+            .iter()
+            .for_each(|f| print!("{}", dot_text(f)));
+        return Ok(0);
+    }
+    let ports = |f: &Graph, results: bool| -> Vec<serde_json::Value> {
+        let (ports, values) = if results {
+            (&f.results, &f.body().results)
+        } else {
+            (&f.params, &f.body().params)
+        };
+        ports
+            .iter()
+            .zip(values)
+            .map(|(p, &v)| serde_json::json!({ "name": &*p.name, "type": f.ty(v).to_string() }))
+            .collect()
+    };
+    let functions: Vec<serde_json::Value> = module
+        .functions
+        .iter()
+        .map(|f| {
+            let mut ops = std::collections::BTreeMap::<&str, usize>::new();
+            f.nodes_in_order().iter().for_each(|&n| *ops.entry(f.node(n).op.def().mnemonic()).or_default() += 1);
+            serde_json::json!({ "name": &*f.name, "inputs": ports(f, false), "outputs": ports(f, true), "ops": ops })
+        })
+        .collect();
+    let weights: i64 = module
+        .globals
+        .values()
+        .filter_map(|g| g.ty.bytes().as_const())
+        .sum();
+    let doc = serde_json::json!({ "functions": functions, "globals": module.globals.len(), "weight_bytes": weights, "meta": module.meta });
+    if json {
+        println!("{doc}");
+        return Ok(0);
+    }
+    for f in &module.functions {
+        println!("@{}: {} nodes", f.name, f.nodes_in_order().len());
+        for (what, results) in [("in ", false), ("out", true)] {
+            for p in ports(f, results) {
+                println!(
+                    "  {what} {} : {}",
+                    p["name"].as_str().unwrap_or(""),
+                    p["type"].as_str().unwrap_or("")
+                );
+            }
+        }
+    }
+    println!(
+        "{} weights, {:.1} MB",
+        module.globals.len(),
+        weights as f64 / 1e6
+    );
+    Ok(0)
+}
+
+fn inspect_artifact(path: &Path, json: bool) -> Result<u8, Failure> {
+    let model = Model::load(path)?;
+    let p = model.program();
+    if json {
+        println!(
+            "{}",
+            serde_json::to_string(p).map_err(|e| Failure::run(e.to_string()))?
+        );
+        return Ok(0);
+    }
+    for e in &p.entries {
+        println!(
+            "@{}: {} steps, {} buffers",
+            e.name,
+            e.steps.len(),
+            e.buffers.len()
+        );
+        e.inputs
+            .iter()
+            .for_each(|i| println!("  in  {} : {}{:?}", i.name, i.dtype, i.dims));
+        e.outputs
+            .iter()
+            .for_each(|o| println!("  out {} : {}{:?}", o.name, o.dtype, o.dims));
+        for (i, step) in e.steps.iter().enumerate() {
+            if let kiln::runtime::plan::Step::Launch(l) = step {
+                println!(
+                    "  {i:4} {} -> {}",
+                    l.label, p.kernels[l.variants[0].kernel as usize]
+                );
+            }
+        }
+    }
+    let weights: u64 = p.globals.iter().filter(|g| !g.state).map(|g| g.bytes).sum();
+    let levels: Vec<&str> = p.objects.iter().map(|o| &o.level[..]).collect();
+    println!(
+        "{} kernels for {}, {} globals, {:.1} MB of weights",
+        p.kernels.len(),
+        levels.join(", "),
+        p.globals.len(),
+        weights as f64 / 1e6
+    );
+    Ok(0)
+}
+
+fn dot_text(f: &Graph) -> String {
+    let mut out = format!(
+        "digraph \"{}\" {{\n  node [shape=box, fontname=monospace];\n",
+        f.name
+    );
+    for &n in &f.body().nodes {
+        let node = f.node(n);
+        let inner: Vec<&str> = node
+            .regions
+            .iter()
+            .flat_map(|&r| &f.region(r).nodes)
+            .map(|&m| f.node(m).op.def().mnemonic())
+            .collect();
+        let label = if inner.is_empty() {
+            node.op.def().mnemonic().to_string()
+        } else {
+            inner.join("\\n")
+        };
+        out += &format!("  n{} [label=\"{label}\"];\n", n.0);
+        for &a in &node.args {
+            if let Some((p, _)) = f.producer(a) {
+                out += &format!("  n{} -> n{} [label=\"{}\"];\n", p.0, n.0, f.ty(a));
+            }
+        }
+    }
+    out + "}\n"
+}
+
+fn compile(
+    path: &Path,
+    output: Option<PathBuf>,
+    args: &CompileArgs,
+    emit: &[String],
+    json: bool,
+    time: bool,
+) -> Result<u8, Failure> {
+    if output.is_none() && emit.is_empty() {
+        return Err(Failure::usage("give -o OUT.kiln, or --emit"));
+    }
+    let start = std::time::Instant::now();
+    let module = model::import(path, args, true)?;
+    let options = model::options(args)?;
+    let import_ms = start.elapsed().as_secs_f64() * 1e3;
+    let mut compiled = compile::plan(module, &options)?;
+    let plan_ms = start.elapsed().as_secs_f64() * 1e3 - import_ms;
+    for stage in emit {
+        let (stage, file) = stage
+            .split_once('=')
+            .map_or((&stage[..], None), |(s, f)| (s, Some(f)));
+        let text = stage_text(stage, &compiled, &options)?;
+        match file {
+            Some(file) => std::fs::write(file, text)
+                .map_err(|e| Failure::run(format!("K0707: cannot write {file}: {e}")))?,
+            None => print!("{text}"),
+        }
+    }
+    if let Some(out) = &output {
+        compile::write(&mut compiled, &options, out)?;
+        let total_ms = start.elapsed().as_secs_f64() * 1e3;
+        let bytes = std::fs::metadata(out).map_or(0, |m| m.len());
+        let kernels = compiled.lowered.kernels.len();
+        if json {
+            let doc = serde_json::json!({
+                "artifact": out.display().to_string(), "bytes": bytes, "kernels": kernels,
+                "compile_ms": total_ms, "import_ms": import_ms, "passes_ms": plan_ms,
+                "peak_bytes": cli::peak_bytes(),
+                "targets": options.targets.iter().map(|t| &t.name).collect::<Vec<_>>(),
+            });
+            println!("{doc}");
+        } else if emit.iter().all(|e| e.contains('=')) {
+            println!(
+                "{}: {:.1} MB, {kernels} kernels, compiled in {:.2} s (import {import_ms:.0} ms, passes {plan_ms:.0} ms)",
+                out.display(),
+                bytes as f64 / 1e6,
+                total_ms / 1e3
+            );
+        }
+    }
+    if time {
+        for t in &compiled.timings {
+            eprintln!(
+                "{:>9.3} ms  {:<16} @{} {} nodes",
+                t.time.as_secs_f64() * 1e3,
+                t.pass,
+                t.function,
+                t.nodes
+            );
+        }
+    }
+    Ok(0)
+}
+
+fn stage_text(
+    stage: &str,
+    compiled: &compile::Compiled,
+    options: &compile::Options,
+) -> Result<String, Failure> {
+    use kiln_codegen::Dump;
+    let what = match stage {
+        "kir" => {
+            return Ok(print_module(
+                &compiled.module,
+                &PrintOptions { origins: true, ..Default::default() },
+            ));
+        }
+        "mlir" => Dump::Mlir,
+        "llvm" => Dump::Llvm,
+        "asm" => Dump::Asm,
+        "ptx" => return Err(Failure::usage("--emit ptx is not available yet")),
+        other => {
+            return Err(Failure::usage(format!(
+                "there is no stage `{other}`: kir, mlir, llvm, asm"
+            )));
+        }
+    };
+    let target = options
+        .targets
+        .first()
+        .ok_or_else(|| Failure::usage("this machine is below x86-64-v3: give --target"))?;
+    kiln_kernels::dump(&compiled.lowered.kernels, target, what)
+        .map_err(|e| Failure::run(e.to_string()))
+}
+
+fn execute(
+    command: &str,
+    path: &Path,
+    args: &CompileArgs,
+    run: &RunArgs,
+    output_dir: Option<PathBuf>,
+    runs: usize,
+) -> Result<u8, Failure> {
+    device(&run.device)?;
+    let (artifact, _temporary, compile_ms) = model::artifact(path, args)?;
+    let mut inputs = vec![];
+    for text in &run.input {
+        let (name, file) = text
+            .split_once('=')
+            .ok_or_else(|| Failure::usage(format!("`--input {text}` is not NAME=FILE.npy")))?;
+        inputs.push((name.to_string(), PathBuf::from(file)));
+    }
+    let request = cli::Request {
+        command: command.to_string(),
+        artifact,
+        inputs,
+        archive: run.inputs.clone(),
+        output_dir,
+        entry: run.entry.clone(),
+        dims: model::dims(&args.dim)?,
+        threads: run.threads,
+        runs,
+        json: run.json,
+        compile_ms,
+    };
+    println!("{}", cli::run(&request)?);
+    Ok(0)
+}
+
+fn device(name: &str) -> Result<(), Failure> {
+    match name {
+        "cpu" => Ok(()),
+        "sim" => Err(Failure::run("K0801: the device `sim` is not available yet")),
+        d if d == "cuda" || d.starts_with("cuda:") => Err(Failure::run(
+            "K0801: the device `cuda` is not available yet: this build has no GPU code",
+        )),
+        other => Err(Failure::usage(format!("there is no device `{other}`"))),
+    }
+}
+
+fn diff(path: &Path, args: &CompileArgs, run: &RunArgs, rtol: f64) -> Result<u8, Failure> {
+    device(&run.device)?;
+    let module = model::import(path, args, true)?;
+    let entry = run
+        .entry
+        .clone()
+        .unwrap_or_else(|| module.functions[0].name.to_string());
+    let mut given = match &run.inputs {
+        Some(p) => kiln::runtime::npy::read_npz(p)?,
+        None => vec![],
+    };
+    for text in &run.input {
+        let (name, file) = text
+            .split_once('=')
+            .ok_or_else(|| Failure::usage(format!("`--input {text}` is not NAME=FILE.npy")))?;
+        given.push((name.to_string(), kiln::runtime::npy::read(Path::new(file))?));
+    }
+    let f = module
+        .function(&entry)
+        .ok_or_else(|| Failure::input(format!("K0710: no entry `{entry}`")))?;
+    let mut tensors = vec![];
+    for port in &f.params {
+        let found = given.iter().find(|(n, _)| **n == *port.name);
+        let (_, a) = found.ok_or_else(|| {
+            Failure::input(format!("K0711: the input `{}` is missing", port.name))
+        })?;
+        let t = Tensor::new(a.dtype, a.shape.clone(), a.bytes.clone())
+            .map_err(|e| Failure::input(e.to_string()))?;
+        tensors.push((port.name.to_string(), t));
+    }
+    let want = verify::interpret(&module, &entry, &tensors)?;
+    let got = verify::run_compiled(
+        module,
+        &entry,
+        &tensors,
+        &model::options(args)?,
+        run.threads,
+    )?;
+    let mut worst = 0;
+    for ((name, g), w) in got.iter().zip(&want) {
+        let d = verify::difference(g, w);
+        println!(
+            "{name}: relative error {:.3e}, largest difference {:.3e} of {:.3e}",
+            d.relative, d.largest, d.scale
+        );
+        if d.relative > rtol || d.mismatch.is_some() {
+            println!(
+                "  beyond {rtol:e}{}",
+                d.mismatch.map(|m| format!(": {m}")).unwrap_or_default()
+            );
+            worst = 1;
+        }
+    }
+    Ok(worst)
+}
+
+fn doctor(json: bool) -> Result<u8, Failure> {
+    let levels: Vec<(String, bool)> = [
+        kiln_codegen::CpuTarget::x86_64_v4(),
+        kiln_codegen::CpuTarget::x86_64_v3(),
+    ]
+    .into_iter()
+    .map(|t| (t.name.clone(), t.runs_here()))
+    .collect();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let cache = model::cache_dir();
+    if json {
+        let doc = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"), "cores": threads,
+            "cpu_levels": levels.iter().filter(|l| l.1).map(|l| &l.0).collect::<Vec<_>>(),
+            "devices": ["cpu"], "kernel_cache": cache,
+        });
+        println!("{doc}");
+        return Ok(0);
+    }
+    println!("kiln {}", env!("CARGO_PKG_VERSION"));
+    println!("cores: {threads}");
+    for (name, here) in levels {
+        println!(
+            "{name}: {}",
+            if here {
+                "yes"
+            } else {
+                "not on this machine (artifacts can still be made for it)"
+            }
+        );
+    }
+    println!("devices: cpu (cuda and sim are not built yet)");
+    match cache {
+        Some(d) => println!("kernel cache: {}", d.display()),
+        None => println!("kernel cache: none (neither KILN_CACHE_DIR nor HOME is set)"),
+    }
+    let _ = print_graph;
+    Ok(0)
+}

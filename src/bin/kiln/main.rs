@@ -1,0 +1,39 @@
+//! The `kiln` command.
+
+mod args;
+mod commands;
+mod model;
+mod verify;
+
+use args::Cli;
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Worker processes: this executable again, before anything else is set up.
+    if std::env::args().nth(1).as_deref() == Some(kiln::compile::objects::WORKER) {
+        let abort_on = std::env::var("KILN_TEST_ABORT_KERNEL").ok();
+        return match kiln::compile::objects::worker(abort_on.as_deref()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("{e}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are answers, not errors.
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { 64 } else { 0 });
+        }
+    };
+    match commands::run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("{}", failure.render());
+            ExitCode::from(failure.exit)
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Models and artifacts as the command line names them, and its errors.
+
+use crate::args::CompileArgs;
+use kiln::compile::{self, CompileError, objects::Workers};
+use kiln::import::{Diagnostic, ImportOptions, import_onnx};
+use kiln::ir::Module;
+use std::path::{Path, PathBuf};
+
+/// Why a command failed: the text for people, and the exit status.
+pub struct Failure {
+    text: String,
+    pub exit: u8,
+}
+
+impl Failure {
+    /// The input is at fault.
+    pub fn input(text: impl Into<String>) -> Failure {
+        Failure {
+            text: text.into(),
+            exit: 2,
+        }
+    }
+
+    /// It failed while running.
+    pub fn run(text: impl Into<String>) -> Failure {
+        Failure {
+            text: text.into(),
+            exit: 1,
+        }
+    }
+
+    /// The command line is at fault.
+    pub fn usage(text: impl Into<String>) -> Failure {
+        Failure {
+            text: text.into(),
+            exit: 64,
+        }
+    }
+
+    /// The whole message.
+    pub fn render(&self) -> String {
+        format!("error: {}", self.text)
+    }
+}
+
+impl From<kiln::runtime::Error> for Failure {
+    fn from(e: kiln::runtime::Error) -> Failure {
+        Failure {
+            exit: e.exit_code(),
+            text: e.to_string(),
+        }
+    }
+}
+
+impl From<CompileError> for Failure {
+    fn from(e: CompileError) -> Failure {
+        let exit = match &e {
+            CompileError::Lower(_) | CompileError::Constant(_) => 2,
+            CompileError::Pass(_) | CompileError::Codegen(_) => 1,
+            CompileError::Write(e) => e.exit_code(),
+        };
+        Failure {
+            text: e.to_string(),
+            exit,
+        }
+    }
+}
+
+impl From<Vec<Diagnostic>> for Failure {
+    fn from(all: Vec<Diagnostic>) -> Failure {
+        let shown: Vec<String> = all.iter().take(20).map(|d| d.to_string()).collect();
+        let more = if all.len() > 20 {
+            format!("\nand {} more: kiln check lists them all", all.len() - 20)
+        } else {
+            String::new()
+        };
+        Failure::input(shown.join("\n") + &more)
+    }
+}
+
+/// Whether a file is an artifact, by its first bytes.
+pub fn is_artifact(path: &Path) -> bool {
+    use std::io::Read;
+    let mut magic = [0; 8];
+    let read = std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic));
+    read.is_ok() && &magic == b"KILNART\0"
+}
+
+/// `NAME=N` pairs.
+pub fn dims(list: &[String]) -> Result<Vec<(String, i64)>, Failure> {
+    list.iter()
+        .map(|text| {
+            let (name, n) = text
+                .split_once('=')
+                .ok_or_else(|| Failure::usage(format!("`--dim {text}` is not NAME=N")))?;
+            let n = n
+                .parse()
+                .map_err(|_| Failure::usage(format!("`{n}` is not a number")))?;
+            Ok((name.to_string(), n))
+        })
+        .collect()
+}
+
+/// Imports a model; prints its warnings.
+pub fn import(path: &Path, args: &CompileArgs, fix_dims: bool) -> Result<Module, Failure> {
+    if !path.exists() {
+        return Err(Failure::input(format!(
+            "K0700: cannot open {}: there is no such file",
+            path.display()
+        )));
+    }
+    let known = path.extension().is_some_and(|e| e == "onnx");
+    if path.is_dir() || !known {
+        let what = if path.is_dir() {
+            "a folder"
+        } else {
+            "neither an .onnx file nor an artifact"
+        };
+        return Err(Failure::input(format!(
+            "K0101: {} is {what}; Hugging Face folders and GGUF files are not imported yet",
+            path.display()
+        )));
+    }
+    let mut options = ImportOptions::default();
+    if fix_dims {
+        options.dims = dims(&args.dim)?.into_iter().collect();
+    }
+    let imported = import_onnx(path, &options)?;
+    for w in &imported.warnings {
+        eprintln!("{w}");
+    }
+    Ok(imported.module)
+}
+
+/// The compiler's options from the command line's.
+pub fn options(args: &CompileArgs) -> Result<compile::Options, Failure> {
+    if let Some(p) = args.precision.as_deref().filter(|p| *p != "f32") {
+        return Err(Failure::usage(format!(
+            "--precision {p} is not available yet: f32 is"
+        )));
+    }
+    let names: Vec<&str> = match args.target.is_empty() {
+        true => vec!["cpu"],
+        false => args.target.iter().map(String::as_str).collect(),
+    };
+    let targets = names
+        .into_iter()
+        .map(|name| {
+            kiln_codegen::CpuTarget::by_name(name).ok_or_else(|| {
+                let gpu = name.starts_with("sm_");
+                Failure::usage(match gpu {
+                    true => format!(
+                        "the target {name} is not available yet: x86-64-v3, x86-64-v4 and cpu are"
+                    ),
+                    false => {
+                        format!("there is no target `{name}`: x86-64-v3, x86-64-v4 and cpu are")
+                    }
+                })
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    let passes = kiln::passes::Options {
+        exact: args.deterministic,
+        ..Default::default()
+    };
+    let cache = if args.no_cache { None } else { cache_dir() };
+    let count = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let workers = Workers {
+        executable: std::env::current_exe().ok(),
+        count,
+        cache,
+    };
+    Ok(compile::Options {
+        targets,
+        passes,
+        verify: args.verify_passes,
+        workers,
+    })
+}
+
+/// Where compiled kernels are kept.
+pub fn cache_dir() -> Option<PathBuf> {
+    let base = std::env::var_os("KILN_CACHE_DIR").map(PathBuf::from);
+    base.or_else(|| std::env::var_os("XDG_CACHE_HOME").map(|d| PathBuf::from(d).join("kiln")))
+        .or_else(|| std::env::var_os("HOME").map(|d| PathBuf::from(d).join(".cache/kiln")))
+}
+
+/// A file that is removed when it is no longer needed.
+pub struct Temporary(pub PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The artifact of a model: itself, or compiled into a temporary file. With the
+/// milliseconds that took.
+pub fn artifact(
+    path: &Path,
+    args: &CompileArgs,
+) -> Result<(PathBuf, Option<Temporary>, f64), Failure> {
+    if is_artifact(path) {
+        return Ok((path.to_path_buf(), None, 0.0));
+    }
+    let start = std::time::Instant::now();
+    let module = import(path, args, false)?;
+    let out = std::env::temp_dir().join(format!("kiln-{}.kiln", std::process::id()));
+    let temporary = Temporary(out.clone());
+    compile::compile(module, &options(args)?, &out)?;
+    Ok((out, Some(temporary), start.elapsed().as_secs_f64() * 1e3))
+}

@@ -1,0 +1,337 @@
+//! `kiln verify`: models against ONNX's test data.
+
+use crate::args::CompileArgs;
+use crate::model::{self, Failure, Temporary};
+use kiln::compile;
+use kiln::import::{ImportOptions, import_onnx, read_tensor};
+use kiln::ir::interp::Interpreter;
+use kiln::ir::{Module, Tensor};
+use kiln::runtime::{Model, Session, TensorRef};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What to verify.
+pub struct Request {
+    pub model: Option<PathBuf>,
+    pub data: Vec<PathBuf>,
+    pub suite: Option<PathBuf>,
+    pub rtol: f64,
+    pub atol: f64,
+    pub interpreter: bool,
+    pub json: bool,
+}
+
+/// How two tensors differ.
+pub struct Difference {
+    /// ‖a − b‖ / ‖b‖.
+    pub relative: f64,
+    /// max |a − b|.
+    pub largest: f64,
+    /// max |b|.
+    pub scale: f64,
+    /// They differ in type, shape, or in where they are NaN or infinite.
+    pub mismatch: Option<String>,
+}
+
+/// Compares a result with what is expected.
+pub fn difference(got: &Tensor, want: &Tensor) -> Difference {
+    let mut d = Difference {
+        relative: 0.0,
+        largest: 0.0,
+        scale: 0.0,
+        mismatch: None,
+    };
+    if got.dtype() != want.dtype() || got.shape() != want.shape() {
+        d.mismatch = Some(format!(
+            "{}{:?} where {}{:?} is expected",
+            got.dtype(),
+            got.shape(),
+            want.dtype(),
+            want.shape()
+        ));
+        return d;
+    }
+    let (mut error, mut norm) = (0.0, 0.0);
+    for i in 0..want.len() {
+        let (a, b) = (got.get_f64(i), want.get_f64(i));
+        if !a.is_finite() || !b.is_finite() {
+            let same = a == b || (a.is_nan() && b.is_nan());
+            if !same && d.mismatch.is_none() {
+                d.mismatch = Some(format!("element {i} is {a}, not {b}"));
+            }
+            continue;
+        }
+        error += (a - b) * (a - b);
+        norm += b * b;
+        d.largest = d.largest.max((a - b).abs());
+        d.scale = d.scale.max(b.abs());
+    }
+    d.relative = if norm > 0.0 {
+        (error / norm).sqrt()
+    } else {
+        error.sqrt()
+    };
+    d
+}
+
+/// Runs the reference interpreter.
+pub fn interpret(
+    module: &Module,
+    entry: &str,
+    inputs: &[(String, Tensor)],
+) -> Result<Vec<Tensor>, Failure> {
+    let mut it = Interpreter::new(module).map_err(|e| Failure::run(format!("K0301: {e}")))?;
+    let tensors: Vec<Tensor> = inputs.iter().map(|i| i.1.clone()).collect();
+    it.run(entry, &tensors)
+        .map_err(|e| Failure::run(format!("K0301: {e}")))
+}
+
+/// Compiles and runs.
+pub fn run_compiled(
+    module: Module,
+    entry: &str,
+    inputs: &[(String, Tensor)],
+    options: &compile::Options,
+    threads: usize,
+) -> Result<Vec<(String, Tensor)>, Failure> {
+    let out = std::env::temp_dir().join(format!("kiln-verify-{}.kiln", std::process::id()));
+    let _temporary = Temporary(out.clone());
+    compile::compile(module, options, &out)?;
+    let model = Model::load(&out)?;
+    let index = model.entry(Some(entry))?;
+    let mut session = Session::new(model.clone(), threads.max(1))?;
+    let refs: Vec<(&str, TensorRef)> = inputs
+        .iter()
+        .map(|(n, t)| {
+            (
+                &n[..],
+                TensorRef {
+                    dtype: t.dtype(),
+                    shape: t.shape(),
+                    bytes: t.bytes(),
+                },
+            )
+        })
+        .collect();
+    session.run(index, &refs)?;
+    let mut results = vec![];
+    for (i, port) in model.program().entries[index].outputs.iter().enumerate() {
+        let Some(t) = session.output(i) else { continue };
+        let t = Tensor::new(t.dtype, t.shape, t.bytes.to_vec())
+            .map_err(|e| Failure::run(e.to_string()))?;
+        results.push((port.name.clone(), t));
+    }
+    Ok(results)
+}
+
+enum Outcome {
+    Passed,
+    Failed(String),
+    Skipped(String),
+}
+
+/// Runs `kiln verify`.
+pub fn run(r: &Request) -> Result<u8, Failure> {
+    let cases: Vec<(String, PathBuf, Vec<PathBuf>)> = match (&r.suite, &r.model) {
+        (Some(dir), _) => suite(dir)?,
+        (None, Some(m)) => {
+            let data = if r.data.is_empty() {
+                data_sets(m.parent().unwrap_or(Path::new(".")))
+            } else {
+                r.data.clone()
+            };
+            vec![(m.display().to_string(), m.clone(), data)]
+        }
+        (None, None) => return Err(Failure::usage("give a model, or --suite DIR")),
+    };
+    let options = model::options(&CompileArgs::default())?;
+    // Thousands of small kernels: starting a process for each would cost more
+    // than compiling it here.
+    let options = compile::Options {
+        workers: compile::objects::Workers {
+            executable: None,
+            ..options.workers
+        },
+        ..options
+    };
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    let mut table: BTreeMap<String, [usize; 3]> = BTreeMap::new();
+    let mut rows = vec![];
+    for (name, path, data) in &cases {
+        let (op, outcome) = case(path, data, r, &options);
+        let row = table.entry(op).or_default();
+        let text = match outcome {
+            Outcome::Passed => {
+                passed += 1;
+                row[0] += 1;
+                continue;
+            }
+            Outcome::Failed(why) => {
+                failed += 1;
+                row[1] += 1;
+                format!("FAILED {name}: {why}")
+            }
+            Outcome::Skipped(why) => {
+                skipped += 1;
+                row[2] += 1;
+                format!("skipped {name}: {why}")
+            }
+        };
+        rows.push(text);
+    }
+    if r.json {
+        let doc = serde_json::json!({ "passed": passed, "failed": failed, "skipped": skipped, "notes": rows, "by_operator": table });
+        println!("{doc}");
+    } else {
+        rows.iter().for_each(|row| println!("{row}"));
+        if r.suite.is_some() {
+            for (op, [p, f, s]) in &table {
+                println!("{op:<28} {p:>4} passed {f:>4} failed {s:>4} skipped");
+            }
+        }
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+    }
+    Ok(if failed > 0 { 1 } else { 0 })
+}
+
+fn suite(dir: &Path) -> Result<Vec<(String, PathBuf, Vec<PathBuf>)>, Failure> {
+    let entries = std::fs::read_dir(dir)
+        .map_err(|e| Failure::input(format!("K0700: cannot open {}: {e}", dir.display())))?;
+    let mut cases: Vec<(String, PathBuf, Vec<PathBuf>)> = entries
+        .flatten()
+        .filter(|e| e.path().join("model.onnx").exists())
+        .map(|e| {
+            (
+                e.file_name().to_string_lossy().into_owned(),
+                e.path().join("model.onnx"),
+                data_sets(&e.path()),
+            )
+        })
+        .collect();
+    cases.sort();
+    Ok(cases)
+}
+
+fn data_sets(dir: &Path) -> Vec<PathBuf> {
+    let mut sets: Vec<PathBuf> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|e| {
+            e.file_name()
+                .to_string_lossy()
+                .starts_with("test_data_set_")
+        })
+        .map(|e| e.path())
+        .collect();
+    sets.sort();
+    sets
+}
+
+/// One model with its data; the operator for the table.
+fn case(
+    path: &Path,
+    data: &[PathBuf],
+    r: &Request,
+    options: &compile::Options,
+) -> (String, Outcome) {
+    let module = match import_onnx(path, &ImportOptions::default()) {
+        Ok(i) => i.module,
+        Err(all) => {
+            let first = all.first().map(|d| d.to_string()).unwrap_or_default();
+            return (
+                "(not imported)".into(),
+                Outcome::Skipped(first.lines().next().unwrap_or("").into()),
+            );
+        }
+    };
+    let op = path
+        .parent()
+        .and_then(Path::file_name)
+        .map(|n| {
+            n.to_string_lossy()
+                .trim_start_matches("test_")
+                .split('_')
+                .next()
+                .unwrap_or("")
+                .to_string()
+        })
+        .unwrap_or_default();
+    if data.is_empty() {
+        return (op, Outcome::Skipped("no test_data_set".into()));
+    }
+    for set in data {
+        match one_set(&module, set, r, options) {
+            Ok(()) => {}
+            Err(outcome) => return (op, outcome),
+        }
+    }
+    (op, Outcome::Passed)
+}
+
+fn numbered(dir: &Path, what: &str) -> Result<Vec<(String, Tensor)>, Outcome> {
+    let mut out = vec![];
+    for i in 0.. {
+        let path = dir.join(format!("{what}_{i}.pb"));
+        if !path.exists() {
+            break;
+        }
+        out.push(read_tensor(&path).map_err(|e| Outcome::Skipped(e.to_string()))?);
+    }
+    Ok(out)
+}
+
+fn one_set(
+    module: &Module,
+    set: &Path,
+    r: &Request,
+    options: &compile::Options,
+) -> Result<(), Outcome> {
+    let fail = |e: Failure| Outcome::Failed(e.render().lines().next().unwrap_or("").to_string());
+    let (given, want) = (numbered(set, "input")?, numbered(set, "output")?);
+    let f = module
+        .functions
+        .first()
+        .ok_or_else(|| Outcome::Failed("no entry".into()))?;
+    // Data names its tensors as the model does, or comes in order.
+    let inputs: Vec<(String, Tensor)> = f
+        .params
+        .iter()
+        .enumerate()
+        .filter_map(|(i, p)| {
+            let named = given.iter().find(|(n, _)| **n == *p.name).or(given.get(i));
+            named.map(|(_, t)| (p.name.to_string(), t.clone()))
+        })
+        .collect();
+    let got: Vec<Tensor> = if r.interpreter {
+        interpret(module, &f.name, &inputs).map_err(fail)?
+    } else {
+        match run_compiled(module.clone(), &f.name, &inputs, options, 1) {
+            Ok(results) => results.into_iter().map(|r| r.1).collect(),
+            Err(e) if e.render().contains("K0503") => return Err(Outcome::Skipped(e.render())),
+            Err(e) => return Err(fail(e)),
+        }
+    };
+    for (i, (g, (name, w))) in got.iter().zip(&want).enumerate() {
+        let d = difference(g, w);
+        if let Some(m) = d.mismatch {
+            return Err(Outcome::Failed(format!("output {i} `{name}`: {m}")));
+        }
+        for k in 0..w.len() {
+            let (a, b) = (g.get_f64(k), w.get_f64(k));
+            if a.is_finite() && b.is_finite() && (a - b).abs() > r.atol + r.rtol * b.abs() {
+                return Err(Outcome::Failed(format!(
+                    "output {i} `{name}`: element {k} is {a}, not {b}"
+                )));
+            }
+        }
+    }
+    if got.len() < want.len() {
+        return Err(Outcome::Failed(format!(
+            "{} outputs where {} are expected",
+            got.len(),
+            want.len()
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! The compiler, readable from top to bottom: a module goes through the passes,
+//! is lowered to a plan and kernels, the kernels become machine code, and all of
+//! it is written as one artifact.
+
+pub mod group;
+pub mod lower;
+pub mod objects;
+pub mod scalar;
+
+use kiln_codegen::{CodegenError, CpuTarget};
+use kiln_ir::Module;
+use kiln_passes::{Manager, PassError, Timing, pipeline};
+use kiln_runtime::plan::{GlobalData, Object};
+use kiln_runtime::{ArtifactWriter, Error as RuntimeError};
+use lower::{Bytes, LowerError, Lowered};
+use std::fmt;
+use std::path::Path;
+
+/// What the compiler may be told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// CPU levels, best first.
+    pub targets: Vec<CpuTarget>,
+    /// What passes may do.
+    pub passes: kiln_passes::Options,
+    /// Verify after every pass.
+    pub verify: bool,
+    /// How kernels are compiled.
+    pub workers: objects::Workers,
+}
+
+impl Default for Options {
+    /// For the machine at hand, in this process, without a cache.
+    fn default() -> Options {
+        Options {
+            targets: CpuTarget::host().into_iter().collect(),
+            passes: kiln_passes::Options::default(),
+            verify: cfg!(debug_assertions),
+            workers: objects::Workers::default(),
+        }
+    }
+}
+
+/// Why a module did not compile.
+#[derive(Clone, Debug)]
+pub enum CompileError {
+    /// A pass failed.
+    Pass(PassError),
+    /// Parts of the model have no kernel.
+    Lower(Vec<LowerError>),
+    /// Code generation failed.
+    Codegen(CodegenError),
+    /// A constant could not be computed.
+    Constant(String),
+    /// The artifact could not be written.
+    Write(RuntimeError),
+}
+
+impl fmt::Display for CompileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CompileError::Pass(e) => e.fmt(f),
+            CompileError::Lower(all) => {
+                for (i, e) in all.iter().take(20).enumerate() {
+                    write!(f, "{}{e}", if i > 0 { "\n" } else { "" })?;
+                }
+                if all.len() > 20 {
+                    write!(f, "\nand {} more", all.len() - 20)?;
+                }
+                Ok(())
+            }
+            CompileError::Codegen(e) => e.fmt(f),
+            CompileError::Constant(e) => write!(f, "K0504: a constant cannot be computed: {e}"),
+            CompileError::Write(e) => e.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for CompileError {}
+
+impl From<PassError> for CompileError {
+    fn from(e: PassError) -> CompileError {
+        CompileError::Pass(e)
+    }
+}
+
+impl From<CodegenError> for CompileError {
+    fn from(e: CodegenError) -> CompileError {
+        CompileError::Codegen(e)
+    }
+}
+
+impl From<RuntimeError> for CompileError {
+    fn from(e: RuntimeError) -> CompileError {
+        CompileError::Write(e)
+    }
+}
+
+/// A module after all passes, with its plan and kernels.
+pub struct Compiled {
+    /// The module as lowered: its globals are what the plan's refer to.
+    pub module: Module,
+    /// The plan and the kernels.
+    pub lowered: Lowered,
+    /// How long each pass took.
+    pub timings: Vec<Timing>,
+}
+
+/// Runs the passes and lowers.
+pub fn plan(mut module: Module, options: &Options) -> Result<Compiled, CompileError> {
+    let mut manager = Manager {
+        verify: options.verify,
+        ..Manager::default()
+    };
+    manager.run(pipeline::COMPILE, &mut module, &options.passes)?;
+    let lowered = lower::lower(&module).map_err(CompileError::Lower)?;
+    Ok(Compiled {
+        module,
+        lowered,
+        timings: manager.timings,
+    })
+}
+
+/// Compiles a module and writes the artifact. Weights are streamed: no more than
+/// one is in memory besides what the file maps.
+pub fn compile(module: Module, options: &Options, out: &Path) -> Result<Compiled, CompileError> {
+    let mut compiled = plan(module, options)?;
+    write(&mut compiled, options, out)?;
+    Ok(compiled)
+}
+
+/// Generates code and writes the artifact.
+pub fn write(compiled: &mut Compiled, options: &Options, out: &Path) -> Result<(), CompileError> {
+    let mut levels = vec![];
+    for target in &options.targets {
+        levels.push((
+            target,
+            objects::compile(&compiled.lowered.kernels, target, &options.workers)?,
+        ));
+    }
+    let mut writer = ArtifactWriter::create(out)?;
+    let program = &mut compiled.lowered.program;
+    program.objects.clear();
+    for (target, code) in levels {
+        let mut sections = vec![];
+        for object in &code {
+            sections.push(writer.section([&object[..]])?);
+        }
+        program.objects.push(Object {
+            level: target.name.clone(),
+            requires: target.requires.clone(),
+            sections,
+        });
+    }
+    for (global, contents) in program.globals.iter_mut().zip(&compiled.lowered.contents) {
+        global.data =
+            match lower::contents(&compiled.module, contents).map_err(CompileError::Constant)? {
+                Bytes::Repeated(element) => GlobalData::Splat(element),
+                Bytes::Whole(t) => GlobalData::Section(writer.section([t.bytes()])?),
+            };
+        // A weight that repeats one number still needs its bytes to be read.
+        if let (GlobalData::Splat(element), false) = (&global.data, global.state) {
+            let chunk = element.repeat((1 << 16) / element.len().max(1));
+            let (whole, rest) = (
+                global.bytes as usize / chunk.len(),
+                global.bytes as usize % chunk.len(),
+            );
+            let chunks = std::iter::repeat_n(&chunk[..], whole).chain([&chunk[..rest]]);
+            global.data = GlobalData::Section(writer.section(chunks)?);
+        }
+    }
+    program.meta = compiled.module.meta.clone();
+    writer.finish(program)?;
+    Ok(())
+}

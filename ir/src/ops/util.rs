@@ -98,31 +98,38 @@ pub fn offset(index: &[usize], strides: &[usize]) -> usize {
     index.iter().zip(strides).map(|(i, s)| i * s).sum()
 }
 
-/// Known arguments combined element by element, with scalars broadcast.
+/// Known arguments combined element by element, broadcast against each other.
 pub(crate) fn known_map(args: &[Arg], f: impl Fn(&[&Dim]) -> Option<Dim>) -> Option<SymValue> {
     let known: Vec<&SymValue> = args.iter().map(|a| a.known).collect::<Option<_>>()?;
-    let largest = known.iter().max_by_key(|k| (k.dims.len(), k.shape.len()))?;
-    if known
-        .iter()
-        .any(|k| k.dims.len() != 1 && k.dims.len() != largest.dims.len())
-    {
+    let rank = known.iter().map(|k| k.shape.len()).max()?;
+    let mut shape = vec![1; rank];
+    for k in &known {
+        for (slot, &d) in shape[rank - k.shape.len()..].iter_mut().zip(&k.shape) {
+            match (*slot, d) {
+                (a, b) if a == b || b == 1 => {}
+                (1, b) => *slot = b,
+                _ => return None,
+            }
+        }
+    }
+    if shape.iter().product::<usize>() > KNOWN_LIMIT {
         return None;
     }
-    let rank = known.iter().map(|k| k.shape.len()).max()?;
-    let shape = if largest.shape.len() == rank {
-        largest.shape.clone()
-    } else {
-        vec![1; rank]
-    };
-    let dims = (0..largest.dims.len())
-        .map(|i| {
-            f(&known
-                .iter()
-                .map(|k| &k.dims[if k.dims.len() == 1 { 0 } else { i }])
-                .collect::<Vec<_>>())
-        })
-        .collect::<Option<_>>()?;
-    Some(SymValue { shape, dims })
+    let strides: Vec<Vec<usize>> = known
+        .iter()
+        .map(|k| broadcast_strides(&k.shape, &shape))
+        .collect();
+    let mut dims = Some(vec![]);
+    for_each_index(&shape, |index| {
+        let at = |(k, s): (&&SymValue, &Vec<usize>)| k.dims.get(offset(index, s)).cloned();
+        let taken: Option<Vec<Dim>> = known.iter().zip(&strides).map(at).collect();
+        let value = taken.and_then(|t| f(&t.iter().collect::<Vec<_>>()));
+        match (&mut dims, value) {
+            (Some(dims), Some(v)) => dims.push(v),
+            _ => dims = None,
+        }
+    });
+    dims.map(|dims| SymValue { shape, dims })
 }
 
 /// A truth as a known value.
@@ -232,3 +239,22 @@ macro_rules! primitive {
     };
 }
 pub(crate) use primitive;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CompareFn, DType, Globals, Graph, Tensor};
+
+    #[test]
+    fn known_values_broadcast() {
+        let (mut graph, globals) = (Graph::new("f"), Globals::new());
+        let mut b = Builder::at_end(&mut graph, &globals, Graph::BODY);
+        let column = Tensor::from_i64(DType::I64, [2, 1], &[0, 1]).unwrap();
+        let row = Tensor::from_i64(DType::I64, [1, 2], &[0, 1]).unwrap();
+        let (column, row) = (b.constant(column).unwrap(), b.constant(row).unwrap());
+        let less = b.compare(CompareFn::Lt, column, row).unwrap();
+        let known = graph.known(less).unwrap();
+        assert_eq!(known.shape, [2, 2]);
+        assert_eq!(known.dims, [0, 1, 0, 0].map(Dim::from));
+    }
+}

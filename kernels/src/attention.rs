@@ -70,7 +70,11 @@ impl AttentionSpec {
             && self.values > 0
             && self.v[3] == Size::ONE
             && self.exprs.dtype(self.score) == DType::F32;
-        if fits { Ok(()) } else { Err(SpecError("attention's parts do not agree".into())) }
+        if fits {
+            Ok(())
+        } else {
+            Err(SpecError("attention's parts do not agree".into()))
+        }
     }
 
     /// Work units of a launch.
@@ -90,8 +94,12 @@ impl AttentionSpec {
         let heads = dim(self.batch) * dim(self.heads);
         let pairs = heads.clone() * dim(self.queries) * dim(self.keys);
         let size = Dim::from(self.args[0].size().unwrap_or(4));
-        let rows = heads * (dim(self.queries) + dim(self.keys)) * Dim::from(self.features + self.values);
-        (pairs * Dim::from(2 * (self.features + self.values) + 24), rows * size)
+        let rows =
+            heads * (dim(self.queries) + dim(self.keys)) * Dim::from(self.features + self.values);
+        (
+            pairs * Dim::from(2 * (self.features + self.values) + 24),
+            rows * size,
+        )
     }
 
     fn places(&self) -> Places {
@@ -121,7 +129,9 @@ impl AttentionSpec {
 
     fn body(&self, e: &mut Emitter, args: KernelArgs, target: &CpuTarget) -> Val {
         let params = micro::params(e, args.params, self.params);
-        let buffers: Vec<Val> = (0..self.args.len()).map(|i| micro::buffer(e, args.args, i)).collect();
+        let buffers: Vec<Val> = (0..self.args.len())
+            .map(|i| micro::buffer(e, args.args, i))
+            .collect();
         let mut cx = ExprCx::new(&self.exprs, buffers, params, args.scratch);
         cx.clear_status(e);
         let (queries, heads) = (cx.size(e, self.queries), cx.size(e, self.heads));
@@ -141,15 +151,31 @@ impl AttentionSpec {
     }
 
     /// Attention of one block of queries.
-    fn unit(&self, e: &mut Emitter, cx: &mut ExprCx, target: &CpuTarget, batch: Val, head: Val, first: Val) {
+    fn unit(
+        &self,
+        e: &mut Emitter,
+        cx: &mut ExprCx,
+        target: &CpuTarget,
+        batch: Val,
+        head: Val,
+        first: Val,
+    ) {
         let places = self.places();
         let scratch = cx.scratch;
         let place = |e: &mut Emitter, at: i64| {
             let at = e.i64(at);
             e.offset(scratch, at, Elem::I8)
         };
-        let (qt, scores, result) = (place(e, places.queries), place(e, places.scores), place(e, places.result));
-        let (max, sum, scale) = (place(e, places.max), place(e, places.sum), place(e, places.scale));
+        let (qt, scores, result) = (
+            place(e, places.queries),
+            place(e, places.scores),
+            place(e, places.result),
+        );
+        let (max, sum, scale) = (
+            place(e, places.max),
+            place(e, places.sum),
+            place(e, places.scale),
+        );
         let (queries, keys) = (cx.size(e, self.queries), cx.size(e, self.keys));
         let (zero, one) = (e.i64(0), e.i64(1));
         let left = e.sub(queries, first);
@@ -162,7 +188,10 @@ impl AttentionSpec {
             let at = advance(e, cx, at, head, s[1]);
             e.offset(cx.args[arg], at, memory_elem(self.args[arg]))
         };
-        let (q0, k0) = (base(e, cx, 0, &self.q, head), base(e, cx, 1, &self.k, key_head));
+        let (q0, k0) = (
+            base(e, cx, 0, &self.q, head),
+            base(e, cx, 1, &self.k, key_head),
+        );
         let v0 = base(e, cx, 2, &self.v, key_head);
         let out0 = base(e, cx, self.args.len() - 1, &self.out, head);
         let lanes = LANES as u32;
@@ -215,8 +244,23 @@ impl AttentionSpec {
             let left = e.sub(keys, key0);
             let count = e.min(left, key_block, false);
             self.scores(e, cx, target, (k0, key0, count), (qt, block), scores);
-            self.softmax_block(e, cx, [batch, head, first, rows], (key0, count), scores, [max, sum, scale]);
-            self.accumulate(e, cx, target, (v0, key0, count), (scores, block), (result, columns, rows), scale);
+            self.softmax_block(
+                e,
+                cx,
+                [batch, head, first, rows],
+                (key0, count),
+                scores,
+                [max, sum, scale],
+            );
+            self.accumulate(
+                e,
+                cx,
+                target,
+                (v0, key0, count),
+                (scores, block),
+                (result, columns, rows),
+                scale,
+            );
             vec![]
         });
 
@@ -272,8 +316,14 @@ impl AttentionSpec {
         let tile = Tile::of(target, 4);
         let elem = memory_elem(self.args[1]);
         let (row, feature) = (cx.size(e, self.k[2]), cx.size(e, self.k[3]));
-        let a = Operand { dtype: self.args[1], step: feature };
-        let b = Operand { dtype: DType::F32, step: block };
+        let a = Operand {
+            dtype: self.args[1],
+            step: feature,
+        };
+        let b = Operand {
+            dtype: DType::F32,
+            step: block,
+        };
         let depth = e.i64(self.features);
         micro::for_rows(e, count, tile.rows, &mut |e, first, rows| {
             let pointers: Vec<Val> = (0..rows)
@@ -292,8 +342,16 @@ impl AttentionSpec {
                 let init = vec![zero; (rows * vectors) as usize];
                 let here = e.i64(j);
                 let from = e.offset(qt, here, Elem::F32);
-                let out =
-                    micro::multiply(e, DType::F32, tile.lanes, depth, (a, &pointers), (b, from), None, &init);
+                let out = micro::multiply(
+                    e,
+                    DType::F32,
+                    tile.lanes,
+                    depth,
+                    (a, &pointers),
+                    (b, from),
+                    None,
+                    &init,
+                );
                 for (i, &x) in out.iter().enumerate() {
                     let (r, v) = (i as i64 / vectors as i64, i as i64 % vectors as i64);
                     let r = e.i64(r);
@@ -394,8 +452,14 @@ impl AttentionSpec {
         let v_row = cx.size(e, self.v[2]);
         let at = e.mul(key0, v_row);
         let v_base = e.offset(v0, at, elem);
-        let a = Operand { dtype: DType::F32, step: block };
-        let b = Operand { dtype: self.args[2], step: v_row };
+        let a = Operand {
+            dtype: DType::F32,
+            step: block,
+        };
+        let b = Operand {
+            dtype: self.args[2],
+            step: v_row,
+        };
         let width = e.i64(columns);
         micro::for_rows(e, rows, tile.rows, &mut |e, first, count_rows| {
             let mut pointers = vec![];
@@ -435,8 +499,16 @@ impl AttentionSpec {
                     }
                 }
                 let masks = (!whole).then_some(&masks[..]);
-                let out =
-                    micro::multiply(e, DType::F32, tile.lanes, count, (a, &pointers), (b, from), masks, &init);
+                let out = micro::multiply(
+                    e,
+                    DType::F32,
+                    tile.lanes,
+                    count,
+                    (a, &pointers),
+                    (b, from),
+                    masks,
+                    &init,
+                );
                 out.iter().zip(slots).for_each(|(&x, p)| e.store(x, p));
                 j += vectors * lanes;
             }

@@ -1,10 +1,13 @@
 //! The contraction family: `out = epilogue(A · B)`, batched.
 //!
-//! Work units are blocks of [`MC`] rows times one panel of `nr` columns. B comes
-//! packed in panels `[n/nr][k][nr]`, or with contiguous columns, or strided, when
-//! a unit packs its panel into scratch first. Raw sums go to a block in scratch
-//! that stays in the first-level cache; the epilogue then reads it once, so its
-//! code exists once however many register tiles there are.
+//! Work units are blocks of rows times one panel of `nr` columns; neighbouring
+//! units share a panel, which is the side that comes from memory. Where all
+//! batches share B, the batch axes are rows too. B comes packed in panels
+//! `[n/nr][k][nr]`, or with contiguous columns, or strided, when a unit packs its
+//! panel into scratch first. Sums build up in a block in scratch, [`KC`] products
+//! at a time so that a panel's part stays in the second-level cache; the epilogue
+//! then reads the block once, so its code exists once however many register
+//! tiles there are.
 
 use crate::expr::{ExprId, Exprs, Index, Size};
 use crate::lower::{ExprCx, compute_elem, memory_elem};
@@ -15,8 +18,14 @@ use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
 use kiln_ir::{DType, Dim};
 use serde::{Deserialize, Serialize};
 
-/// Rows of a work unit: its part of A stays in the second-level cache.
-pub const MC: i64 = 48;
+/// Rows of a work unit.
+const MC: i64 = 48;
+
+/// Rows of a work unit that packs its panel first: enough to pay for it.
+const MC_PACKING: i64 = 192;
+
+/// Products summed between two visits to the block of sums.
+const KC: i64 = 1024;
 
 /// How B lies in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -78,7 +87,11 @@ impl MatMulSpec {
             && self.nr % LANES == 0
             && matches!(self.acc, DType::F32 | DType::F64 | DType::I32)
             && Some(&self.exprs.dtype(self.value)) == self.args.last();
-        if fits { Ok(()) } else { Err(SpecError("a contraction's parts do not agree".into())) }
+        if fits {
+            Ok(())
+        } else {
+            Err(SpecError("a contraction's parts do not agree".into()))
+        }
     }
 
     fn acc_bytes(&self) -> i64 {
@@ -89,21 +102,38 @@ impl MatMulSpec {
         matches!(self.b, Columns::Strided { column, .. } if column != Size::ONE)
     }
 
+    /// Rows of a work unit.
+    fn unit_rows(&self) -> i64 {
+        if self.packs() { MC_PACKING } else { MC }
+    }
+
+    /// Whether the batch axes are rows of one contraction.
+    fn shared(&self) -> bool {
+        self.b_batch.iter().all(|&s| s == Size::ZERO)
+    }
+
     /// Work units of a launch.
     pub fn tiles(&self, params: &[Dim]) -> Dim {
         let dim = |s: Size| size_dim(s, params);
         let batch = self.batch.iter().fold(Dim::ONE, |p, &s| p * dim(s));
-        batch * dim(self.m).ceil_div(&MC.into()) * dim(self.n).ceil_div(&self.nr.into())
+        let mc = Dim::from(self.unit_rows());
+        let blocks = match self.shared() {
+            true => (batch * dim(self.m)).ceil_div(&mc),
+            false => batch * dim(self.m).ceil_div(&mc),
+        };
+        blocks * dim(self.n).ceil_div(&self.nr.into())
     }
 
     /// Scratch bytes of a thread.
-    pub fn scratch_bytes(&self, params: &[Dim]) -> Dim {
-        let block = Dim::from(SCRATCH_HEAD) + Dim::from(MC * self.nr * self.acc_bytes());
+    pub fn scratch_bytes(&self, _: &[Dim]) -> Dim {
         let size = self.args[1].size().unwrap_or(1) as i64;
-        match self.packs() {
-            true => block + size_dim(self.k, params) * Dim::from(self.nr * size) + Dim::from(64),
-            false => block,
-        }
+        let panel = if self.packs() { KC * self.nr * size } else { 0 };
+        Dim::from(self.panel_place() + panel)
+    }
+
+    /// Where in scratch a packed panel starts.
+    fn panel_place(&self) -> i64 {
+        SCRATCH_HEAD + self.unit_rows() * self.nr * self.acc_bytes()
     }
 
     /// Arithmetic operations and bytes moved by a launch.
@@ -113,8 +143,11 @@ impl MatMulSpec {
         let (m, n, k) = (dim(self.m), dim(self.n), dim(self.k));
         let bytes = |i: usize| Dim::from(self.args[i].size().unwrap_or(1));
         let out = self.args.len() - 1;
-        let shared = self.b_batch.iter().all(|&s| s == Size::ZERO);
-        let b = if shared { Dim::ONE } else { batch.clone() };
+        let b = if self.shared() {
+            Dim::ONE
+        } else {
+            batch.clone()
+        };
         let moved = batch.clone() * m.clone() * k.clone() * bytes(0)
             + b * k.clone() * n.clone() * bytes(1)
             + batch.clone() * m.clone() * n.clone() * bytes(out);
@@ -128,125 +161,212 @@ impl MatMulSpec {
 
     fn body(&self, e: &mut Emitter, args: KernelArgs, target: &CpuTarget) -> Val {
         let params = micro::params(e, args.params, self.params);
-        let buffers: Vec<Val> = (0..self.args.len()).map(|i| micro::buffer(e, args.args, i)).collect();
+        let buffers: Vec<Val> = (0..self.args.len())
+            .map(|i| micro::buffer(e, args.args, i))
+            .collect();
         let mut cx = ExprCx::new(&self.exprs, buffers.clone(), params, args.scratch);
         cx.clear_status(e);
         let (m, n) = (cx.size(e, self.m), cx.size(e, self.n));
-        let (mc, nr) = (e.i64(MC), e.i64(self.nr));
-        let row_blocks = ceil_div(e, m, mc);
-        let panels = ceil_div(e, n, nr);
+        let (mc, nr) = (e.i64(self.unit_rows()), e.i64(self.nr));
         let batch: Vec<Val> = self.batch.iter().map(|&s| cx.size(e, s)).collect();
+        let all_rows = match self.shared() {
+            true => batch.iter().fold(m, |p, &s| e.mul(p, s)),
+            false => m,
+        };
+        let row_blocks = ceil_div(e, all_rows, mc);
+        let panels = ceil_div(e, n, nr);
         let one = e.i64(1);
         e.for_loop(args.begin, args.end, one, &[], |e, unit, _| {
             cx.push();
-            let (rest, panel) = div_rem(e, unit, panels);
-            let (mut rest, block) = div_rem(e, rest, row_blocks);
-            let mut coordinates = vec![];
-            for &extent in batch.iter().rev() {
-                let (next, at) = div_rem(e, rest, extent);
-                coordinates.insert(0, at);
-                rest = next;
-            }
-            self.unit(e, &mut cx, target, &coordinates, block, panel);
+            let (rest, block) = div_rem(e, unit, row_blocks);
+            let (rest, panel) = div_rem(e, rest, panels);
+            let first = e.mul(block, mc);
+            let left = e.sub(all_rows, first);
+            let rows = Rows {
+                first,
+                count: e.min(left, mc, false),
+                m,
+                batch: &batch,
+            };
+            let fixed = (!self.shared()).then(|| coordinates(e, rest, &batch));
+            self.unit(e, &mut cx, target, &rows, fixed, panel);
             cx.pop();
             vec![]
         });
         cx.status(e)
     }
 
-    /// One block of rows times one panel.
-    fn unit(&self, e: &mut Emitter, cx: &mut ExprCx, target: &CpuTarget, batch: &[Val], block: Val, panel: Val) {
-        let tile = Tile::of(target, self.acc_bytes() as u32);
+    /// One block of rows times one panel; `fixed` is the batch, unless every row
+    /// has its own.
+    fn unit(
+        &self,
+        e: &mut Emitter,
+        cx: &mut ExprCx,
+        target: &CpuTarget,
+        rows: &Rows,
+        fixed: Option<Vec<Val>>,
+        panel: Val,
+    ) {
         let rank = self.batch.len();
-        let (m, n, k) = (cx.size(e, self.m), cx.size(e, self.n), cx.size(e, self.k));
-        let (mc, nr) = (e.i64(MC), e.i64(self.nr));
-        let (row0, column0) = (e.mul(block, mc), e.mul(panel, nr));
-        let left = e.sub(m, row0);
-        let rows = e.min(left, mc, false);
+        let (n, k, nr) = (cx.size(e, self.n), cx.size(e, self.k), e.i64(self.nr));
+        let column0 = e.mul(panel, nr);
         let left = e.sub(n, column0);
         let columns = e.min(left, nr, false);
-
-        let mut a_at = e.i64(0);
-        let mut b_at = e.i64(0);
-        for (i, &c) in batch.iter().enumerate() {
-            a_at = advance(e, cx, a_at, c, self.a[i]);
-            b_at = advance(e, cx, b_at, c, self.b_batch[i]);
-        }
-        a_at = advance(e, cx, a_at, row0, self.a[rank]);
-        let a0 = e.offset(cx.args[0], a_at, memory_elem(self.args[0]));
         let head = e.i64(SCRATCH_HEAD);
         let sums = e.offset(cx.scratch, head, Elem::I8);
+        self.clear(e, sums, rows.count);
 
-        let (b0, b_step, masked) = match &self.b {
+        let mut b_at = e.i64(0);
+        for (i, &c) in fixed.iter().flatten().enumerate() {
+            b_at = advance(e, cx, b_at, c, self.b_batch[i]);
+        }
+        let (from, row) = match &self.b {
             Columns::Packed => {
                 let panel_size = e.mul(k, nr);
                 let at = e.mul(panel, panel_size);
-                let at = e.add(b_at, at);
-                (e.offset(cx.args[1], at, memory_elem(self.args[1])), nr, false)
+                (e.add(b_at, at), nr)
             }
             Columns::Strided { row, column } => {
-                let at = advance(e, cx, b_at, column0, *column);
-                let from = e.offset(cx.args[1], at, memory_elem(self.args[1]));
-                let row = cx.size(e, *row);
-                if self.packs() {
-                    let column = cx.size(e, *column);
-                    let after = e.i64(SCRATCH_HEAD + MC * self.nr * self.acc_bytes());
-                    let to = e.offset(cx.scratch, after, Elem::I8);
-                    self.pack_panel(e, (from, row, column), to, k, columns);
-                    (to, nr, false)
-                } else {
-                    (from, row, true)
-                }
+                (advance(e, cx, b_at, column0, *column), cx.size(e, *row))
             }
         };
+        let b_elem = memory_elem(self.args[1]);
+        let b0 = e.offset(cx.args[1], from, b_elem);
+        let masked = matches!(self.b, Columns::Strided { .. }) && !self.packs();
+        let a_column = cx.size(e, self.a[rank + 1]);
+        let (zero, kc) = (e.i64(0), e.i64(KC));
+        e.for_loop(zero, k, kc, &[], |e, k0, _| {
+            let left = e.sub(k, k0);
+            let depth = e.min(left, kc, false);
+            let at = e.mul(k0, row);
+            let here = e.offset(b0, at, b_elem);
+            let (part, step) = match self.b {
+                Columns::Strided { column, .. } if self.packs() => {
+                    let place = e.i64(self.panel_place());
+                    let to = e.offset(cx.scratch, place, Elem::I8);
+                    let column = cx.size(e, column);
+                    self.pack_panel(e, (here, row, column), to, depth, columns);
+                    (to, nr)
+                }
+                _ => (here, row),
+            };
+            let b = Operand {
+                dtype: self.args[1],
+                step,
+            };
+            let a = Operand {
+                dtype: self.args[0],
+                step: a_column,
+            };
+            let a_skip = e.mul(k0, a_column);
+            let mask = masked.then_some(columns);
+            micro::for_rows(e, rows.count, 6, &mut |e, first, count| {
+                let pointers: Vec<Val> = (0..count)
+                    .map(|r| {
+                        let r = e.i64(r as i64);
+                        let row = e.add(first, r);
+                        let mut at = a_skip;
+                        for (i, c) in rows.coordinates(e, row, &fixed).into_iter().enumerate() {
+                            at = advance(e, cx, at, c, self.a[i]);
+                        }
+                        e.offset(cx.args[0], at, memory_elem(self.args[0]))
+                    })
+                    .collect();
+                self.tile(
+                    e,
+                    target,
+                    depth,
+                    (a, &pointers),
+                    (b, part),
+                    mask,
+                    (sums, first),
+                );
+            });
+            vec![]
+        });
+        self.epilogue(e, cx, rows, &fixed, (column0, columns), sums);
+    }
 
-        let a = Operand { dtype: self.args[0], step: cx.size(e, self.a[rank + 1]) };
-        let b = Operand { dtype: self.args[1], step: b_step };
-        let a_row = cx.size(e, self.a[rank]);
-        let acc_ty = Ty::vector(compute_elem(self.acc), tile.lanes);
-        micro::for_rows(e, rows, tile.rows, &mut |e, first, count| {
-            let pointers: Vec<Val> = (0..count)
-                .map(|r| {
-                    let r = e.i64(r as i64);
-                    let row = e.add(first, r);
-                    let at = e.mul(row, a_row);
-                    e.offset(a0, at, memory_elem(self.args[0]))
-                })
-                .collect();
-            let mut j = 0;
-            while j < self.nr {
-                let vectors = ((self.nr - j).min(tile.width as i64) / tile.lanes as i64) as u32;
-                let masks: Vec<Val> = (0..vectors as i64 * masked as i64)
+    /// Sets the block of sums to 0.
+    fn clear(&self, e: &mut Emitter, sums: Val, rows: Val) {
+        let (zero, step, nr) = (e.i64(0), e.i64(LANES), e.i64(self.nr));
+        let cells = e.mul(rows, nr);
+        let elem = compute_elem(self.acc);
+        let none = e.zero(Ty::vector(elem, LANES as u32));
+        e.for_loop(zero, cells, step, &[], |e, i, _| {
+            let p = e.offset(sums, i, elem);
+            e.store(none, p);
+            vec![]
+        });
+    }
+
+    /// A few rows times a panel, added to the sums from row `first` on.
+    #[allow(clippy::too_many_arguments)]
+    fn tile(
+        &self,
+        e: &mut Emitter,
+        target: &CpuTarget,
+        depth: Val,
+        (a, pointers): (Operand, &[Val]),
+        (b, b0): (Operand, Val),
+        columns: Option<Val>,
+        (sums, first): (Val, Val),
+    ) {
+        let tile = Tile::of(target, self.acc_bytes() as u32);
+        let (lanes, elem) = (tile.lanes as i64, compute_elem(self.acc));
+        let nr = e.i64(self.nr);
+        let mut j = 0;
+        while j < self.nr {
+            let vectors = (self.nr - j).min(tile.width as i64) / lanes;
+            let masks: Option<Vec<Val>> = columns.map(|columns| {
+                (0..vectors)
                     .map(|v| {
-                        let before = e.i64(j + v * tile.lanes as i64);
+                        let before = e.i64(j + v * lanes);
                         let count = e.sub(columns, before);
                         e.mask_first(count, tile.lanes)
                     })
-                    .collect();
-                let zero = e.zero(acc_ty);
-                let init = vec![zero; (count * vectors) as usize];
-                let here = e.i64(j);
-                let from = e.offset(b0, here, memory_elem(self.args[1]));
-                let masks = masked.then_some(&masks[..]);
-                let out = micro::multiply(e, self.acc, tile.lanes, k, (a, &pointers), (b, from), masks, &init);
-                for (i, &sum) in out.iter().enumerate() {
-                    let (r, v) = (i as i64 / vectors as i64, i as i64 % vectors as i64);
-                    let r = e.i64(r);
-                    let row = e.add(first, r);
-                    let at = e.mul(row, nr);
-                    let column = e.i64(j + v * tile.lanes as i64);
+                    .collect()
+            });
+            let mut slots = vec![];
+            for r in 0..pointers.len() as i64 {
+                let r = e.i64(r);
+                let row = e.add(first, r);
+                let at = e.mul(row, nr);
+                for v in 0..vectors {
+                    let column = e.i64(j + v * lanes);
                     let at = e.add(at, column);
-                    let p = e.offset(sums, at, compute_elem(self.acc));
-                    e.store(sum, p);
+                    slots.push(e.offset(sums, at, elem));
                 }
-                j += vectors as i64 * tile.lanes as i64;
             }
-        });
-        self.epilogue(e, cx, batch, (row0, rows), (column0, columns), sums);
+            let ty = Ty::vector(elem, tile.lanes);
+            let init: Vec<Val> = slots.iter().map(|&p| e.load(p, ty)).collect();
+            let here = e.i64(j);
+            let from = e.offset(b0, here, memory_elem(self.args[1]));
+            let masks = masks.as_deref();
+            let out = micro::multiply(
+                e,
+                self.acc,
+                tile.lanes,
+                depth,
+                (a, pointers),
+                (b, from),
+                masks,
+                &init,
+            );
+            out.iter().zip(slots).for_each(|(&sum, p)| e.store(sum, p));
+            j += vectors * lanes;
+        }
     }
 
     /// Copies `k × nr` elements of B into a panel; columns beyond the end are 0.
-    fn pack_panel(&self, e: &mut Emitter, (from, row, column): (Val, Val, Val), to: Val, k: Val, columns: Val) {
+    fn pack_panel(
+        &self,
+        e: &mut Emitter,
+        (from, row, column): (Val, Val, Val),
+        to: Val,
+        k: Val,
+        columns: Val,
+    ) {
         let elem = memory_elem(self.args[1]);
         let (zero, one, nr) = (e.i64(0), e.i64(1), e.i64(self.nr));
         let lanes = LANES as u32;
@@ -281,17 +401,17 @@ impl MatMulSpec {
         &self,
         e: &mut Emitter,
         cx: &mut ExprCx,
-        batch: &[Val],
-        (row0, rows): (Val, Val),
+        rows: &Rows,
+        fixed: &Option<Vec<Val>>,
         (column0, columns): (Val, Val),
         sums: Val,
     ) {
         let rank = self.batch.len();
         let (zero, one, step, nr) = (e.i64(0), e.i64(1), e.i64(LANES), e.i64(self.nr));
         let out = self.args.len() as u16 - 1;
-        e.for_loop(zero, rows, one, &[], |e, r, _| {
-            let row = e.add(row0, r);
+        e.for_loop(zero, rows.count, one, &[], |e, r, _| {
             let at = e.mul(r, nr);
+            let place = rows.coordinates(e, r, fixed);
             e.for_loop(zero, columns, step, &[], |e, c, _| {
                 cx.push();
                 let column = e.add(column0, c);
@@ -300,7 +420,12 @@ impl MatMulSpec {
                 let sum = e.load(p, Ty::vector(compute_elem(self.acc), LANES as u32));
                 let left = e.sub(columns, c);
                 let mask = e.mask_first(left, LANES as u32);
-                cx.axes = batch.iter().copied().map(Some).chain([Some(row), Some(column)]).collect();
+                cx.axes = place
+                    .iter()
+                    .copied()
+                    .map(Some)
+                    .chain([Some(column)])
+                    .collect();
                 cx.vector = Some(rank as u8 + 1);
                 cx.mask = Some(mask);
                 cx.accs.insert(0, sum);
@@ -313,6 +438,47 @@ impl MatMulSpec {
             vec![]
         });
     }
+}
+
+/// The rows of a work unit.
+struct Rows<'a> {
+    first: Val,
+    count: Val,
+    m: Val,
+    batch: &'a [Val],
+}
+
+impl Rows<'_> {
+    /// The batch coordinates and m of the unit's row `r`.
+    fn coordinates(&self, e: &mut Emitter, r: Val, fixed: &Option<Vec<Val>>) -> Vec<Val> {
+        let row = e.add(self.first, r);
+        if let Some(batch) = fixed {
+            return batch.iter().copied().chain([row]).collect();
+        }
+        if self.batch.is_empty() {
+            return vec![row];
+        }
+        let (rest, m) = div_rem(e, row, self.m);
+        let mut c = coordinates(e, rest, self.batch);
+        c.push(m);
+        c
+    }
+}
+
+/// Coordinates of a row-major position.
+fn coordinates(e: &mut Emitter, mut at: Val, extents: &[Val]) -> Vec<Val> {
+    let mut c = vec![];
+    for (i, &extent) in extents.iter().enumerate().rev() {
+        if i == 0 {
+            c.push(at);
+        } else {
+            let (next, here) = div_rem(e, at, extent);
+            c.push(here);
+            at = next;
+        }
+    }
+    c.reverse();
+    c
 }
 
 /// `at + coordinate · stride`.

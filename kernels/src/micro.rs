@@ -26,7 +26,11 @@ impl Tile {
     pub fn of(target: &CpuTarget, bytes: u32) -> Tile {
         let lanes = target.vector_bits / 8 / bytes;
         let vectors = if target.vector_registers >= 32 { 4 } else { 2 };
-        Tile { lanes, width: lanes * vectors, rows: 6 }
+        Tile {
+            lanes,
+            width: lanes * vectors,
+            rows: 6,
+        }
     }
 }
 
@@ -102,7 +106,12 @@ pub fn widen(e: &mut Emitter, x: Val, from: DType, to: DType) -> Val {
 
 /// Rows in groups: `whole` rows at a time, then what remains by powers of two.
 /// `body(e, first row, rows)`.
-pub fn for_rows(e: &mut Emitter, count: Val, whole: u32, body: &mut dyn FnMut(&mut Emitter, Val, u32)) {
+pub fn for_rows(
+    e: &mut Emitter,
+    count: Val,
+    whole: u32,
+    body: &mut dyn FnMut(&mut Emitter, Val, u32),
+) {
     let (zero, step) = (e.i64(0), e.i64(whole as i64));
     let groups = e.op2("arith.divsi", count, step);
     let full = e.mul(groups, step);

@@ -109,7 +109,12 @@ impl Problem {
         let q_at = layout(p, p.heads, p.queries, p.features);
         let mut k_at = layout(p, key_heads, p.keys, p.features);
         if p.k_transposed {
-            k_at = [key_heads * p.keys * p.features, p.keys * p.features, 1, p.keys];
+            k_at = [
+                key_heads * p.keys * p.features,
+                p.keys * p.features,
+                1,
+                p.keys,
+            ];
         }
         let v_at = layout(p, key_heads, p.keys, p.values);
         let o_at = layout(p, p.heads, p.queries, p.values);
@@ -121,7 +126,12 @@ impl Problem {
             Mask::None | Mask::Causal(_) | Mask::Window(_) => (DType::F32, vec![]),
             Mask::Padding => {
                 let n = p.batch * p.keys;
-                (DType::F32, (0..n).map(|_| if rng.below(3) == 0 { low } else { 0.0 }).collect())
+                (
+                    DType::F32,
+                    (0..n)
+                        .map(|_| if rng.below(3) == 0 { low } else { 0.0 })
+                        .collect(),
+                )
             }
             Mask::Bias => {
                 let n = p.batch * p.heads * p.queries * p.keys;
@@ -131,7 +141,10 @@ impl Problem {
                 let n = p.queries * p.keys;
                 let blind = |i: usize| i / p.keys % 5 == 3;
                 let shown = |rng: &mut Rng, i: usize| !blind(i) && rng.below(2) == 0;
-                (DType::Bool, (0..n).map(|i| shown(rng, i) as u8 as f64).collect())
+                (
+                    DType::Bool,
+                    (0..n).map(|i| shown(rng, i) as u8 as f64).collect(),
+                )
             }
         };
         let (qn, kn, vn) = (numbers(t, &q), numbers(t, &k), numbers(t, &v));
@@ -142,11 +155,17 @@ impl Problem {
                 for i in 0..p.queries {
                     let score = |j: usize| {
                         let s: f64 = (0..p.features)
-                            .map(|f| qn[dot(q_at, [b, h, i, f])] * kn[dot(k_at, [b, h / p.group, j, f])])
+                            .map(|f| {
+                                qn[dot(q_at, [b, h, i, f])] * kn[dot(k_at, [b, h / p.group, j, f])]
+                            })
                             .sum();
                         // The sum with a huge mask is rounded as f32 rounds it.
                         let mask = p.added(&mask, b, h, i, j);
-                        if mask == low { (s * scale) as f32 as f64 + low } else { s * scale + mask }
+                        if mask == low {
+                            (s * scale) as f32 as f64 + low
+                        } else {
+                            s * scale + mask
+                        }
                     };
                     let mut s: Vec<f64> = (0..p.keys).map(score).collect();
                     if s.iter().all(|&x| x < -1e30) {
@@ -154,7 +173,10 @@ impl Problem {
                     }
                     let top = s.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let blind = top == f64::NEG_INFINITY;
-                    let e: Vec<f64> = s.iter().map(|x| if blind { 0.0 } else { (x - top).exp() }).collect();
+                    let e: Vec<f64> = s
+                        .iter()
+                        .map(|x| if blind { 0.0 } else { (x - top).exp() })
+                        .collect();
                     let total: f64 = if blind { 1.0 } else { e.iter().sum() };
                     for c in 0..p.values {
                         let x: f64 = (0..p.keys)
@@ -185,7 +207,11 @@ impl Problem {
         let mut score = e.binary(BinaryFn::Mul, raw, factor).unwrap();
         let (i, j, hide) = (e.axis(2), e.axis(3), e.f32(f32::NEG_INFINITY));
         let c = |n: usize| Size::Const(n as i64);
-        let (l, m, n) = (c(p.heads * p.queries * p.keys), c(p.queries * p.keys), c(p.keys));
+        let (l, m, n) = (
+            c(p.heads * p.queries * p.keys),
+            c(p.queries * p.keys),
+            c(p.keys),
+        );
         let mut added = |e: &mut Exprs, strides: [Size; 4]| {
             let x = e.load(3, DType::F32, Index::strided(strides)).unwrap();
             score = e.binary(BinaryFn::Add, score, x).unwrap();
@@ -239,7 +265,13 @@ impl Problem {
             block: p.block,
         };
         spec.check().unwrap();
-        Built { spec: KernelSpec::Attention(spec), buffers, params, want, out_at }
+        Built {
+            spec: KernelSpec::Attention(spec),
+            buffers,
+            params,
+            want,
+            out_at,
+        }
     }
 }
 
@@ -249,13 +281,18 @@ fn random_attention_matches_softmax() {
     for _ in 0..3 {
         let problems: Vec<Problem> = (0..12).map(|_| Problem::random(&mut rng)).collect();
         let built: Vec<Built> = problems.iter().map(|p| p.build(&mut rng)).collect();
-        let kernels: Vec<(String, KernelSpec)> =
-            (0..).zip(&built).map(|(i, b)| (format!("at{i}"), b.spec.clone())).collect();
+        let kernels: Vec<(String, KernelSpec)> = (0..)
+            .zip(&built)
+            .map(|(i, b)| (format!("at{i}"), b.spec.clone()))
+            .collect();
         for target in targets() {
             let loaded = load(&kernels, &target);
             for (i, (p, b)) in problems.iter().zip(&built).enumerate() {
                 let mut buffers = b.buffers.clone();
-                assert_eq!(loaded.run(&kernels[i].0, &b.spec, &mut buffers, &b.params), 0);
+                assert_eq!(
+                    loaded.run(&kernels[i].0, &b.spec, &mut buffers, &b.params),
+                    0
+                );
                 let got = numbers(p.dtype, buffers.last().unwrap());
                 let allowed = match p.dtype {
                     DType::F16 => 2e-3,
@@ -264,7 +301,12 @@ fn random_attention_matches_softmax() {
                 };
                 for (n, (&want, &at)) in b.want.iter().zip(&b.out_at).enumerate() {
                     let off = (got[at] - want).abs();
-                    assert!(off <= allowed, "{} element {n}: {} not {want}; {p:?}", target.name, got[at]);
+                    assert!(
+                        off <= allowed,
+                        "{} element {n}: {} not {want}; {p:?}",
+                        target.name,
+                        got[at]
+                    );
                 }
             }
         }
@@ -290,7 +332,11 @@ fn a_query_gives_the_same_bits_alone_and_in_a_block() {
     };
     let mut results: Vec<Vec<u8>> = vec![];
     for (queries, block) in [(1, 16), (40, 16), (70, 64)] {
-        let p = Problem { queries, block, ..one.clone() };
+        let p = Problem {
+            queries,
+            block,
+            ..one.clone()
+        };
         let mut b = p.build(&mut Rng(5));
         b.buffers[0] = Rng(6).data(DType::F32, 2 * 32).repeat(queries);
         b.buffers[1] = Rng(7).data(DType::F32, 300 * 32);

@@ -109,7 +109,12 @@ impl Problem {
             b,
             acc,
             out,
-            layout: rng.pick(&[Layout::Packed, Layout::Rows, Layout::Transposed, Layout::Spread]),
+            layout: rng.pick(&[
+                Layout::Packed,
+                Layout::Rows,
+                Layout::Transposed,
+                Layout::Spread,
+            ]),
             shared: rng.below(2) == 0,
             a_transposed: rng.below(4) == 0,
             out_transposed: rng.below(4) == 0,
@@ -176,20 +181,30 @@ impl Problem {
             let ib = if self.shared { 0 } else { i };
             for r in 0..m {
                 for p in 0..k {
-                    let at = if self.a_transposed { p * m + r } else { r * k + p };
+                    let at = if self.a_transposed {
+                        p * m + r
+                    } else {
+                        r * k + p
+                    };
                     a_memory[i * m * k + at] = a_data[(i * m + r) * k + p];
                 }
                 for j in 0..n {
-                    let terms = (0..k)
-                        .map(|p| a_data[(i * m + r) * k + p] * b_data[(ib * k + p) * n + j]);
+                    let terms =
+                        (0..k).map(|p| a_data[(i * m + r) * k + p] * b_data[(ib * k + p) * n + j]);
                     let sum: f64 = terms.clone().sum();
                     scale.push(terms.map(f64::abs).sum::<f64>());
                     want.push(match self.epilogue {
                         Epilogue::Plain => sum,
                         Epilogue::Bias => (sum + bias[j]).max(0.0),
-                        Epilogue::Residual => (sum + bias[j]).tanh() + residual[(i * m + r) * n + j],
+                        Epilogue::Residual => {
+                            (sum + bias[j]).tanh() + residual[(i * m + r) * n + j]
+                        }
                     });
-                    let at = if self.out_transposed { j * m + r } else { r * n + j };
+                    let at = if self.out_transposed {
+                        j * m + r
+                    } else {
+                        r * n + j
+                    };
                     place.push(i * m * n + at);
                 }
             }
@@ -225,9 +240,18 @@ impl Problem {
         };
         let b = match self.layout {
             Layout::Packed => Columns::Packed,
-            Layout::Rows => Columns::Strided { row: size(n + 3), column: Size::ONE },
-            Layout::Transposed => Columns::Strided { row: Size::ONE, column: size(k) },
-            Layout::Spread => Columns::Strided { row: size(2 * n), column: Size::Const(2) },
+            Layout::Rows => Columns::Strided {
+                row: size(n + 3),
+                column: Size::ONE,
+            },
+            Layout::Transposed => Columns::Strided {
+                row: Size::ONE,
+                column: size(k),
+            },
+            Layout::Spread => Columns::Strided {
+                row: size(2 * n),
+                column: Size::Const(2),
+            },
         };
         let mut out: Vec<Size> = row_strides(m * n).into_iter().map(&mut size).collect();
         out.extend(if self.out_transposed {
@@ -261,7 +285,9 @@ impl Problem {
                 value = e.binary(BinaryFn::Max, value, zero).unwrap();
             }
             Epilogue::Residual => {
-                let r = e.load(3, DType::F32, Index::strided(residual_strides)).unwrap();
+                let r = e
+                    .load(3, DType::F32, Index::strided(residual_strides))
+                    .unwrap();
                 let t = e.unary(UnaryFn::Tanh, value).unwrap();
                 value = e.binary(BinaryFn::Add, t, r).unwrap();
                 args.push(DType::F32);
@@ -289,7 +315,14 @@ impl Problem {
         };
         spec.check().unwrap();
         let spec = KernelSpec::MatMul(spec);
-        Built { spec, buffers, params, want, place, scale }
+        Built {
+            spec,
+            buffers,
+            params,
+            want,
+            place,
+            scale,
+        }
     }
 }
 
@@ -297,8 +330,10 @@ impl Problem {
 fn check(problems: &[Problem], seed: u64) -> Vec<Vec<u8>> {
     let mut rng = Rng(seed);
     let built: Vec<Built> = problems.iter().map(|p| p.build(&mut rng)).collect();
-    let kernels: Vec<(String, KernelSpec)> =
-        (0..).zip(&built).map(|(i, b)| (format!("mm{i}"), b.spec.clone())).collect();
+    let kernels: Vec<(String, KernelSpec)> = (0..)
+        .zip(&built)
+        .map(|(i, b)| (format!("mm{i}"), b.spec.clone()))
+        .collect();
     let mut first: Vec<Vec<u8>> = vec![];
     for target in targets() {
         let loaded = load(&kernels, &target);
@@ -319,7 +354,12 @@ fn check(problems: &[Problem], seed: u64) -> Vec<Vec<u8>> {
                 // An epilogue may cancel: its rounding is that of values near 1.
                 let allowed = unit * b.scale[e] + grid * want.abs().max(1.0);
                 let off = (got[at] - want).abs();
-                assert!(off <= allowed, "{} element {e}: {} not {want}; {p:?}", target.name, got[at]);
+                assert!(
+                    off <= allowed,
+                    "{} element {e}: {} not {want}; {p:?}",
+                    target.name,
+                    got[at]
+                );
             }
             match first.get(i) {
                 Some(bits) => assert!(bits == last, "{}: other bits; {p:?}", target.name),
@@ -348,7 +388,10 @@ fn integer_sums_are_exact() {
         out: DType::I32,
         ..Problem::plain(50, 70, 300)
     };
-    let rows = Problem { layout: Layout::Rows, ..p.clone() };
+    let rows = Problem {
+        layout: Layout::Rows,
+        ..p.clone()
+    };
     check(&[p, rows], 3);
 }
 
@@ -356,9 +399,18 @@ fn integer_sums_are_exact() {
 fn results_do_not_depend_on_rows_or_layout() {
     // The first row of 70, alone and together, with every layout of B.
     let mut all: Vec<Vec<u8>> = vec![];
-    for layout in [Layout::Packed, Layout::Rows, Layout::Transposed, Layout::Spread] {
+    for layout in [
+        Layout::Packed,
+        Layout::Rows,
+        Layout::Transposed,
+        Layout::Spread,
+    ] {
         for (m, nr) in [(1, 64), (70, 64), (70, 32), (5, 128)] {
-            let p = Problem { layout, nr, ..Problem::plain(m, 100, 77) };
+            let p = Problem {
+                layout,
+                nr,
+                ..Problem::plain(m, 100, 77)
+            };
             let mut b = p.build(&mut Rng(11));
             b.buffers[0] = Rng(12).data(DType::F32, 77).repeat(m);
             b.buffers[1] = p.lay(&numbers(DType::F32, &Rng(13).data(DType::F32, 77 * 100)));
@@ -373,4 +425,3 @@ fn results_do_not_depend_on_rows_or_layout() {
     }
     assert!(all.iter().all(|r| *r == all[0]));
 }
-

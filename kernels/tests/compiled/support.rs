@@ -99,6 +99,43 @@ impl Loaded {
     }
 }
 
+impl Loaded {
+    /// Times whole launches with no open sizes.
+    #[allow(dead_code)]
+    pub fn time(
+        &self,
+        symbol: &str,
+        spec: &KernelSpec,
+        buffers: &mut [Vec<u8>],
+        runs: usize,
+        seen: &mut dyn FnMut(f64),
+    ) {
+        let constant = |d: Dim| d.eval(&Binding::new()).unwrap();
+        let tiles = constant(spec.tiles(&[]));
+        let pointers: Vec<*mut u8> = buffers.iter_mut().map(|b| b.as_mut_ptr()).collect();
+        let mut scratch = vec![0u8; constant(spec.scratch_bytes(&[])) as usize + 64];
+        let skip = scratch.as_ptr().align_offset(64);
+        // SAFETY: the symbol has the kernel ABI.
+        let f = unsafe { self.0.get::<Raw>(symbol.as_bytes()) }.unwrap();
+        for _ in 0..runs {
+            let start = std::time::Instant::now();
+            let params = std::ptr::NonNull::dangling().as_ptr();
+            // SAFETY: buffers hold what the spec's indices reach; no parameter is read.
+            let s = unsafe {
+                f(
+                    pointers.as_ptr(),
+                    params,
+                    0,
+                    tiles,
+                    scratch.as_mut_ptr().add(skip),
+                )
+            };
+            assert_eq!(s, 0);
+            seen(start.elapsed().as_secs_f64());
+        }
+    }
+}
+
 /// Elements of a dtype as bytes.
 pub fn bytes(dtype: DType, values: &[f64]) -> Vec<u8> {
     kiln_ir::Tensor::from_f64(dtype, [values.len()], values)

@@ -315,7 +315,10 @@ fn stage_text(
         "kir" => {
             return Ok(print_module(
                 &compiled.module,
-                &PrintOptions { origins: true, ..Default::default() },
+                &PrintOptions {
+                    origins: true,
+                    ..Default::default()
+                },
             ));
         }
         "mlir" => Dump::Mlir,

@@ -4,8 +4,10 @@
 pub mod builder;
 pub mod dim;
 pub mod dtype;
+pub mod edit;
 #[doc(hidden)]
 pub mod filetest;
+pub mod flow;
 pub mod graph;
 pub mod interp;
 pub mod module;

@@ -175,6 +175,16 @@ impl<'a> Verifier<'a> {
         }
         if let Some(outer) = outer {
             self.defined = outer;
+            return;
+        }
+        // What a region defines ends with it.
+        for v in &region.params {
+            self.defined.remove(v);
+        }
+        for &n in region.nodes.iter().filter(|&&n| self.graph.contains(n)) {
+            for v in &self.graph.node(n).results {
+                self.defined.remove(v);
+            }
         }
     }
 
@@ -186,6 +196,7 @@ impl<'a> Verifier<'a> {
         for &a in &node.args {
             if a.index() >= self.graph.value_count() || !self.defined.contains(&a) {
                 self.fail(Some(n), format!("{a} is used before it is defined"));
+                self.defined.extend(node.results.iter().copied());
                 return;
             }
             if self.consumed.contains_key(&a) {
@@ -204,10 +215,8 @@ impl<'a> Verifier<'a> {
         let node = self.graph.node(n);
         for &i in node.op.def().donates() {
             let Some(&a) = node.args.get(i) else { continue };
-            if let Some((p, _)) = self.graph.producer(a) {
-                if matches!(self.graph.node(p).op, Op::Global(_)) {
-                    self.fail(Some(n), format!("{a} is a weight: it cannot be consumed"));
-                }
+            if matches!(self.graph.producer_op(a), Some((Op::Global(_), _))) {
+                self.fail(Some(n), format!("{a} is a weight: it cannot be consumed"));
             }
             if self.in_loop_but_from_outside(n, a) {
                 let what = format!("{a} comes from outside the loop: it cannot be consumed in it");

@@ -52,8 +52,10 @@ impl Directives {
         };
         for (i, line) in text.lines().enumerate() {
             let at = |e: String| Failure::Failed(format!("line {}: {e}", i + 1));
-            if let Some((_, want)) = line.split_once("// error: ") {
-                out.errors.push((i + 1, want.trim().to_string()));
+            let mut errors = line.split("// error: ").skip(1).peekable();
+            if errors.peek().is_some() {
+                out.errors
+                    .extend(errors.map(|e| (i + 1, e.trim().to_string())));
                 continue;
             }
             let Some(comment) = line.trim_start().strip_prefix("//") else {

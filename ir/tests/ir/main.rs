@@ -1,5 +1,7 @@
 //! The text form, the interpreter, the verifier and edits, from outside.
 
+mod edits;
+mod filetests;
 mod text;
 
 use kiln_ir::graph::PortKind;

@@ -285,6 +285,11 @@ impl Emitter {
         if x.ty.lanes > 0 || lanes == 0 {
             return x;
         }
+        if x.ty.elem.is_half() {
+            let bits = self.bitcast(x, Elem::I16);
+            let bits = self.splat(bits, lanes);
+            return self.bitcast(bits, x.ty.elem);
+        }
         let v = self.fresh(Ty::vector(x.ty.elem, lanes));
         self.line(format_args!(
             "{v} = vector.broadcast {x} : {} to {}",
@@ -399,6 +404,11 @@ impl Emitter {
             self.splat(a, lanes),
             self.splat(b, lanes),
         );
+        if a.ty.elem.is_half() {
+            let (x, y) = (self.bitcast(a, Elem::I16), self.bitcast(b, Elem::I16));
+            let bits = self.select(cond, x, y);
+            return self.bitcast(bits, a.ty.elem);
+        }
         let v = self.fresh(a.ty);
         match lanes {
             0 => self.line(format_args!(
@@ -700,6 +710,11 @@ impl Emitter {
 
     /// Lanes picked from two vectors of one type.
     pub fn shuffle(&mut self, a: Val, b: Val, lanes: &[u32]) -> Val {
+        if a.ty.elem.is_half() {
+            let (x, y) = (self.bitcast(a, Elem::I16), self.bitcast(b, Elem::I16));
+            let bits = self.shuffle(x, y, lanes);
+            return self.bitcast(bits, a.ty.elem);
+        }
         let v = self.fresh(Ty::vector(a.ty.elem, lanes.len() as u32));
         let list: Vec<String> = lanes.iter().map(u32::to_string).collect();
         self.line(format_args!(
@@ -713,6 +728,11 @@ impl Emitter {
 
     /// One lane as a scalar.
     pub fn extract(&mut self, x: Val, lane: u32) -> Val {
+        if x.ty.elem.is_half() {
+            let bits = self.bitcast(x, Elem::I16);
+            let bits = self.extract(bits, lane);
+            return self.bitcast(bits, x.ty.elem);
+        }
         let v = self.fresh(Ty::scalar(x.ty.elem));
         self.line(format_args!(
             "{v} = vector.extract {x}[{lane}] : {} from {}",

@@ -52,6 +52,9 @@ pub enum Dump {
 /// compile time; LLVM aborts without `no-verify-fixpoint`.
 const LLVM_PASSES: &str = "function(instcombine<no-verify-fixpoint>,early-cse,loop-mssa(licm),instcombine<no-verify-fixpoint>)";
 
+/// What compiles: part of every cache key.
+pub const COMPILER: &str = concat!("llvm 22.1, kiln-codegen ", env!("CARGO_PKG_VERSION"), ", passes 1");
+
 /// Compiles functions of the kernel ABI to an ELF object.
 pub fn compile(functions: &[String], target: &CpuTarget) -> Result<Vec<u8>, CodegenError> {
     with_llvm(functions, target, |module, machine| {

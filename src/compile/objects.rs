@@ -35,13 +35,13 @@ pub fn compile(
     target: &CpuTarget,
     workers: &Workers,
 ) -> Result<Vec<Vec<u8>>, CodegenError> {
-    let paths: Vec<Option<PathBuf>> = kernels
-        .iter()
-        .map(|(symbol, spec)| {
-            let dir = workers.cache.as_ref()?;
-            Some(dir.join(format!("{symbol}-{:016x}.o", spec.identity(target))))
-        })
-        .collect();
+    let paths: Vec<Option<PathBuf>> = match &workers.cache {
+        Some(dir) => kernels
+            .iter()
+            .map(|k| Ok(Some(dir.join(cache_name(k, target)?))))
+            .collect::<Result<_, CodegenError>>()?,
+        None => vec![None; kernels.len()],
+    };
     let mut objects: Vec<Option<Vec<u8>>> = paths.iter().map(|p| cached(p.as_deref()?)).collect();
     let missing: Vec<usize> = (0..kernels.len())
         .filter(|&i| objects[i].is_none())
@@ -60,6 +60,27 @@ pub fn compile(
         objects[i] = Some(object);
     }
     Ok(objects.into_iter().flatten().collect())
+}
+
+/// The cache's name for a kernel: the hash of the very text that is compiled, and
+/// of what compiles it. So a change to an emitter never meets old code.
+fn cache_name(kernel: &(String, KernelSpec), target: &CpuTarget) -> Result<String, CodegenError> {
+    let text = kiln_kernels::dump(
+        std::slice::from_ref(kernel),
+        target,
+        kiln_codegen::Dump::Mlir,
+    )?;
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    for part in [
+        &text,
+        &target.cpu,
+        &target.features,
+        kiln_codegen::object::COMPILER,
+    ] {
+        hash.update(part.as_bytes());
+        hash.update(&[0]);
+    }
+    Ok(format!("{}-{:032x}.o", kernel.0, hash.digest128()))
 }
 
 /// A cached object, if it is whole: the file ends with its own hash.

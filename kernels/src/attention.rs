@@ -9,13 +9,13 @@
 
 use crate::expr::{ExprId, Exprs, Size};
 use crate::lower::{ExprCx, memory_elem};
-use crate::math;
 use crate::matmul::{advance, ceil_div, div_rem};
 use crate::micro::{self, Operand, Tile};
 use crate::nest::{LANES, SCRATCH_HEAD, SpecError, size_dim};
+use crate::softmax::Bounds;
 use kiln_codegen::emit::{Cmp, KernelArgs};
 use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
-use kiln_ir::{DType, Dim, UnaryFn};
+use kiln_ir::{DType, Dim};
 use serde::{Deserialize, Serialize};
 
 /// Keys handled between two rescalings.
@@ -112,7 +112,7 @@ impl AttentionSpec {
         };
         let value_columns = (self.values + LANES - 1) / LANES * LANES;
         Places {
-            queries: take(self.features * b),
+            queries: take((self.features + LANES - 1) / LANES * LANES * b),
             scores: take(KEYS * b),
             result: take(b * value_columns),
             max: take(b),
@@ -197,32 +197,11 @@ impl AttentionSpec {
         let lanes = LANES as u32;
         let wide = Ty::vector(Elem::F32, lanes);
 
-        // Queries, transposed; those beyond the end are 0.
-        let features = e.i64(self.features);
-        let q_step = cx.size(e, self.q[2]);
-        let (q_elem, q_feature) = (memory_elem(self.args[0]), cx.size(e, self.q[3]));
-        let lane = e.iota(Elem::I64, lanes);
-        let q_lanes = e.mul(lane, q_step);
-        e.for_loop(zero, features, one, &[], |e, f, _| {
-            let skip = e.mul(f, q_feature);
-            let to = e.mul(f, block);
-            for j in (0..self.block).step_by(LANES as usize) {
-                let before = e.i64(j);
-                let count = e.sub(rows, before);
-                let mask = e.mask_first(count, lanes);
-                let query = e.add(first, before);
-                let at = e.mul(query, q_step);
-                let at = e.add(at, skip);
-                let from = e.offset(q0, at, q_elem);
-                let pointers = e.offset(from, q_lanes, q_elem);
-                let raw = e.gather(pointers, Ty::vector(q_elem, lanes), mask);
-                let x = micro::widen(e, raw, self.args[0], DType::F32);
-                let at = e.add(to, before);
-                let p = e.offset(qt, at, Elem::F32);
-                e.store(x, p);
-            }
-            vec![]
-        });
+        let q_strides = [cx.size(e, self.q[2]), cx.size(e, self.q[3])];
+        let at = e.mul(first, q_strides[0]);
+        let q_elem = memory_elem(self.args[0]);
+        let q_first = e.offset(q0, at, q_elem);
+        self.transpose_queries(e, q_first, q_strides, rows, qt);
         let (low, none) = (e.float(wide, f64::NEG_INFINITY), e.float(wide, 0.0));
         for j in (0..self.block).step_by(LANES as usize) {
             let j = e.i64(j);
@@ -239,9 +218,15 @@ impl AttentionSpec {
             vec![]
         });
 
+        // Blocks of keys that no query here sees are skipped; the others stay where
+        // they are, so that a query's result depends on no other query.
         let key_block = e.i64(KEYS);
-        e.for_loop(zero, keys, key_block, &[], |e, key0, _| {
-            let left = e.sub(keys, key0);
+        let bounds = Bounds::of(&self.exprs, self.score);
+        let (low_key, high_key) = bounds.range(e, cx, [batch, head, first, rows], keys);
+        let low_block = e.op2("arith.divsi", low_key, key_block);
+        let low_key = e.mul(low_block, key_block);
+        e.for_loop(low_key, high_key, key_block, &[], |e, key0, _| {
+            let left = e.sub(high_key, key0);
             let count = e.min(left, key_block, false);
             self.scores(e, cx, target, (k0, key0, count), (qt, block), scores);
             self.softmax_block(
@@ -294,11 +279,82 @@ impl AttentionSpec {
                 if self.out[3] == Size::ONE {
                     e.store_masked(y, p, mask);
                 } else {
+                    let lane = e.iota(Elem::I64, lanes);
                     let steps = e.mul(lane, out_feature);
                     let pointers = e.offset(p, steps, out_elem);
                     e.scatter(y, pointers, mask);
                 }
             }
+            vec![]
+        });
+    }
+
+    /// Queries as f32, `[feature][query]`. Those beyond the end repeat the last.
+    fn transpose_queries(
+        &self,
+        e: &mut Emitter,
+        from: Val,
+        [query, feature]: [Val; 2],
+        rows: Val,
+        qt: Val,
+    ) {
+        let (zero, one, step) = (e.i64(0), e.i64(1), e.i64(LANES));
+        let (block, features) = (e.i64(self.block), e.i64(self.features));
+        let (elem, lanes) = (memory_elem(self.args[0]), LANES as u32);
+        let last = e.sub(rows, one);
+        let ty = Ty::vector(elem, lanes);
+        if self.q[3] == Size::ONE {
+            e.for_loop(zero, rows, step, &[], |e, j, _| {
+                e.for_loop(zero, features, step, &[], |e, f, _| {
+                    let left = e.sub(features, f);
+                    let mask = (self.features % LANES != 0).then(|| e.mask_first(left, lanes));
+                    let load = |e: &mut Emitter, i: i64| {
+                        let i = e.i64(i);
+                        let row = e.add(j, i);
+                        let row = e.min(row, last, false);
+                        let at = e.mul(row, query);
+                        let at = e.add(at, f);
+                        let p = e.offset(from, at, elem);
+                        let raw = match mask {
+                            Some(mask) => e.load_masked(p, ty, mask),
+                            None => e.load(p, ty),
+                        };
+                        micro::widen(e, raw, self.args[0], DType::F32)
+                    };
+                    let rows = (0..LANES).map(|i| load(e, i)).collect();
+                    for (i, x) in (0..).zip(micro::transpose(e, rows)) {
+                        let i = e.i64(i);
+                        let to = e.add(f, i);
+                        let to = e.mul(to, block);
+                        let to = e.add(to, j);
+                        let p = e.offset(qt, to, Elem::F32);
+                        e.store(x, p);
+                    }
+                    vec![]
+                });
+                vec![]
+            });
+            return;
+        }
+        let lane = e.iota(Elem::I64, lanes);
+        e.for_loop(zero, features, one, &[], |e, f, _| {
+            let skip = e.mul(f, feature);
+            let to = e.mul(f, block);
+            e.for_loop(zero, rows, step, &[], |e, j, _| {
+                let left = e.sub(rows, j);
+                let mask = e.mask_first(left, lanes);
+                let at = e.mul(j, query);
+                let at = e.add(at, skip);
+                let p = e.offset(from, at, elem);
+                let steps = e.mul(lane, query);
+                let pointers = e.offset(p, steps, elem);
+                let raw = e.gather(pointers, ty, mask);
+                let x = micro::widen(e, raw, self.args[0], DType::F32);
+                let at = e.add(to, j);
+                let p = e.offset(qt, at, Elem::F32);
+                e.store(x, p);
+                vec![]
+            });
             vec![]
         });
     }
@@ -364,74 +420,6 @@ impl AttentionSpec {
                 }
                 j += vectors as i64 * tile.lanes as i64;
             }
-        });
-    }
-
-    /// Scores to weights: `exp(score − max)`, with the running maximum and sum.
-    fn softmax_block(
-        &self,
-        e: &mut Emitter,
-        cx: &mut ExprCx,
-        [batch, head, first, rows]: [Val; 4],
-        (key0, count): (Val, Val),
-        scores: Val,
-        [max, sum, scale]: [Val; 3],
-    ) {
-        let lanes = LANES as u32;
-        let wide = Ty::vector(Elem::F32, lanes);
-        let (zero, one, block) = (e.i64(0), e.i64(1), e.i64(self.block));
-        let group = e.i64(LANES);
-        e.for_loop(zero, block, group, &[], |e, j, _| {
-            cx.push();
-            let left = e.sub(rows, j);
-            let mask = e.mask_first(left, lanes);
-            let query = e.add(first, j);
-            let pm = e.offset(max, j, Elem::F32);
-            let before = e.load(pm, wide);
-            let now = e.for_loop(zero, count, one, &[before], |e, i, m| {
-                cx.push();
-                let at = e.mul(i, block);
-                let at = e.add(at, j);
-                let p = e.offset(scores, at, Elem::F32);
-                let raw = e.load(p, wide);
-                let key = e.add(key0, i);
-                cx.axes = vec![Some(batch), Some(head), Some(query), Some(key)];
-                cx.vector = Some(2);
-                cx.mask = Some(mask);
-                cx.accs.insert(0, raw);
-                let s = cx.value(e, self.score);
-                let s = e.splat(s, lanes);
-                e.store(s, p);
-                cx.mask = None;
-                cx.pop();
-                vec![e.max(m[0], s, false)]
-            });
-            // Where nothing is seen yet, subtract 0: exp(−inf) is 0, not NaN.
-            let low = e.float(wide, f64::NEG_INFINITY);
-            let none = e.float(wide, 0.0);
-            let blind = e.cmp(Cmp::Eq, now[0], low, false);
-            let base = e.select(blind, none, now[0]);
-            let shift = e.sub(before, base);
-            let factor = math::unary(e, UnaryFn::Exp, shift, false);
-            let ps = e.offset(sum, j, Elem::F32);
-            let old = e.load(ps, wide);
-            let old = e.mul(old, factor);
-            let total = e.for_loop(zero, count, one, &[old], |e, i, l| {
-                let at = e.mul(i, block);
-                let at = e.add(at, j);
-                let p = e.offset(scores, at, Elem::F32);
-                let s = e.load(p, wide);
-                let d = e.sub(s, base);
-                let w = math::unary(e, UnaryFn::Exp, d, false);
-                e.store(w, p);
-                vec![e.add(l[0], w)]
-            });
-            e.store(now[0], pm);
-            e.store(total[0], ps);
-            let pf = e.offset(scale, j, Elem::F32);
-            e.store(factor, pf);
-            cx.pop();
-            vec![]
         });
     }
 

@@ -19,6 +19,7 @@ pub mod reference;
 mod reuse;
 pub mod schedule;
 pub mod simplify;
+mod softmax;
 mod spec;
 
 pub use expr::{ExprError, ExprId, Exprs, Gathered, Guard, Index, Node, Size, Stride};

@@ -245,7 +245,12 @@ impl MatMulSpec {
                     let place = e.i64(self.panel_place());
                     let to = e.offset(cx.scratch, place, Elem::I8);
                     let column = cx.size(e, column);
-                    self.pack_panel(e, (here, row, column), to, depth, columns);
+                    match self.b {
+                        Columns::Strided { row: Size::ONE, .. } => {
+                            self.pack_runs(e, (here, column), to, depth, columns)
+                        }
+                        _ => self.pack_panel(e, (here, row, column), to, depth, columns),
+                    }
                     (to, nr)
                 }
                 _ => (here, row),
@@ -356,6 +361,48 @@ impl MatMulSpec {
             out.iter().zip(slots).for_each(|(&sum, p)| e.store(sum, p));
             j += vectors * lanes;
         }
+    }
+
+    /// Copies `k × nr` elements of B whose columns lie in runs into a panel.
+    /// Columns beyond the end repeat the last.
+    fn pack_runs(
+        &self,
+        e: &mut Emitter,
+        (from, column): (Val, Val),
+        to: Val,
+        k: Val,
+        columns: Val,
+    ) {
+        let (elem, lanes) = (memory_elem(self.args[1]), LANES as u32);
+        let ty = Ty::vector(elem, lanes);
+        let (zero, one, step, nr) = (e.i64(0), e.i64(1), e.i64(LANES), e.i64(self.nr));
+        let last = e.sub(columns, one);
+        e.for_loop(zero, columns, step, &[], |e, j, _| {
+            e.for_loop(zero, k, step, &[], |e, i, _| {
+                let left = e.sub(k, i);
+                let mask = e.mask_first(left, lanes);
+                let load = |e: &mut Emitter, r: i64| {
+                    let r = e.i64(r);
+                    let c = e.add(j, r);
+                    let c = e.min(c, last, false);
+                    let at = e.mul(c, column);
+                    let at = e.add(at, i);
+                    let p = e.offset(from, at, elem);
+                    e.load_masked(p, ty, mask)
+                };
+                let runs = (0..LANES).map(|r| load(e, r)).collect();
+                for (r, x) in (0..).zip(micro::transpose(e, runs)) {
+                    let r = e.i64(r);
+                    let row = e.add(i, r);
+                    let at = e.mul(row, nr);
+                    let at = e.add(at, j);
+                    let p = e.offset(to, at, elem);
+                    e.store(x, p);
+                }
+                vec![]
+            });
+            vec![]
+        });
     }
 
     /// Copies `k × nr` elements of B into a panel; columns beyond the end are 0.

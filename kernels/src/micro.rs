@@ -152,3 +152,24 @@ pub fn params(e: &mut Emitter, table: Val, count: u16) -> Vec<Val> {
         })
         .collect()
 }
+
+/// Sixteen rows of sixteen lanes to columns: four times, row `i` and row `i + 8`
+/// are dealt into rows `2i` and `2i + 1`.
+pub fn transpose(e: &mut Emitter, mut rows: Vec<Val>) -> Vec<Val> {
+    let half = rows.len() as u32 / 2;
+    let deal = |from: u32| -> Vec<u32> {
+        (from..from + half)
+            .flat_map(|i| [i, i + 2 * half])
+            .collect()
+    };
+    let (low, high) = (deal(0), deal(half));
+    for _ in 0..rows.len().ilog2() {
+        let (a, b) = rows.split_at(half as usize);
+        rows = a
+            .iter()
+            .zip(b)
+            .flat_map(|(&a, &b)| [e.shuffle(a, b, &low), e.shuffle(a, b, &high)])
+            .collect();
+    }
+    rows
+}

@@ -153,6 +153,15 @@ fn merge(cx: &mut PassCx, graph: &mut Graph, n: NodeId) -> Result<Option<Value>,
         },
         _ => return Ok(None),
     };
+    // Two that undo each other leave nothing.
+    let undone = match &op {
+        Op::Transpose(t) => t.perm.is_identity(),
+        Op::Reshape(_) | Op::Broadcast(_) => graph.ty(x) == graph.ty(node.results[0]),
+        _ => false,
+    };
+    if undone {
+        return Ok(Some(x));
+    }
     let args: &[Value] = if matches!(op, Op::Dims(_)) { &[] } else { &[x] };
     let mut b = Builder::before(graph, cx.globals, n);
     Ok(Some(b.one(op, args)?))

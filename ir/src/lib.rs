@@ -5,6 +5,7 @@ pub mod builder;
 pub mod dim;
 pub mod dtype;
 pub mod edit;
+pub mod files;
 #[doc(hidden)]
 pub mod filetest;
 pub mod flow;

@@ -1,5 +1,6 @@
 //! The text form, the interpreter, the verifier and edits, from outside.
 
+mod dims;
 mod edits;
 mod filetests;
 mod text;

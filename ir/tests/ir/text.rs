@@ -216,3 +216,40 @@ fn types_that_a_guard_equates_may_be_written_either_way() {
     assert_eq!(*f.ty(sum), TensorType::new(DType::F32, [Dim::sym("B")]));
     let _: &Graph = f;
 }
+
+#[test]
+fn files_keep_big_constants_beside_the_text() {
+    use kiln_ir::files::{load, save};
+    let dir = std::env::temp_dir().join(format!("kiln-kir-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("m.kir");
+    let mut module = parse_module(FULL, &NoFiles).unwrap();
+    for (i, n) in [100usize, 77].into_iter().enumerate() {
+        let values: Vec<f64> = (0..n).map(|v| (v + i) as f64).collect();
+        let t = Tensor::from_f64(DType::F32, [n], &values).unwrap();
+        let kind = GlobalKind::Const(ConstSource::Tensor(t.clone()));
+        let global = Global { ty: t.ty(), kind };
+        module.globals.insert(format!("big{i}").into(), global);
+    }
+    save(&module, &path, &ALL).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        text.contains("@big1 : f32[77] = file(\"m.bin\", 448, 308)"),
+        "{text}"
+    );
+    let again = load(&path).unwrap();
+    assert_eq!(print_module(&again, &ALL), print_module(&module, &ALL));
+    for (from, to, message) in [
+        ("m.bin", "../m.bin", "not inside"),
+        ("m.bin", "/etc/passwd", "not inside"),
+        ("m.bin", "other.bin", "other.bin"),
+        ("448, 308", "449000, 308", "the file has"),
+        ("448, 308", "448, 304", "needs 308 bytes"),
+        ("448, 308", "18446744073709551615, 308", "the file has"),
+    ] {
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+        let error = load(&path).unwrap_err();
+        assert!(error.contains(message), "{error}");
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}

@@ -274,10 +274,10 @@ impl Program {
             .help("compile the model again with this version of kiln"));
         }
         for g in &self.globals {
-            if let GlobalData::Section(s) = g.data {
-                if s as usize >= sections {
-                    return bad(format!("@{} lies in section {s} of {sections}", g.name));
-                }
+            if let GlobalData::Section(s) = g.data
+                && s as usize >= sections
+            {
+                return bad(format!("@{} lies in section {s} of {sections}", g.name));
             }
             if matches!(&g.data, GlobalData::Splat(e) if e.is_empty() || e.len() > 16) {
                 return bad(format!("@{} repeats an element of a wrong size", g.name));

@@ -3,18 +3,26 @@
 use super::scalar::{Coord, NoKernel, Scalars};
 use kiln_ir::ops::attention::MaskKind;
 use kiln_ir::ops::index::ScatterFn;
-use kiln_ir::{
-    BinaryFn, CompareFn, DType, Dim, Graph, NodeId, Op, ReduceFn, RegionId, UnaryFn, Value,
-};
+use kiln_ir::{BinaryFn, CompareFn, DType, Dim, Graph, NodeId, Op, ReduceFn, RegionId, Value};
 use kiln_kernels::attention::AttentionSpec;
 use kiln_kernels::matmul::{Columns, MatMulSpec};
 use kiln_kernels::{Effect, ExprId, KernelSpec, LoopNest, Node, Reducer, Size, Stage, simplify};
 use std::collections::BTreeMap;
 
+/// One way to compute a group.
+pub struct Variant {
+    /// Serves where each left side is at most the right side.
+    pub guards: Vec<(Dim, Dim)>,
+    /// The problem.
+    pub spec: KernelSpec,
+    /// The launch's parameters.
+    pub params: Vec<Dim>,
+}
+
 /// A kernel and how to launch it.
 pub struct Kernel {
-    /// Kernels in order of preference, each with the guards under which it serves.
-    pub variants: Vec<(Vec<(Dim, Dim)>, KernelSpec, Vec<Dim>)>,
+    /// Variants in order of preference; the last serves always.
+    pub variants: Vec<Variant>,
     /// Region parameters that it reads, and bytes into each.
     pub inputs: Vec<(Value, Dim)>,
     /// The result's buffer starts as a copy of this region parameter.
@@ -64,7 +72,11 @@ fn finish(
     nest.check()?;
     let inputs = s.buffers.iter().map(|&v| (v, Dim::ZERO)).collect();
     Ok(Kernel {
-        variants: vec![(vec![], KernelSpec::Nest(nest), dims)],
+        variants: vec![Variant {
+            guards: vec![],
+            spec: KernelSpec::Nest(nest),
+            params: dims,
+        }],
         inputs,
         updates,
     })
@@ -76,10 +88,10 @@ const OUT: u16 = u16::MAX;
 
 fn set_out(stages: &mut [Stage], out: u16) {
     for effect in stages.iter_mut().flat_map(|s| &mut s.effects) {
-        if let Effect::Store { arg, .. } = effect {
-            if *arg == OUT {
-                *arg = out;
-            }
+        if let Effect::Store { arg, .. } = effect
+            && *arg == OUT
+        {
+            *arg = out;
         }
     }
 }
@@ -297,7 +309,7 @@ fn along_axis(graph: &Graph, region: RegionId, root: Value, n: NodeId) -> Result
             } else {
                 kept.iter().map(|&i| at[i].clone()).collect()
             };
-            let index = s.address(&graph.shape(root).to_vec(), &place)?;
+            let index = s.address(graph.shape(root), &place)?;
             stages.push(Stage {
                 axes: vec![],
                 effects: vec![Effect::Store {
@@ -397,19 +409,12 @@ fn scatter(graph: &Graph, region: RegionId, root: Value, n: NodeId) -> Result<Ke
             }
             place.extend_from_slice(&at[lead..]);
         }
-        _ => {
-            for (i, c) in at.iter().enumerate() {
-                let which = Coord::Linear {
-                    terms: BTreeMap::new(),
-                    offset: i.into(),
-                };
-                let start = s.value(node.args[2], &[which], None)?;
-                let e = s.coord(c)?;
-                place.push(Coord::Data(s.exprs.binary(BinaryFn::Add, e, start)?));
-            }
-        }
+        _ => place = at.clone(),
     }
-    let index = s.address(&target, &place)?;
+    let mut index = s.address(&target, &place)?;
+    if matches!(node.op, Op::DynamicUpdateSlice(_)) {
+        s.box_start(&mut index, node.args[2], &target, &shape)?;
+    }
     let update = match update {
         ScatterFn::Set => None,
         ScatterFn::Add => Some(Reducer::Sum),
@@ -657,7 +662,11 @@ fn contraction(
     };
     spec.check()?;
     Ok(Some(Kernel {
-        variants: vec![(vec![], KernelSpec::MatMul(spec), dims)],
+        variants: vec![Variant {
+            guards: vec![],
+            spec: KernelSpec::MatMul(spec),
+            params: dims,
+        }],
         inputs,
         updates: None,
     }))
@@ -898,18 +907,19 @@ fn attention(graph: &Graph, region: RegionId, root: Value, n: NodeId) -> Result<
     };
     spec(16).check()?;
     // Few queries: a narrow block wastes fewer lanes.
-    let narrow = (
-        vec![(score_shape[2].clone(), Dim::from(16))],
-        KernelSpec::Attention(spec(16)),
-        dims.clone(),
-    );
-    let wide = (vec![], KernelSpec::Attention(spec(64)), dims.clone());
-    let variants = match score_shape[2].as_const() {
-        Some(n) if n <= 16 => vec![(vec![], narrow.1, narrow.2)],
-        Some(_) => vec![wide],
-        None => vec![narrow, wide],
+    let variant = |guards, block| Variant {
+        guards,
+        spec: KernelSpec::Attention(spec(block)),
+        params: dims.clone(),
     };
-    let _ = UnaryFn::Exp;
+    let variants = match score_shape[2].as_const() {
+        Some(n) if n <= 16 => vec![variant(vec![], 16)],
+        Some(_) => vec![variant(vec![], 64)],
+        None => vec![
+            variant(vec![(score_shape[2].clone(), Dim::from(16))], 16),
+            variant(vec![], 64),
+        ],
+    };
     Ok(Kernel {
         variants,
         inputs,

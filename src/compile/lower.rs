@@ -538,14 +538,15 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
         }
         launch_args.push((out, Dim::ZERO));
         let (flops, moved) = match kernel.variants.last() {
-            Some((_, spec, dims)) => spec.cost(dims),
+            Some(v) => v.spec.cost(&v.params),
             None => (Dim::ZERO, Dim::ZERO),
         };
         let variants = kernel
             .variants
             .into_iter()
-            .map(|(guards, spec, dims)| Variant {
-                guards: guards
+            .map(|v| Variant {
+                guards: v
+                    .guards
                     .into_iter()
                     .map(|(left, right)| plan::Guard {
                         left,
@@ -554,10 +555,10 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                         because: "variant".into(),
                     })
                     .collect(),
-                tiles: spec.tiles(&dims),
-                scratch: spec.scratch_bytes(&dims),
-                kernel: self.outer.kernel(spec),
-                params: dims,
+                tiles: v.spec.tiles(&v.params),
+                scratch: v.spec.scratch_bytes(&v.params),
+                kernel: self.outer.kernel(v.spec),
+                params: v.params,
             })
             .collect();
         steps.push(Step::Launch(Launch {
@@ -810,5 +811,21 @@ fn constant(module: &Module, name: &str) -> Result<Tensor, kiln_ir::EvalError> {
     match &global.kind {
         GlobalKind::Const(s) => kiln_ir::interp::materialize(global, s, &|n| constant(module, n)),
         GlobalKind::State { .. } => Err(kiln_ir::EvalError(format!("@{name} is state"))),
+    }
+}
+
+/// Lets go of the pages of mapped weights that a global was made from.
+pub fn release(module: &Module, c: &Contents) {
+    let Contents::Global(name) = c else { return };
+    let mut names = vec![name.clone()];
+    while let Some(name) = names.pop() {
+        match module.globals.get(&name).map(|g| &g.kind) {
+            Some(GlobalKind::Const(s) | GlobalKind::State { init: s, .. }) => match s {
+                ConstSource::Tensor(t) => kiln_runtime::memory::page_out(t.bytes()),
+                ConstSource::Expr { args, .. } => names.extend(args.iter().cloned()),
+                ConstSource::Splat(_) => {}
+            },
+            None => {}
+        }
     }
 }

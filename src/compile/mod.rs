@@ -158,6 +158,7 @@ pub fn write(compiled: &mut Compiled, options: &Options, out: &Path) -> Result<(
                 Bytes::Repeated(element) => GlobalData::Splat(element),
                 Bytes::Whole(t) => GlobalData::Section(writer.section([t.bytes()])?),
             };
+        lower::release(&compiled.module, contents);
         // A weight that repeats one number still needs its bytes to be read.
         if let (GlobalData::Splat(element), false) = (&global.data, global.state) {
             let chunk = element.repeat((1 << 16) / element.len().max(1));

@@ -285,7 +285,7 @@ impl<'a> Scalars<'a> {
             Op::Gather(g) => {
                 let n = graph.ty(args[1]).rank();
                 let index = self.value(args[1], &at[g.axis..g.axis + n], guard)?;
-                let index = self.checked(index, &graph.shape(args[0])[g.axis])?;
+                let index = self.checked(index)?;
                 let mut c = at[..g.axis].to_vec();
                 c.push(index);
                 c.extend_from_slice(&at[g.axis + n..]);
@@ -294,7 +294,7 @@ impl<'a> Scalars<'a> {
             Op::GatherElements(g) => {
                 let index = self.value(args[1], at, guard)?;
                 let mut c = at.to_vec();
-                c[g.axis] = self.checked(index, &graph.shape(args[0])[g.axis])?;
+                c[g.axis] = self.checked(index)?;
                 self.value(args[0], &c, guard)
             }
             Op::GatherNd(g) => {
@@ -308,8 +308,7 @@ impl<'a> Scalars<'a> {
                         offset: j.into(),
                     });
                     let index = self.value(args[1], &place, guard)?;
-                    let axis = c.len();
-                    c.push(self.checked(index, &graph.shape(args[0])[axis])?);
+                    c.push(self.checked(index)?);
                 }
                 c.extend_from_slice(&at[lead..]);
                 self.value(args[0], &c, guard)
@@ -317,9 +316,9 @@ impl<'a> Scalars<'a> {
             Op::Pad(p) if p.mode == PadMode::Constant => {
                 let mut inside = guard;
                 let mut c = vec![];
-                for i in 0..at.len() {
+                for (i, here) in at.iter().enumerate() {
                     let back = -p.lo[i].clone();
-                    let moved = self.scale(&at[i], 1, &back)?;
+                    let moved = self.scale(here, 1, &back)?;
                     if p.lo[i] != Dim::ZERO || p.hi[i] != Dim::ZERO {
                         let e = self.coord(&moved)?;
                         let (zero, end) = (self.exprs.i64(0), self.dim(&graph.shape(args[0])[i]));
@@ -370,19 +369,22 @@ impl<'a> Scalars<'a> {
                 }
                 Ok(out)
             }
-            Op::DynamicSlice(_) => {
-                let mut c = vec![];
-                for (i, place) in at.iter().enumerate() {
-                    let which = Coord::Linear {
-                        terms: BTreeMap::new(),
-                        offset: i.into(),
-                    };
-                    let start = self.value(args[1], &[which], guard)?;
-                    let e = self.coord(place)?;
-                    let moved = self.exprs.binary(BinaryFn::Add, e, start)?;
-                    c.push(self.checked(moved, &graph.shape(args[0])[i])?);
+            Op::DynamicSlice(d) => {
+                // A box of something in memory: its start is one term of the address.
+                if graph.producer(args[0]).is_some() {
+                    return cannot("dynamic_slice of a computed value");
                 }
-                self.value(args[0], &c, guard)
+                let ty = graph.ty(args[0]).clone();
+                let mut index = self.address(&ty.shape, at)?;
+                self.box_start(&mut index, args[1], &ty.shape, &d.sizes)?;
+                let arg = self.buffer(args[0]);
+                Ok(match guard {
+                    None => self.exprs.load(arg, ty.dtype, index)?,
+                    Some(g) => {
+                        let zero = self.exprs.int(ty.dtype, 0)?;
+                        self.exprs.load_where(arg, ty.dtype, index, g, zero)?
+                    }
+                })
             }
             Op::Reduce(_) => Err(NoKernel(format!(
                 "the reduction {v} stands where none is expected"
@@ -425,13 +427,40 @@ impl<'a> Scalars<'a> {
         }
     }
 
-    /// An index from data. Whether it is in range is checked where it addresses
-    /// memory; an index from the end is made one from the front here, so that
-    /// moves after it see what they expect.
-    fn checked(&mut self, index: ExprId, extent: &Dim) -> Result<Coord, NoKernel> {
-        let wide = self.exprs.cast(DType::I64, index)?;
-        let _ = extent;
-        Ok(Coord::Data(wide))
+    /// An index from data: whether it is in range is checked where it addresses
+    /// memory.
+    fn checked(&mut self, index: ExprId) -> Result<Coord, NoKernel> {
+        Ok(Coord::Data(self.exprs.cast(DType::I64, index)?))
+    }
+
+    /// Adds the start of a box of `sizes` inside `shape`, read from `starts`, to an
+    /// address; a box that leaves the shape is an index out of range.
+    pub fn box_start(
+        &mut self,
+        index: &mut Index,
+        starts: Value,
+        shape: &[Dim],
+        sizes: &[Dim],
+    ) -> Result<(), NoKernel> {
+        for i in 0..shape.len() {
+            let which = Coord::Linear {
+                terms: BTreeMap::new(),
+                offset: i.into(),
+            };
+            let start = self.value(starts, &[which], None)?;
+            // Below zero means before the box here, not counted from the end.
+            let (zero, never) = (self.exprs.i64(0), self.exprs.i64(i64::MAX));
+            let below = self.exprs.compare(CompareFn::Lt, start, zero)?;
+            let start = self.exprs.select(below, never, start)?;
+            let room = shape[i].clone() - sizes[i].clone() + Dim::ONE;
+            let (stride, extent) = (self.size(&Dim::product(&shape[i + 1..])), self.size(&room));
+            index.gathers.push(Gathered {
+                index: start,
+                stride,
+                extent,
+            });
+        }
+        Ok(())
     }
 
     /// A load of a region parameter.

@@ -5,7 +5,7 @@ use crate::model::{self, Failure};
 use crate::verify;
 use clap::CommandFactory;
 use kiln::compile;
-use kiln::ir::print::{PrintOptions, print_graph, print_module};
+use kiln::ir::print::{PrintOptions, print_module};
 use kiln::ir::{Graph, Tensor};
 use kiln::runtime::{Model, cli};
 use std::path::{Path, PathBuf};
@@ -83,13 +83,12 @@ fn check(path: &Path, json: bool) -> Result<u8, Failure> {
     let mut others: Vec<String> = report.warnings.iter().map(|d| d.to_string()).collect();
     let mut failed = !report.ok();
     // What imports must also have kernels: both kinds of gaps are listed.
-    if !failed {
-        if let Ok(imported) = kiln::import::import_onnx(path, &Default::default()) {
-            if let Err(e) = compile::plan(imported.module, &compile::Options::default()) {
-                failed = true;
-                gaps.extend(e.to_string().lines().map(str::to_string));
-            }
-        }
+    if !failed
+        && let Ok(imported) = kiln::import::import_onnx(path, &Default::default())
+        && let Err(e) = compile::plan(imported.module, &compile::Options::default())
+    {
+        failed = true;
+        gaps.extend(e.to_string().lines().map(str::to_string));
     }
     if json {
         let doc = serde_json::json!({ "supported": !failed, "gaps": gaps, "notes": others });
@@ -476,6 +475,5 @@ fn doctor(json: bool) -> Result<u8, Failure> {
         Some(d) => println!("kernel cache: {}", d.display()),
         None => println!("kernel cache: none (neither KILN_CACHE_DIR nor HOME is set)"),
     }
-    let _ = print_graph;
     Ok(0)
 }

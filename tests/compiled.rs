@@ -1,0 +1,214 @@
+//! Whole programs, compiled and run, against the reference interpreter.
+
+use kiln::compile::{self, Options};
+use kiln::ir::interp::Interpreter;
+use kiln::ir::parse::{NoFiles, parse_module};
+use kiln::ir::{DType, Module, Tensor};
+use kiln::runtime::{Model, Session, TensorRef};
+use kiln_codegen::CpuTarget;
+use std::path::{Path, PathBuf};
+
+fn program(name: &str) -> Module {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/kir")
+        .join(name);
+    let text = std::fs::read_to_string(&path).unwrap();
+    parse_module(&text, &NoFiles).unwrap()
+}
+
+/// Every level that this machine runs.
+fn levels() -> Vec<CpuTarget> {
+    [CpuTarget::x86_64_v3(), CpuTarget::x86_64_v4()]
+        .into_iter()
+        .filter(CpuTarget::runs_here)
+        .collect()
+}
+
+fn artifact(module: Module, target: CpuTarget, name: &str) -> PathBuf {
+    let out = std::env::temp_dir().join(format!(
+        "kiln-{name}-{}-{}.kiln",
+        target.name,
+        std::process::id()
+    ));
+    let options = Options {
+        targets: vec![target],
+        verify: true,
+        ..Options::default()
+    };
+    compile::compile(module, &options, &out).unwrap_or_else(|e| panic!("{name}: {e}"));
+    out
+}
+
+fn run(session: &mut Session, entry: &str, inputs: &[(&str, &Tensor)]) -> Vec<Tensor> {
+    let model = session.model().clone();
+    let index = model.entry(Some(entry)).unwrap();
+    let refs: Vec<(&str, TensorRef)> = inputs
+        .iter()
+        .map(|(n, t)| {
+            (
+                *n,
+                TensorRef {
+                    dtype: t.dtype(),
+                    shape: t.shape(),
+                    bytes: t.bytes(),
+                },
+            )
+        })
+        .collect();
+    session.run(index, &refs).unwrap();
+    (0..model.program().entries[index].outputs.len())
+        .map(|i| session.output(i).unwrap())
+        .map(|t| Tensor::new(t.dtype, t.shape, t.bytes.to_vec()).unwrap())
+        .collect()
+}
+
+fn assert_close(got: &Tensor, want: &Tensor, what: &str) {
+    assert_eq!(
+        (got.dtype(), got.shape()),
+        (want.dtype(), want.shape()),
+        "{what}"
+    );
+    let norm: f64 = want.to_f64().iter().map(|v| v * v).sum::<f64>().sqrt();
+    let error: f64 = got
+        .to_f64()
+        .iter()
+        .zip(want.to_f64())
+        .map(|(a, b)| (a - b) * (a - b))
+        .sum::<f64>()
+        .sqrt();
+    assert!(
+        error <= 1e-5 * norm.max(1e-3),
+        "{what}: {got:?} where {want:?} is expected"
+    );
+}
+
+#[test]
+fn a_training_step_updates_its_state_as_the_interpreter_does() {
+    for target in levels() {
+        let module = program("train_step.kir");
+        let mut reference = Interpreter::new(&module).unwrap();
+        let path = artifact(module.clone(), target, "train");
+        let mut session = Session::new(Model::load(&path).unwrap(), 2).unwrap();
+        let mut losses = vec![];
+        let port_order: Vec<String> = module
+            .function("train_step")
+            .unwrap()
+            .params
+            .iter()
+            .map(|p| p.name.to_string())
+            .collect();
+        for step in 0..20 {
+            let x: Vec<f32> = (0..24)
+                .map(|i| ((i * 7 + 3) % 11) as f32 / 11.0 - 0.5)
+                .collect();
+            let x = Tensor::from_f32([6, 4], &x).unwrap();
+            let t = Tensor::from_i64(DType::I64, [6], &[0, 1, 2, 0, 1, 2]).unwrap();
+            let lr = Tensor::scalar_f64(DType::F32, 0.05);
+            let named = [("x", &x), ("t", &t), ("lr", &lr)];
+            let ordered: Vec<Tensor> = port_order
+                .iter()
+                .filter_map(|n| {
+                    named
+                        .iter()
+                        .find(|(m, _)| m == n)
+                        .map(|(_, t)| (*t).clone())
+                })
+                .collect();
+            let want = reference.run("train_step", &ordered).unwrap();
+            let got = run(&mut session, "train_step", &named);
+            assert_close(&got[0], &want[0], &format!("loss of step {step}"));
+            losses.push(got[0].get_f64(0));
+        }
+        assert!(losses[19] < 0.8 * losses[0], "{losses:?}");
+        for (name, want) in &reference.state {
+            let bytes = session.state(name).unwrap();
+            let got = Tensor::new(want.dtype(), want.shape(), bytes.to_vec()).unwrap();
+            assert_close(&got, want, &format!("@{name} after 20 steps"));
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn prefill_and_decode_share_weights_and_equal_the_whole_sequence() {
+    for target in levels() {
+        let module = program("decoder.kir");
+        let path = artifact(module.clone(), target, "decoder");
+        let mut session = Session::new(Model::load(&path).unwrap(), 1).unwrap();
+        let ids = [3i64, 1, 4, 1, 5, 2, 6];
+        let tensor = |v: &[i64]| Tensor::from_i64(DType::I64, [1, v.len()], v).unwrap();
+        let whole = run(&mut session, "forward", &[("ids", &tensor(&ids))]);
+        let want = Interpreter::new(&module)
+            .unwrap()
+            .run("forward", &[tensor(&ids)])
+            .unwrap();
+        assert_close(&whole[0], &want[0], "forward");
+        let width = whole[0].shape()[2];
+        let row = |i: usize| {
+            Tensor::from_f64(
+                DType::F32,
+                [1, 1, width],
+                &whole[0].to_f64()[i * width..(i + 1) * width],
+            )
+            .unwrap()
+        };
+        let zero = Tensor::scalar_i64(DType::I64, 0);
+        let start = run(
+            &mut session,
+            "prefill",
+            &[("ids", &tensor(&ids[..3])), ("past", &zero)],
+        );
+        let last = &start[0].to_f64()[2 * width..];
+        assert_close(
+            &Tensor::from_f64(DType::F32, [1, 1, width], last).unwrap(),
+            &row(2),
+            "prefill",
+        );
+        for i in 3..ids.len() {
+            let past = Tensor::scalar_i64(DType::I64, i as i64);
+            let next = run(
+                &mut session,
+                "decode",
+                &[("ids", &tensor(&ids[i..=i])), ("past", &past)],
+            );
+            assert_close(&next[0], &row(i), &format!("decode {i}"));
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn a_cache_that_is_full_is_an_error_and_not_a_write_beyond_it() {
+    let target = levels().remove(0);
+    let path = artifact(program("decoder.kir"), target, "full");
+    let mut session = Session::new(Model::load(&path).unwrap(), 1).unwrap();
+    let model = session.model().clone();
+    let index = model.entry(Some("decode")).unwrap();
+    let id = 1i64.to_le_bytes();
+    let past = 12i64.to_le_bytes();
+    let i64s = |shape, bytes| TensorRef {
+        dtype: DType::I64,
+        shape,
+        bytes,
+    };
+    let failed = session.run(
+        index,
+        &[("ids", i64s(&[1, 1], &id)), ("past", i64s(&[], &past))],
+    );
+    assert_eq!(failed.unwrap_err().code, "K0723");
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn results_do_not_depend_on_threads() {
+    let target = levels().pop().unwrap();
+    let path = artifact(program("decoder.kir"), target, "threads");
+    let ids = Tensor::from_i64(DType::I64, [1, 9], &[3, 1, 4, 1, 5, 2, 6, 5, 3]).unwrap();
+    let mut results = vec![];
+    for threads in [1, 2, 3] {
+        let mut session = Session::new(Model::load(&path).unwrap(), threads).unwrap();
+        results.push(run(&mut session, "forward", &[("ids", &ids)]));
+    }
+    assert!(results.windows(2).all(|w| w[0] == w[1]));
+    std::fs::remove_file(path).unwrap();
+}

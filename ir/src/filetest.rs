@@ -17,6 +17,7 @@
 
 mod compare;
 mod directives;
+mod random;
 
 use crate::interp::{Interpreter, State};
 use crate::parse::{NoFiles, parse_with_lines};
@@ -25,12 +26,16 @@ use crate::verify::verify_module;
 use crate::{Module, Tensor};
 use compare::{cases, compare};
 use directives::Directives;
+pub use random::random_module;
 use std::path::{Path, PathBuf};
 
 /// Runs a pass of this name over a module.
 pub type PassFn<'a> = &'a dyn Fn(&str, &mut Module) -> Result<(), String>;
 /// Compiles a module for a device and runs a function on the caller's ports.
 pub type RunFn<'a> = &'a dyn Fn(&str, &Module, &str, &[Tensor]) -> Result<Vec<Tensor>, String>;
+
+/// Runs a function of one module on the caller's ports.
+pub type CallFn<'a> = &'a dyn Fn(&str, &[Tensor]) -> Result<Vec<Tensor>, String>;
 
 /// What the test binary at hand can do.
 #[derive(Clone, Copy, Default)]
@@ -241,6 +246,28 @@ fn interpret(
     Ok(bless
         .then(|| directives::join(&lines))
         .filter(|t| t != text))
+}
+
+/// Whether a rewritten module gives what the module gives, on a few seeded inputs
+/// for every function, within this relative tolerance.
+pub fn same_meaning(module: &Module, rewritten: &Module, tol: f64) -> Result<(), String> {
+    let run = |m: &Module, f: &str, x: &[Tensor]| outcome(m, f, x).map(|o| o.0);
+    same_results(module, tol, &|name, inputs| run(rewritten, name, inputs))
+}
+
+/// Like [`same_meaning`], for anything that runs a function on inputs.
+pub fn same_results(module: &Module, tol: f64, run: CallFn) -> Result<(), String> {
+    let test = Directives::default();
+    for f in &module.functions {
+        let inputs = cases(&test, f).map_err(|e| format!("@{}: {e:?}", f.name))?;
+        for inputs in inputs {
+            let place = |e: String| format!("@{} on {inputs:?}: {e}", f.name);
+            let (want, _) = outcome(module, &f.name, &inputs).map_err(place)?;
+            let have = run(&f.name, &inputs).map_err(place)?;
+            compare(&have, &want, tol).map_err(place)?;
+        }
+    }
+    Ok(())
 }
 
 /// Results of one function, and the state after it.

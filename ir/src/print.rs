@@ -274,7 +274,7 @@ impl<'p, 'b> Printer<'p, 'b> {
                 float(t.get_f64(i))
             }
         };
-        if n > 1 && same_bits(t, &vec![t.get_f64(0); n]) {
+        if n > 1 && is_splat(t) {
             return format!("splat {}", number(0));
         }
         let limit = match self.blobs {
@@ -372,6 +372,19 @@ fn leave(word: &str, tokens: &Tokens, values: &[Value]) -> String {
     let names: Vec<&str> = values.iter().map(|&v| tokens.get(v)).collect();
     let space = if names.is_empty() { "" } else { " " };
     format!("{word}{space}{}\n", names.join(", "))
+}
+
+/// Whether one number gives all of the tensor's bits.
+fn is_splat(t: &Tensor) -> bool {
+    let Some(size) = t.dtype().size() else {
+        return t.len() <= INLINE_LIMIT.1 && same_bits(t, &vec![t.get_f64(0); t.len()]);
+    };
+    let mut elements = t.bytes().chunks_exact(size);
+    let Some(first) = elements.next() else {
+        return false;
+    };
+    let one = Tensor::new(t.dtype(), [1], first.to_vec());
+    elements.all(|e| e == first) && one.is_ok_and(|one| same_bits(&one, &[t.get_f64(0)]))
 }
 
 /// Whether these numbers, rounded to the tensor's type, are its very bits.

@@ -37,9 +37,9 @@ pub(super) struct Run {
     pub fails: Option<String>,
 }
 
-impl Directives {
-    pub(super) fn of(text: &str) -> Result<Directives, Failure> {
-        let mut out = Directives {
+impl Default for Directives {
+    fn default() -> Directives {
+        Directives {
             mode: String::new(),
             value: String::new(),
             tol: 1e-5,
@@ -49,7 +49,13 @@ impl Directives {
             runs: vec![],
             checks: vec![],
             output: None,
-        };
+        }
+    }
+}
+
+impl Directives {
+    pub(super) fn of(text: &str) -> Result<Directives, Failure> {
+        let mut out = Directives::default();
         for (i, line) in text.lines().enumerate() {
             let at = |e: String| Failure::Failed(format!("line {}: {e}", i + 1));
             let mut errors = line.split("// error: ").skip(1).peekable();

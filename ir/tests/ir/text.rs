@@ -45,6 +45,18 @@ fn one_op_functions_of_every_sample_round_trip() {
 }
 
 #[test]
+fn random_modules_verify_round_trip_and_run() {
+    for seed in 0..60 {
+        let module = kiln_ir::filetest::random_module(seed, 20);
+        let text = print_module(&module, &ALL);
+        let errors = kiln_ir::verify::verify_module(&module);
+        assert!(errors.is_empty(), "{errors:?}\n{text}");
+        let again = round_trip(&text);
+        kiln_ir::filetest::same_meaning(&module, &again, 0.0).unwrap();
+    }
+}
+
+#[test]
 fn big_constants_go_to_the_blobs_and_come_back() {
     let values: Vec<f64> = (0..100).map(f64::from).collect();
     let big = Tensor::from_f64(DType::F32, [100], &values).unwrap();

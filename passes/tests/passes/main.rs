@@ -1,0 +1,21 @@
+//! Passes against the interpreter.
+
+mod filetests;
+mod random;
+
+use kiln_ir::Module;
+use kiln_passes::{Manager, Options, pipeline};
+
+/// Runs one pass, or the whole pipeline (`compile`), verifying after each.
+fn pass(name: &str, module: &mut Module) -> Result<(), String> {
+    let passes = match name {
+        "compile" => pipeline::COMPILE.to_vec(),
+        _ => vec![pipeline::by_name(name).ok_or("there is no such pass")?],
+    };
+    let mut manager = Manager {
+        verify: true,
+        ..Manager::default()
+    };
+    let done = manager.run(&passes, module, &Options::default());
+    done.map(|_| ()).map_err(|e| e.to_string())
+}

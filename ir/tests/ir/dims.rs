@@ -113,10 +113,10 @@ proptest! {
             Tri::No => prop_assert!(x > y, "{} and {}", p, q),
             Tri::Unknown => {}
         }
-        if let Some(exact) = p.div_exact(&q) {
-            if let (true, Ok(n)) = (y != 0, exact.eval(&binding(&sizes))) {
-                prop_assert_eq!(n as i128 * y, x, "{} / {} = {}", p, q, exact);
-            }
+        if let Some(exact) = p.div_exact(&q)
+            && let (true, Ok(n)) = (y != 0, exact.eval(&binding(&sizes)))
+        {
+            prop_assert_eq!(n as i128 * y, x, "{} / {} = {}", p, q, exact);
         }
     }
 }

@@ -7,6 +7,7 @@
 //! keys need no horizontal step, and a mask that does not depend on the query is
 //! one scalar load a key.
 
+use crate::check::Names;
 use crate::expr::{ExprId, Exprs, Size};
 use crate::lower::{ExprCx, memory_elem};
 use crate::matmul::{advance, ceil_div, div_rem};
@@ -69,12 +70,23 @@ impl AttentionSpec {
             && self.features > 0
             && self.values > 0
             && self.v[3] == Size::ONE
+            && (self.score.0 as usize) < self.exprs.len()
             && self.exprs.dtype(self.score) == DType::F32;
-        if fits {
-            Ok(())
-        } else {
-            Err(SpecError("attention's parts do not agree".into()))
+        if !fits {
+            return Err(SpecError("attention's parts do not agree".into()));
         }
+        let names = Names {
+            exprs: &self.exprs,
+            args: &self.args[..self.args.len() - 1],
+            params: self.params,
+            axes: 4,
+            acc: DType::F32,
+        };
+        names.expression(self.score)?;
+        names.sizes(&[self.batch, self.heads, self.group, self.queries, self.keys])?;
+        [self.q, self.k, self.v, self.out]
+            .iter()
+            .try_for_each(|s| names.sizes(s))
     }
 
     /// Work units of a launch.
@@ -381,7 +393,8 @@ impl AttentionSpec {
             step: block,
         };
         let depth = e.i64(self.features);
-        micro::for_rows(e, count, tile.rows, &mut |e, first, rows| {
+        // Bounds may cut a block of keys anywhere.
+        micro::for_rows(e, count, tile.rows, &None, &mut |e, first, rows| {
             let pointers: Vec<Val> = (0..rows)
                 .map(|r| {
                     let r = e.i64(r as i64);
@@ -393,7 +406,8 @@ impl AttentionSpec {
                 .collect();
             let mut j = 0;
             while j < self.block {
-                let vectors = ((self.block - j).min(tile.width as i64) / tile.lanes as i64) as u32;
+                let left = (self.block - j) / tile.lanes as i64;
+                let vectors = (left as u32).min(tile.vectors(rows));
                 let zero = e.zero(Ty::vector(Elem::F32, tile.lanes));
                 let init = vec![zero; (rows * vectors) as usize];
                 let here = e.i64(j);
@@ -449,7 +463,8 @@ impl AttentionSpec {
             step: v_row,
         };
         let width = e.i64(columns);
-        micro::for_rows(e, rows, tile.rows, &mut |e, first, count_rows| {
+        let sizes = micro::block_sizes(self.queries.as_const(), self.block);
+        micro::for_rows(e, rows, tile.rows, &sizes, &mut |e, first, count_rows| {
             let mut pointers = vec![];
             let mut factors = vec![];
             let mut places = vec![];
@@ -465,7 +480,8 @@ impl AttentionSpec {
             let mut j = 0;
             while j < self.values {
                 let lanes = tile.lanes as i64;
-                let vectors = ((self.values - j).min(tile.width as i64) + lanes - 1) / lanes;
+                let left = (self.values - j + lanes - 1) / lanes;
+                let vectors = left.min(tile.vectors(count_rows) as i64);
                 let here = e.i64(j);
                 let from = e.offset(v_base, here, elem);
                 let whole = j + vectors * lanes <= self.values;

@@ -6,6 +6,7 @@
 //! one function of the kernel ABI.
 
 pub mod attention;
+mod check;
 pub mod emit_nest;
 pub mod expr;
 pub mod lower;

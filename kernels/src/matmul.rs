@@ -9,6 +9,7 @@
 //! then reads the block once, so its code exists once however many register
 //! tiles there are.
 
+use crate::check::Names;
 use crate::expr::{ExprId, Exprs, Index, Size};
 use crate::lower::{ExprCx, compute_elem, memory_elem};
 use crate::micro::{self, Operand, Tile};
@@ -86,11 +87,28 @@ impl MatMulSpec {
             && self.nr > 0
             && self.nr % LANES == 0
             && matches!(self.acc, DType::F32 | DType::F64 | DType::I32)
+            && self.out.gathers.is_empty()
+            && (self.value.0 as usize) < self.exprs.len()
             && Some(&self.exprs.dtype(self.value)) == self.args.last();
-        if fits {
-            Ok(())
-        } else {
-            Err(SpecError("a contraction's parts do not agree".into()))
+        if !fits {
+            return Err(SpecError("a contraction's parts do not agree".into()));
+        }
+        let names = Names {
+            exprs: &self.exprs,
+            args: &self.args[..self.args.len() - 1],
+            params: self.params,
+            axes: rank + 2,
+            acc: self.acc,
+        };
+        names.expression(self.value)?;
+        names.index(&self.out)?;
+        names.sizes(&[self.m, self.n, self.k])?;
+        [&self.batch, &self.a, &self.b_batch]
+            .into_iter()
+            .try_for_each(|s| names.sizes(s))?;
+        match self.b {
+            Columns::Strided { row, column } => names.sizes(&[row, column]),
+            Columns::Packed => Ok(()),
         }
     }
 
@@ -110,6 +128,14 @@ impl MatMulSpec {
     /// Whether the batch axes are rows of one contraction.
     fn shared(&self) -> bool {
         self.b_batch.iter().all(|&s| s == Size::ZERO)
+    }
+
+    /// Rows that are cut into units, where they are known.
+    fn const_rows(&self) -> Option<i64> {
+        let batch = if self.shared() { &self.batch[..] } else { &[] };
+        batch
+            .iter()
+            .try_fold(self.m.as_const()?, |n, s| n.checked_mul(s.as_const()?))
     }
 
     /// Work units of a launch.
@@ -235,6 +261,8 @@ impl MatMulSpec {
         let masked = matches!(self.b, Columns::Strided { .. }) && !self.packs();
         let a_column = cx.size(e, self.a[rank + 1]);
         let (zero, kc) = (e.i64(0), e.i64(KC));
+        let sizes = micro::block_sizes(self.const_rows(), self.unit_rows());
+        let tile_rows = Tile::of(target, self.acc_bytes() as u32).rows;
         e.for_loop(zero, k, kc, &[], |e, k0, _| {
             let left = e.sub(k, k0);
             let depth = e.min(left, kc, false);
@@ -265,7 +293,7 @@ impl MatMulSpec {
             };
             let a_skip = e.mul(k0, a_column);
             let mask = masked.then_some(columns);
-            micro::for_rows(e, rows.count, 6, &mut |e, first, count| {
+            micro::for_rows(e, rows.count, tile_rows, &sizes, &mut |e, first, count| {
                 let pointers: Vec<Val> = (0..count)
                     .map(|r| {
                         let r = e.i64(r as i64);
@@ -320,9 +348,10 @@ impl MatMulSpec {
         let tile = Tile::of(target, self.acc_bytes() as u32);
         let (lanes, elem) = (tile.lanes as i64, compute_elem(self.acc));
         let nr = e.i64(self.nr);
+        let most = tile.vectors(pointers.len() as u32) as i64;
         let mut j = 0;
         while j < self.nr {
-            let vectors = (self.nr - j).min(tile.width as i64) / lanes;
+            let vectors = ((self.nr - j) / lanes).min(most);
             let masks: Option<Vec<Val>> = columns.map(|columns| {
                 (0..vectors)
                     .map(|v| {

@@ -6,6 +6,7 @@
 //! the tile: results do not depend on batch, tile or thread.
 
 use crate::lower::{compute_elem, convert, is_unsigned, memory_elem};
+use kiln_codegen::emit::Cmp;
 use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
 use kiln_ir::DType;
 
@@ -14,23 +15,31 @@ use kiln_ir::DType;
 pub struct Tile {
     /// Lanes of a register for the accumulators' type.
     pub lanes: u32,
-    /// Columns computed together.
-    pub width: u32,
-    /// Rows computed together.
+    /// Rows computed together at most.
     pub rows: u32,
+    /// Registers for accumulators.
+    registers: u32,
 }
 
 impl Tile {
     /// The tile for accumulators of `bytes` bytes: 6×4 vectors of 32 registers,
     /// 6×2 of 16.
     pub fn of(target: &CpuTarget, bytes: u32) -> Tile {
-        let lanes = target.vector_bits / 8 / bytes;
-        let vectors = if target.vector_registers >= 32 { 4 } else { 2 };
         Tile {
-            lanes,
-            width: lanes * vectors,
+            lanes: target.vector_bits / 8 / bytes,
             rows: 6,
+            registers: if target.vector_registers >= 32 {
+                24
+            } else {
+                12
+            },
         }
+    }
+
+    /// Vectors side by side for so many rows: few rows get more, since a chain of
+    /// multiply-adds alone waits for each result.
+    pub fn vectors(self, rows: u32) -> u32 {
+        (self.registers / rows).min(8)
     }
 }
 
@@ -104,28 +113,40 @@ pub fn widen(e: &mut Emitter, x: Val, from: DType, to: DType) -> Val {
     convert(e, x, from, to)
 }
 
+/// The sizes that blocks of `block` cut from `total` can have; `None`: any.
+pub fn block_sizes(total: Option<i64>, block: i64) -> Option<Vec<i64>> {
+    total.map(|n| vec![n.min(block), n % block])
+}
+
 /// Rows in groups: `whole` rows at a time, then what remains by powers of two.
-/// `body(e, first row, rows)`.
+/// `body(e, first row, rows)` is emitted for the groups that `sizes` can have.
 pub fn for_rows(
     e: &mut Emitter,
     count: Val,
     whole: u32,
+    sizes: &Option<Vec<i64>>,
     body: &mut dyn FnMut(&mut Emitter, Val, u32),
 ) {
+    let some = |f: &dyn Fn(i64) -> bool| match sizes {
+        Some(sizes) => sizes.iter().any(|&n| f(n)),
+        None => true,
+    };
     let (zero, step) = (e.i64(0), e.i64(whole as i64));
     let groups = e.op2("arith.divsi", count, step);
     let full = e.mul(groups, step);
-    e.for_loop(zero, full, step, &[], |e, r, _| {
-        body(e, r, whole);
-        vec![]
-    });
+    if some(&|n| n >= whole as i64) {
+        e.for_loop(zero, full, step, &[], |e, r, _| {
+            body(e, r, whole);
+            vec![]
+        });
+    }
     let mut done = full;
     let mut part = whole.next_power_of_two() / 2;
     while part > 0 {
-        if part < whole {
+        if part < whole && some(&|n| n % whole as i64 & part as i64 != 0) {
             let p = e.i64(part as i64);
             let left = e.sub(count, done);
-            let fits = e.cmp(kiln_codegen::emit::Cmp::Ge, left, p, false);
+            let fits = e.cmp(Cmp::Ge, left, p, false);
             let at = done;
             e.if_then(fits, |e| body(e, at, part));
             let next = e.add(done, p);

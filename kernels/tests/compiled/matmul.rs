@@ -425,3 +425,30 @@ fn results_do_not_depend_on_rows_or_layout() {
     }
     assert!(all.iter().all(|r| *r == all[0]));
 }
+
+#[test]
+fn malformed_contractions_are_refused() {
+    let good = || match Problem::plain(4, 4, 4).build(&mut Rng(1)).spec {
+        KernelSpec::MatMul(spec) => spec,
+        other => panic!("{other:?}"),
+    };
+    assert!(good().check().is_ok());
+    let mut beyond = good();
+    beyond.k = Size::Param(0);
+    let mut axis = good();
+    axis.value = axis.exprs.axis(2);
+    axis.args[2] = DType::I64;
+    let mut missing = good();
+    missing.value = missing.exprs.load(2, DType::F32, Index::default()).unwrap();
+    let mut narrow = good();
+    narrow.nr = 24;
+    for (spec, what) in [
+        (beyond, "parameter 0 of 0"),
+        (axis, "axis 2 of 2"),
+        (missing, "no buffer 2"),
+        (narrow, "do not agree"),
+    ] {
+        let said = spec.check().unwrap_err().to_string();
+        assert!(said.contains("K0502") && said.contains(what), "{said}");
+    }
+}

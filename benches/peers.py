@@ -40,21 +40,22 @@ int main(void) {
 #define SET _mm256_set1_ps
 #define FMA _mm256_fmadd_ps
 #endif
-  V a[12]; V x = SET(1.000001f), y = SET(1e-9f);
-  for (int i = 0; i < 12; i++) a[i] = SET(i);
+  V x = SET(1.000001f), y = SET(1e-9f);
+  V a0 = SET(0), a1 = SET(1), a2 = SET(2), a3 = SET(3), a4 = SET(4), a5 = SET(5);
+  V a6 = SET(6), a7 = SET(7), a8 = SET(8), a9 = SET(9), a10 = SET(10), a11 = SET(11);
   long n = 40000000; struct timespec s, e; double best = 0;
   for (int r = 0; r < 5; r++) {
     clock_gettime(CLOCK_MONOTONIC, &s);
     for (long i = 0; i < n; i++) {
-#pragma GCC unroll 12
-      for (int j = 0; j < 12; j++) { a[j] = FMA(a[j], x, y); }
-      __asm__ volatile("" : "+v"(a[0]), "+v"(a[1]), "+v"(a[2]), "+v"(a[3]), "+v"(a[4]), "+v"(a[5]), "+v"(a[6]), "+v"(a[7]), "+v"(a[8]), "+v"(a[9]), "+v"(a[10]), "+v"(a[11]));
+      a0 = FMA(a0, x, y); a1 = FMA(a1, x, y); a2 = FMA(a2, x, y); a3 = FMA(a3, x, y);
+      a4 = FMA(a4, x, y); a5 = FMA(a5, x, y); a6 = FMA(a6, x, y); a7 = FMA(a7, x, y);
+      a8 = FMA(a8, x, y); a9 = FMA(a9, x, y); a10 = FMA(a10, x, y); a11 = FMA(a11, x, y);
     }
     clock_gettime(CLOCK_MONOTONIC, &e);
     double t = (e.tv_sec - s.tv_sec) + 1e-9 * (e.tv_nsec - s.tv_nsec), g = 2.0 * 12 * L * n / t / 1e9;
     if (g > best) best = g;
   }
-  float out[L]; V sum = a[0]; for (int j = 1; j < 12; j++) sum += a[j];
+  float out[L]; V sum = a0 + a1 + a2 + a3 + a4 + a5 + a6 + a7 + a8 + a9 + a10 + a11;
   __builtin_memcpy(out, &sum, sizeof out);
   fprintf(stderr, "%f\n", out[0]); printf("%f\n", best);
 }

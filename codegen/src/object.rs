@@ -53,7 +53,11 @@ pub enum Dump {
 const LLVM_PASSES: &str = "function(instcombine<no-verify-fixpoint>,early-cse,loop-mssa(licm),instcombine<no-verify-fixpoint>)";
 
 /// What compiles: part of every cache key.
-pub const COMPILER: &str = concat!("llvm 22.1, kiln-codegen ", env!("CARGO_PKG_VERSION"), ", passes 1");
+pub const COMPILER: &str = concat!(
+    "llvm 22.1, kiln-codegen ",
+    env!("CARGO_PKG_VERSION"),
+    ", passes 1"
+);
 
 /// Compiles functions of the kernel ABI to an ELF object.
 pub fn compile(functions: &[String], target: &CpuTarget) -> Result<Vec<u8>, CodegenError> {

@@ -143,7 +143,7 @@ pub fn for_rows(
     let mut done = full;
     let mut part = whole.next_power_of_two() / 2;
     while part > 0 {
-        if part < whole && some(&|n| n % whole as i64 & part as i64 != 0) {
+        if part < whole && some(&|n| (n % whole as i64) & part as i64 != 0) {
             let p = e.i64(part as i64);
             let left = e.sub(count, done);
             let fits = e.cmp(Cmp::Ge, left, p, false);

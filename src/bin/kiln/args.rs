@@ -105,6 +105,28 @@ pub enum Command {
         #[arg(long, default_value_t = 1e-4)]
         rtol: f64,
     },
+    /// Run passes over a .kir file and print the result.
+    Opt {
+        file: PathBuf,
+        /// Names, separated by commas; `kiln opt FILE --passes=` lists them.
+        #[arg(long, value_delimiter = ',')]
+        passes: Vec<String>,
+        /// Print the graph after every pass that changed it.
+        #[arg(long)]
+        print_changed: bool,
+        #[arg(long)]
+        time: bool,
+    },
+    /// Find the first pass after which the interpreter's results differ.
+    Bisect {
+        model: PathBuf,
+        #[command(flatten)]
+        options: CompileArgs,
+        #[command(flatten)]
+        run: RunArgs,
+        #[arg(long, default_value_t = 1e-4)]
+        rtol: f64,
+    },
     /// Say what this machine and this build can do.
     Doctor {
         #[arg(long)]

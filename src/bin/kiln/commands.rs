@@ -5,7 +5,7 @@ use crate::model::{self, Failure};
 use crate::verify;
 use clap::CommandFactory;
 use kiln::compile;
-use kiln::ir::print::{PrintOptions, print_module};
+use kiln::ir::print::{PrintOptions, print_graph, print_module};
 use kiln::ir::{Graph, Tensor};
 use kiln::runtime::{Model, cli};
 use std::path::{Path, PathBuf};
@@ -63,6 +63,18 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             run,
             rtol,
         } => diff(&model, &options, &run, rtol),
+        Command::Opt {
+            file,
+            passes,
+            print_changed,
+            time,
+        } => opt(&file, &passes, print_changed, time),
+        Command::Bisect {
+            model,
+            options,
+            run,
+            rtol,
+        } => bisect(&model, &options, &run, rtol),
         Command::Doctor { json } => doctor(json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kiln", &mut std::io::stdout());
@@ -383,9 +395,11 @@ fn device(name: &str) -> Result<(), Failure> {
     }
 }
 
-fn diff(path: &Path, args: &CompileArgs, run: &RunArgs, rtol: f64) -> Result<u8, Failure> {
-    device(&run.device)?;
-    let module = model::import(path, args, true)?;
+/// The entry that a comparison runs, and its inputs in order.
+fn entry_inputs(
+    module: &kiln::ir::Module,
+    run: &RunArgs,
+) -> Result<(String, Vec<(String, Tensor)>), Failure> {
     let entry = run
         .entry
         .clone()
@@ -413,6 +427,87 @@ fn diff(path: &Path, args: &CompileArgs, run: &RunArgs, rtol: f64) -> Result<u8,
             .map_err(|e| Failure::input(e.to_string()))?;
         tensors.push((port.name.to_string(), t));
     }
+    Ok((entry, tensors))
+}
+
+fn opt(file: &Path, names: &[String], print_changed: bool, time: bool) -> Result<u8, Failure> {
+    let mut module = model::read_kir(file)?;
+    let known = || {
+        kiln::passes::pipeline::ALL
+            .iter()
+            .map(|p| p.name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let mut passes = vec![];
+    for name in names.iter().filter(|n| !n.is_empty()) {
+        let pass = kiln::passes::pipeline::by_name(name);
+        passes.push(
+            pass.ok_or_else(|| Failure::usage(format!("there is no pass `{name}`: {}", known())))?,
+        );
+    }
+    if passes.is_empty() {
+        return Err(Failure::usage(format!("give --passes=a,b of {}", known())));
+    }
+    let mut manager = kiln::passes::Manager {
+        verify: true,
+        ..Default::default()
+    };
+    if print_changed {
+        manager.on_change = Some(Box::new(|pass, graph| {
+            eprintln!(
+                "// after {pass}\n{}",
+                print_graph(graph, &PrintOptions::default())
+            );
+        }));
+    }
+    manager
+        .run(&passes, &mut module, &kiln::passes::Options::default())
+        .map_err(|e| Failure::run(e.to_string()))?;
+    print!("{}", print_module(&module, &PrintOptions::default()));
+    if time {
+        manager
+            .timings
+            .iter()
+            .for_each(|t| eprintln!("{:>9.3} ms  {}", t.time.as_secs_f64() * 1e3, t.pass));
+    }
+    Ok(0)
+}
+
+fn bisect(path: &Path, args: &CompileArgs, run: &RunArgs, rtol: f64) -> Result<u8, Failure> {
+    let mut module = model::import(path, args, true)?;
+    let (entry, tensors) = entry_inputs(&module, run)?;
+    let want = verify::interpret(&module, &entry, &tensors)?;
+    let options = model::options(args)?;
+    for pass in kiln::passes::pipeline::COMPILE {
+        let mut manager = kiln::passes::Manager {
+            verify: true,
+            ..Default::default()
+        };
+        manager
+            .run(&[*pass], &mut module, &options.passes)
+            .map_err(|e| Failure::run(e.to_string()))?;
+        let got = verify::interpret(&module, &entry, &tensors)?;
+        for (port, (g, w)) in got.iter().zip(&want).enumerate() {
+            let d = verify::difference(g, w);
+            if d.relative > rtol || d.mismatch.is_some() {
+                println!(
+                    "{}: output {port} is off by {:.3e} after this pass",
+                    pass.name, d.relative
+                );
+                return Ok(1);
+            }
+        }
+        println!("{}: within {rtol:e}", pass.name);
+    }
+    println!("every pass keeps the interpreter's results; `kiln diff` compares compiled code");
+    Ok(0)
+}
+
+fn diff(path: &Path, args: &CompileArgs, run: &RunArgs, rtol: f64) -> Result<u8, Failure> {
+    device(&run.device)?;
+    let module = model::import(path, args, true)?;
+    let (entry, tensors) = entry_inputs(&module, run)?;
     let want = verify::interpret(&module, &entry, &tensors)?;
     let got = verify::run_compiled(
         module,

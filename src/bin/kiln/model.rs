@@ -109,6 +109,9 @@ pub fn import(path: &Path, args: &CompileArgs, fix_dims: bool) -> Result<Module,
             path.display()
         )));
     }
+    if path.extension().is_some_and(|e| e == "kir") {
+        return read_kir(path);
+    }
     let known = path.extension().is_some_and(|e| e == "onnx");
     if path.is_dir() || !known {
         let what = if path.is_dir() {
@@ -130,6 +133,24 @@ pub fn import(path: &Path, args: &CompileArgs, fix_dims: bool) -> Result<Module,
         eprintln!("{w}");
     }
     Ok(imported.module)
+}
+
+/// Reads the text form; big constants lie beside it.
+pub fn read_kir(path: &Path) -> Result<Module, Failure> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Failure::input(format!("K0700: cannot open {name}: {e}")))?;
+    let folder = path.parent().unwrap_or(Path::new(".")).to_path_buf();
+    let module = kiln::ir::parse::parse_module(&text, &kiln::ir::files::Folder(folder))
+        .map_err(|e| Failure::input(format!("K0201: {name}: {e}")))?;
+    let errors = kiln::ir::verify::verify_module(&module);
+    match errors.first() {
+        None => Ok(module),
+        Some(first) => Err(Failure::input(format!(
+            "K0202: {name}: {first} ({} in all)",
+            errors.len()
+        ))),
+    }
 }
 
 /// The compiler's options from the command line's.

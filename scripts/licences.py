@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-ALLOWED = {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib", "Unicode-3.0", "0BSD", "CC0-1.0",
+ALLOWED = {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib", "Unicode-3.0", "Unicode-DFS-2016", "0BSD", "CC0-1.0",
            "Unlicense", "BSL-1.0", "MPL-2.0", "MIT-0", "CDLA-Permissive-2.0", "Apache-2.0 WITH LLVM-exception"}
 
 

@@ -163,8 +163,14 @@ impl<'a> Scalars<'a> {
         guard: Option<ExprId>,
     ) -> Result<ExprId, NoKernel> {
         if let Some((e, allowed)) = self.fixed.get(&v) {
+            // The only element of an axis of extent 1 is wherever one looks.
+            let shape = self.graph.shape(v);
+            let elsewhere = |want: &Vec<Coord>| {
+                let mut pairs = want.iter().zip(at).zip(shape);
+                want.len() != at.len() || pairs.any(|((w, c), d)| w != c && *d != Dim::ONE)
+            };
             return match allowed {
-                Some(want) if want != at => {
+                Some(want) if elsewhere(want) => {
                     Err(NoKernel(format!("{v} is read away from its own place")))
                 }
                 _ => Ok(*e),

@@ -11,6 +11,10 @@ use std::collections::BTreeSet;
 /// Sizes that are tried in turn: one, a power of two, and neither.
 const SIZES: [usize; 3] = [1, 4, 3];
 
+/// Results that cancel to nothing still carry the rounding of what they are of:
+/// smaller ones than this count as this.
+const FLOOR: f64 = 0.03;
+
 /// Seeded inputs for the caller's ports, under a few bindings of the sizes.
 pub(super) fn cases(test: &Directives, graph: &Graph) -> Result<Vec<Vec<Tensor>>, Failure> {
     let ports = graph.params.iter().zip(&graph.body().params);
@@ -107,6 +111,5 @@ fn near(have: &[f64], want: &[f64], tol: f64) -> bool {
         worst = worst.max((h - w).abs());
         largest = largest.max(w.abs());
     }
-    // Results that cancel to nothing still carry the rounding of what they are of.
-    error.sqrt() <= tol * norm.sqrt().max(1e-3) && worst <= 100.0 * tol * largest.max(1e-3)
+    error.sqrt() <= tol * norm.sqrt().max(FLOOR) && worst <= 100.0 * tol * largest.max(FLOOR)
 }

@@ -1,11 +1,14 @@
 //! Whole programs, compiled and run, against the reference interpreter.
 
 use kiln::compile::{self, Options};
+use kiln::ir::filetest::{Runner, random_module, run_dir, same_results};
 use kiln::ir::interp::Interpreter;
 use kiln::ir::parse::{NoFiles, parse_module};
-use kiln::ir::{DType, Module, Tensor};
+use kiln::ir::print::{PrintOptions, print_module};
+use kiln::ir::{DType, Module, PortKind, Tensor};
 use kiln::runtime::{Model, Session, TensorRef};
 use kiln_codegen::CpuTarget;
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 fn program(name: &str) -> Module {
@@ -197,6 +200,58 @@ fn a_cache_that_is_full_is_an_error_and_not_a_write_beyond_it() {
     );
     assert_eq!(failed.unwrap_err().code, "K0723");
     std::fs::remove_file(path).unwrap();
+}
+
+/// Runs a function of a module through compiling, writing, loading and a session.
+fn call(session: &mut Session, module: &Module, function: &str, inputs: &[Tensor]) -> Vec<Tensor> {
+    let graph = module.function(function).unwrap();
+    let ports = graph.params.iter().filter(|p| p.kind == PortKind::Caller);
+    let named: Vec<(&str, &Tensor)> = ports.map(|p| &*p.name).zip(inputs).collect();
+    run(session, function, &named)
+}
+
+#[test]
+fn random_modules_compute_what_the_interpreter_does() {
+    for (i, target) in levels().into_iter().enumerate() {
+        for seed in 0..20 {
+            let module = random_module(seed + 1000 * i as u64, 16);
+            let path = artifact(module.clone(), target.clone(), &format!("random-{seed}"));
+            let session = Session::new(Model::load(&path).unwrap(), 2).unwrap();
+            let session = RefCell::new(session);
+            let compiled =
+                |f: &str, x: &[Tensor]| Ok(call(&mut session.borrow_mut(), &module, f, x));
+            // Sums of many terms that cancel: looser than one op's tolerance.
+            if let Err(e) = same_results(&module, 1e-4, &compiled) {
+                let text = print_module(&module, &PrintOptions::default());
+                panic!("seed {seed} on {}: {e}\n{text}", target.name);
+            }
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn files_run_compiled_as_they_run_interpreted() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kir/run");
+    let target = levels().pop().unwrap();
+    let compiled = |device: &str, module: &Module, function: &str, inputs: &[Tensor]| {
+        assert_eq!(device, "cpu");
+        let path = artifact(module.clone(), target.clone(), "file");
+        let mut session = Session::new(Model::load(&path).unwrap(), 2).unwrap();
+        let results = call(&mut session, module, function, inputs);
+        std::fs::remove_file(path).unwrap();
+        Ok(results)
+    };
+    let runner = Runner {
+        run: Some(&compiled),
+        ..Runner::default()
+    };
+    let report = run_dir(&dir, &runner).unwrap();
+    for (path, message) in &report.failed {
+        eprintln!("{}: {message}\n", path.display());
+    }
+    assert!(report.failed.is_empty() && report.skipped.is_empty());
+    assert!(report.passed >= 3, "only {} files", report.passed);
 }
 
 #[test]

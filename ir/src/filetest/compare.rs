@@ -8,8 +8,9 @@ use crate::tensor::computes_in_integers;
 use crate::{Binding, DType, Tensor, TensorType};
 use std::collections::BTreeSet;
 
-/// Sizes that are tried in turn: one, a power of two, and neither.
-const SIZES: [usize; 3] = [1, 4, 3];
+/// Sizes that are tried in turn: one, a power of two, neither, and more than a
+/// vector's lanes.
+const SIZES: [usize; 4] = [1, 4, 3, 19];
 
 /// Results that cancel to nothing still carry the rounding of what they are of:
 /// smaller ones than this count as this.

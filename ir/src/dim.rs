@@ -118,7 +118,7 @@ impl Dim {
             return q;
         }
         match (self.as_const(), by.as_const()) {
-            (Some(a), Some(b)) if b != 0 => {
+            (Some(a), Some(b)) if b != 0 && a.checked_div(b).is_some() => {
                 (a.div_euclid(b) - if b < 0 && a.rem_euclid(b) != 0 { 1 } else { 0 }).into()
             }
             (_, Some(b)) if b > 0 => {
@@ -168,7 +168,8 @@ impl Dim {
                 return Some(quotient);
             }
             let (m, c) = rest.terms().iter().rev().find_map(|(m, c)| {
-                (c % lead_c == 0)
+                // None on the one quotient beyond 64 bits.
+                (c.checked_rem(lead_c)? == 0)
                     .then(|| mono_div(m, &lead_m).map(|q| (q, c / lead_c)))
                     .flatten()
             })?;
@@ -590,7 +591,12 @@ impl Parser<'_> {
         let mut acc = self.factor()?;
         loop {
             if self.eat('*') {
-                acc = acc * self.factor()?;
+                let by = self.factor()?;
+                // Longer products than any model has are an attack on memory.
+                if acc.terms().len() * by.terms().len() > 4096 {
+                    return None;
+                }
+                acc = acc * by;
             } else if self.eat('/') {
                 let by = self.factor()?;
                 if by.as_const() == Some(0) {
@@ -682,6 +688,13 @@ mod tests {
         assert!("a +".parse::<Dim>().is_err());
         assert!("a / 0".parse::<Dim>().is_err());
         assert!("(".repeat(100_000).parse::<Dim>().is_err());
+        let sum: Vec<String> = (0..100).map(|i| format!("a{i}")).collect();
+        let product = vec![format!("({})", sum.join("+")); 20].join("*");
+        assert!(product.parse::<Dim>().is_err());
+        // The one quotient of 64-bit integers that is none.
+        let lowest = "(0 - 9223372036854775807 - 1)";
+        let _ = format!("{lowest} / (0 - 1)").parse::<Dim>();
+        let _ = format!("({lowest}*a + b) / (0 - 1)").parse::<Dim>();
     }
 
     #[test]

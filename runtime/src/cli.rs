@@ -58,24 +58,31 @@ enum Stop {
 /// Parses and runs a command line; prints the result and the error.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     match parse(args) {
-        Err(Stop::Text(text)) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
+        Err(Stop::Text(text)) => answer(&text),
         Err(Stop::Usage(message)) => {
             eprintln!("{message}\n\n{USAGE}");
             ExitCode::from(64)
         }
         Ok(request) => match run(&request) {
-            Ok(text) => {
-                println!("{text}");
-                ExitCode::SUCCESS
-            }
+            Ok(text) => answer(&text),
             Err(e) => {
                 eprintln!("error: {e}");
                 ExitCode::from(e.exit_code())
             }
         },
+    }
+}
+
+/// Prints an answer; a reader that has closed the pipe has what it wanted.
+fn answer(text: &str) -> ExitCode {
+    use std::io::Write;
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: K0731: cannot write the answer: {e}");
+            ExitCode::FAILURE
+        }
     }
 }
 

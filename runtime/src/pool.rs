@@ -4,6 +4,12 @@
 //! wake of 40 µs: so workers spin for a while after each job. Work units are
 //! handed out in grains from a shared counter; which thread runs which unit
 //! never changes a result, since units write disjoint memory.
+//!
+//! **The caller waits only for workers that have joined the job.** A worker that
+//! the system has taken off its core joins late or not at all; by then the
+//! caller has done the units itself and closed the job. Waiting for every worker
+//! cost a scheduler's time slice (3 ms) a launch on a loaded machine: 18 ms
+//! instead of 0.14 for a small model of six launches.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -12,18 +18,28 @@ use std::thread::JoinHandle;
 /// How often a worker looks for work before it parks.
 const SPINS: u32 = 20_000;
 
+/// How often the caller looks whether the joined workers are done before it
+/// offers its core: one of them may be waiting for just that core.
+const CALLER_SPINS: u32 = 2_000;
+
 /// A job: `run(thread, begin, end) -> status` over disjoint ranges.
 type Job<'a> = &'a (dyn Fn(usize, i64, i64) -> i32 + Sync);
 
+/// `Shared::state` is `epoch << 32 | OPEN | joined`: one word, so that a worker
+/// joins a job only while that very job is open.
+const OPEN: u64 = 1 << 31;
+const JOINED: u64 = OPEN - 1;
+const EPOCH: u32 = 32;
+
 struct Shared {
-    /// Counts jobs; a worker runs each number once.
-    epoch: AtomicU64,
-    /// The job of this epoch, as two words; valid while `busy` is not zero.
+    /// Number of the newest job, whether workers may join it, and how many work
+    /// on it. The fields below it are written only while nobody has joined.
+    state: AtomicU64,
+    /// The job, as two words; valid for a worker from joining to leaving.
     job: [AtomicUsize; 2],
     next: AtomicI64,
     end: AtomicI64,
     grain: AtomicI64,
-    busy: AtomicUsize,
     status: AtomicI32,
     stop: AtomicBool,
     parked: AtomicUsize,
@@ -41,12 +57,11 @@ impl Pool {
     /// A pool of `threads` threads (at least one: the caller).
     pub fn new(threads: usize) -> Pool {
         let shared = Arc::new(Shared {
-            epoch: AtomicU64::new(0),
+            state: AtomicU64::new(0),
             job: [AtomicUsize::new(0), AtomicUsize::new(0)],
             next: AtomicI64::new(0),
             end: AtomicI64::new(0),
             grain: AtomicI64::new(1),
-            busy: AtomicUsize::new(0),
             status: AtomicI32::new(0),
             stop: AtomicBool::new(false),
             parked: AtomicUsize::new(0),
@@ -89,23 +104,26 @@ impl Pool {
             Ordering::Relaxed,
         );
         s.status.store(0, Ordering::Relaxed);
-        // SAFETY: a fat pointer is two words; workers use it only until `busy`
-        // returns to zero, which this function waits for.
+        // SAFETY: a fat pointer is two words; workers use it only between joining
+        // and leaving, and this function returns when the job is closed and all
+        // have left.
         let words: [usize; 2] = unsafe { std::mem::transmute::<Job<'_>, [usize; 2]>(job) };
         s.job[0].store(words[0], Ordering::Relaxed);
         s.job[1].store(words[1], Ordering::Relaxed);
-        s.busy.store(self.workers.len(), Ordering::Relaxed);
-        s.epoch.fetch_add(1, Ordering::SeqCst);
+        // The shift drops what exceeds 32 bits: the number wraps.
+        let epoch = (s.state.load(Ordering::Relaxed) >> EPOCH) + 1;
+        s.state.store(epoch << EPOCH | OPEN, Ordering::SeqCst);
         if s.parked.load(Ordering::SeqCst) > 0 {
             // Taking the lock orders this with a worker that is about to wait.
             drop(s.lock.lock());
             s.wake.notify_all();
         }
         take_grains(s, 0, job);
+        s.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
-        while s.busy.load(Ordering::Acquire) != 0 {
+        while s.state.load(Ordering::Acquire) & JOINED != 0 {
             spins += 1;
-            if spins < SPINS {
+            if spins < CALLER_SPINS {
                 std::hint::spin_loop()
             } else {
                 std::thread::yield_now()
@@ -148,38 +166,53 @@ fn take_grains(s: &Shared, thread: usize, job: Job<'_>) {
 
 fn worker(s: &Shared, index: usize) {
     let mut seen = 0;
+    let mut spins = 0;
     loop {
-        let mut spins = 0;
-        while s.epoch.load(Ordering::Acquire) == seen {
-            if s.stop.load(Ordering::Relaxed) {
-                return;
-            }
-            spins += 1;
-            if spins < SPINS {
-                std::hint::spin_loop();
-                continue;
-            }
-            let Ok(mut guard) = s.lock.lock() else { return };
-            s.parked.fetch_add(1, Ordering::SeqCst);
-            while s.epoch.load(Ordering::SeqCst) == seen && !s.stop.load(Ordering::SeqCst) {
-                guard = match s.wake.wait(guard) {
-                    Ok(g) => g,
-                    Err(_) => return,
-                };
-            }
-            s.parked.fetch_sub(1, Ordering::SeqCst);
+        if s.stop.load(Ordering::Relaxed) {
+            return;
         }
-        seen += 1;
-        let words = [
-            s.job[0].load(Ordering::Relaxed),
-            s.job[1].load(Ordering::Relaxed),
-        ];
-        // SAFETY: written by `run` before it raised the epoch; alive until `busy`
-        // falls, which happens below.
-        let job: Job<'_> = unsafe { std::mem::transmute::<[usize; 2], Job<'_>>(words) };
-        take_grains(s, index, job);
-        s.busy.fetch_sub(1, Ordering::Release);
+        let state = s.state.load(Ordering::Acquire);
+        if state >> EPOCH != seen {
+            spins = 0;
+            seen = state >> EPOCH;
+            if join(s, seen) {
+                let words = [
+                    s.job[0].load(Ordering::Relaxed),
+                    s.job[1].load(Ordering::Relaxed),
+                ];
+                // SAFETY: `run` wrote it before it opened the job, and waits for
+                // this worker, which has joined, to leave.
+                let job: Job<'_> = unsafe { std::mem::transmute::<[usize; 2], Job<'_>>(words) };
+                take_grains(s, index, job);
+                s.state.fetch_sub(1, Ordering::Release);
+            }
+            continue;
+        }
+        spins += 1;
+        if spins < SPINS {
+            std::hint::spin_loop();
+            continue;
+        }
+        spins = 0;
+        let Ok(mut guard) = s.lock.lock() else { return };
+        s.parked.fetch_add(1, Ordering::SeqCst);
+        while s.state.load(Ordering::SeqCst) >> EPOCH == seen && !s.stop.load(Ordering::SeqCst) {
+            guard = match s.wake.wait(guard) {
+                Ok(g) => g,
+                Err(_) => return,
+            };
+        }
+        s.parked.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// Joins job `epoch`, unless it is closed or over.
+fn join(s: &Shared, epoch: u64) -> bool {
+    s.state
+        .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+            (state >> EPOCH == epoch && state & OPEN != 0).then_some(state + 1)
+        })
+        .is_ok()
 }
 
 #[cfg(test)]

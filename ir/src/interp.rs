@@ -15,9 +15,9 @@ use std::sync::Arc;
 /// State by global name.
 pub type State = BTreeMap<Arc<str>, Tensor>;
 
-/// Looks at every node's results as they come up: what compares two runs node by
-/// node.
-pub type Observer<'a> = dyn FnMut(&Graph, NodeId, &[Tensor]) + 'a;
+/// Looks at every node's results as they come up, and may change their elements:
+/// what compares two runs node by node, or asks how far rounding carries.
+pub type Observer<'a> = dyn FnMut(&Graph, NodeId, &mut [Tensor]) + 'a;
 
 /// Runs functions of a module.
 pub struct Interpreter<'m> {
@@ -236,7 +236,7 @@ impl<'m> Interpreter<'m> {
             },
         };
         let sizes = frame.binding.borrow().len();
-        let results = match &node.op {
+        let mut results = match &node.op {
             // A global is decoded where it is read: a host tensor is plain.
             Op::Decode(_) => inputs.clone(),
             op => op
@@ -254,7 +254,7 @@ impl<'m> Interpreter<'m> {
         for (&v, t) in node.results.iter().zip(&results) {
             self.check(graph, n, v, t, &frame.binding.borrow())?;
         }
-        (frame.observe.borrow_mut())(graph, n, &results);
+        (frame.observe.borrow_mut())(graph, n, &mut results);
         Ok(results)
     }
 

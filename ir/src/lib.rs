@@ -30,8 +30,8 @@ pub use graph::{
 };
 pub use module::{ConstSource, Global, GlobalKind, Globals, Module};
 pub use op::{
-    Attr, Attrs, AxisMap, EvalCx, EvalError, Grad, InferCx, Inferred, Io, Op, OpDef, Signature,
-    TypeError,
+    Attr, Attrs, AxisMap, Class, EvalCx, EvalError, Grad, InferCx, Inferred, Io, Op, OpDef,
+    Signature, TypeError,
 };
 pub use scalar::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 pub use tensor::{Bytes, Tensor};

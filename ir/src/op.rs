@@ -373,32 +373,68 @@ pub trait OpDef {
     fn expand(&self, b: &mut Builder, args: &[Value]) -> Result<Option<Vec<Value>>, TypeError>;
 }
 
+/// How an op takes part in kernels: the sections of the op table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A result's element depends on the arguments' elements at its own place.
+    Elementwise,
+    /// Chooses elements: an index expression over the arguments.
+    Move,
+    /// A move that costs nothing wherever it stands.
+    View,
+    /// Reduces axes of one argument.
+    Reduction,
+    /// A contraction or attention: the heart of its kernel.
+    Anchor,
+    /// A kernel of its own.
+    Kernel,
+    /// No kernel: data, sizes and control flow, which the plan does.
+    Plan,
+    /// Defined by its expansion.
+    Composite,
+}
+
 macro_rules! ops {
-    ($($name:literal => $variant:ident($ty:ty),)*) => {
+    ($($class:ident $pattern:ident { $($name:literal => $variant:ident($ty:ty),)* })*) => {
         /// Every op there is.
         #[derive(Clone, Debug, PartialEq)]
         #[allow(missing_docs)]
-        pub enum Op { $($variant($ty),)* }
+        pub enum Op { $($($variant($ty),)*)* }
 
         impl Op {
             /// The op's rules.
             pub fn def(&self) -> &dyn OpDef {
-                match self { $(Op::$variant(op) => op,)* }
+                match self { $($(Op::$variant(op) => op,)*)* }
+            }
+
+            /// The section of the table that the op stands in.
+            pub fn class(&self) -> Class {
+                match self { $($(Op::$variant(_) => Class::$class,)*)* }
             }
 
             /// The table's names, one a row.
-            pub const TABLE: &'static [&'static str] = &[$($name,)*];
+            pub const TABLE: &'static [&'static str] = &[$($($name,)*)*];
 
             /// The op with this text-form name and these attributes.
             pub fn parse(mnemonic: &str, attrs: &Attrs) -> Result<Op, TypeError> {
-                $(if let Some(op) = <$ty>::parse(mnemonic, attrs) { return op.map(Op::$variant); })*
+                $($(if let Some(op) = <$ty>::parse(mnemonic, attrs) { return op.map(Op::$variant); })*)*
                 Err(TypeError(format!("there is no op `{mnemonic}`")))
             }
         }
 
-        $(impl From<$ty> for Op {
+        $($(impl From<$ty> for Op {
             fn from(op: $ty) -> Op { Op::$variant(op) }
-        })*
+        })*)*
+
+        // A match over ops stays exhaustive without naming what it does not treat
+        // one by one: a new row reaches the matches that must know it, and no other.
+        $(
+            /// A pattern: every op of this section of the table.
+            #[macro_export]
+            macro_rules! $pattern {
+                () => { $($crate::Op::$variant(_))|* };
+            }
+        )*
     };
 }
 
@@ -407,56 +443,72 @@ use crate::ops::*;
 // Each struct also has `fn parse(mnemonic: &str, attrs: &Attrs) ->
 // Option<Result<Self, TypeError>>`: none if the mnemonic is not its own.
 ops! {
-    "unary" => Unary(elementwise::Unary),
-    "binary" => Binary(elementwise::Binary),
-    "compare" => Compare(elementwise::Compare),
-    "select" => Select(elementwise::Select),
-    "cast" => Cast(elementwise::Cast),
-    "constant" => Constant(source::Constant),
-    "global" => Global(source::Global),
-    "dims" => Dims(source::Dims),
-    "iota" => Iota(source::Iota),
-    "philox" => Philox(source::Philox),
-    "reshape" => Reshape(layout::Reshape),
-    "broadcast" => Broadcast(layout::Broadcast),
-    "transpose" => Transpose(layout::Transpose),
-    "slice" => Slice(layout::Slice),
-    "concat" => Concat(layout::Concat),
-    "pad" => Pad(layout::Pad),
-    "gather" => Gather(index::Gather),
-    "gather_elements" => GatherElements(index::GatherElements),
-    "gather_nd" => GatherNd(index::GatherNd),
-    "scatter_elements" => ScatterElements(index::ScatterElements),
-    "scatter_nd" => ScatterNd(index::ScatterNd),
-    "dynamic_slice" => DynamicSlice(index::DynamicSlice),
-    "dynamic_update_slice" => DynamicUpdateSlice(index::DynamicUpdateSlice),
-    "nonzero" => NonZero(index::NonZero),
-    "bind_dim" => BindDim(index::BindDim),
-    "reduce" => Reduce(reduce::Reduce),
-    "arg_reduce" => ArgReduce(reduce::ArgReduce),
-    "cumulate" => Cumulate(reduce::Cumulate),
-    "top_k" => TopK(reduce::TopK),
-    "matmul" => MatMul(contract::MatMul),
-    "pack" => Pack(contract::Pack),
-    "packed_matmul" => PackedMatMul(packed::PackedMatMul),
-    "decode" => Decode(contract::Decode),
-    "if" => If(control::If),
-    "loop" => Loop(control::Loop),
-    "call" => Call(control::Call),
-    "fused" => Fused(control::Fused),
-    "softmax" => Softmax(composite::Softmax),
-    "gelu" => Gelu(composite::Gelu),
-    "silu" => Silu(composite::Silu),
-    "layer_norm" => LayerNorm(composite::LayerNorm),
-    "rms_norm" => RmsNorm(composite::RmsNorm),
-    "rope" => Rope(attention::Rope),
-    "attention" => Attention(attention::Attention),
-    "kv_cache_append" => KvCacheAppend(attention::KvCacheAppend),
-    "cross_entropy" => CrossEntropy(composite::CrossEntropy),
-    "embedding" => Embedding(composite::Embedding),
-    "adamw" => AdamW(composite::AdamW),
-    "dequantize" => Dequantize(composite::Dequantize),
-    "quantize" => Quantize(composite::Quantize),
+    Elementwise any_elementwise {
+        "unary" => Unary(elementwise::Unary),
+        "binary" => Binary(elementwise::Binary),
+        "compare" => Compare(elementwise::Compare),
+        "select" => Select(elementwise::Select),
+        "cast" => Cast(elementwise::Cast),
+    }
+    Move any_move {
+        "concat" => Concat(layout::Concat),
+        "pad" => Pad(layout::Pad),
+        "gather" => Gather(index::Gather),
+        "gather_elements" => GatherElements(index::GatherElements),
+        "gather_nd" => GatherNd(index::GatherNd),
+    }
+    View any_view {
+        "iota" => Iota(source::Iota),
+        "broadcast" => Broadcast(layout::Broadcast),
+        "transpose" => Transpose(layout::Transpose),
+        "slice" => Slice(layout::Slice),
+    }
+    Reduction any_reduction {
+        "reduce" => Reduce(reduce::Reduce),
+    }
+    Anchor any_anchor {
+        "matmul" => MatMul(contract::MatMul),
+        "packed_matmul" => PackedMatMul(packed::PackedMatMul),
+        "attention" => Attention(attention::Attention),
+    }
+    Kernel any_kernel {
+        "arg_reduce" => ArgReduce(reduce::ArgReduce),
+        "cumulate" => Cumulate(reduce::Cumulate),
+        "top_k" => TopK(reduce::TopK),
+        "scatter_elements" => ScatterElements(index::ScatterElements),
+        "scatter_nd" => ScatterNd(index::ScatterNd),
+        "dynamic_slice" => DynamicSlice(index::DynamicSlice),
+        "dynamic_update_slice" => DynamicUpdateSlice(index::DynamicUpdateSlice),
+        "philox" => Philox(source::Philox),
+    }
+    Plan any_plan {
+        "constant" => Constant(source::Constant),
+        "global" => Global(source::Global),
+        "dims" => Dims(source::Dims),
+        "reshape" => Reshape(layout::Reshape),
+        "nonzero" => NonZero(index::NonZero),
+        "bind_dim" => BindDim(index::BindDim),
+        "pack" => Pack(contract::Pack),
+        "decode" => Decode(contract::Decode),
+        "if" => If(control::If),
+        "loop" => Loop(control::Loop),
+        "call" => Call(control::Call),
+        "fused" => Fused(control::Fused),
+    }
+    Composite any_composite {
+        "softmax" => Softmax(composite::Softmax),
+        "gelu" => Gelu(composite::Gelu),
+        "silu" => Silu(composite::Silu),
+        "layer_norm" => LayerNorm(composite::LayerNorm),
+        "rms_norm" => RmsNorm(composite::RmsNorm),
+        "rope" => Rope(attention::Rope),
+        "kv_cache_append" => KvCacheAppend(attention::KvCacheAppend),
+        "cross_entropy" => CrossEntropy(composite::CrossEntropy),
+        "embedding" => Embedding(composite::Embedding),
+        "adamw" => AdamW(composite::AdamW),
+        "dequantize" => Dequantize(composite::Dequantize),
+        "quantize" => Quantize(composite::Quantize),
+    }
 }
 
 /// Types of a region's parameters and results, for [`InferCx::regions`].

@@ -19,72 +19,8 @@
 
 use crate::{Changed, PassCx, PassError};
 use kiln_ir::ops::control::Fused;
-use kiln_ir::{Builder, Dim, Graph, NodeId, Op, Origins, Tri, Value};
+use kiln_ir::{Builder, Class, Dim, Graph, NodeId, Op, Origins, Tri, Value};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// How a node takes part in groups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    /// Elementwise: the result's element depends on the arguments' at one place.
-    Map,
-    /// Moves elements: an index expression.
-    Move,
-    /// A move that costs nothing wherever it stands: copied into its users' groups.
-    View,
-    /// A reduction.
-    Reduce,
-    /// A contraction or attention: at most one a group.
-    Anchor,
-    /// A kernel of its own.
-    Alone,
-    /// No kernel: literals, globals, reshapes, control flow.
-    None,
-}
-
-fn role(op: &Op) -> Role {
-    match op {
-        Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Select(_) | Op::Cast(_) => Role::Map,
-        Op::Gather(_) | Op::GatherElements(_) | Op::GatherNd(_) | Op::Pad(_) | Op::Concat(_) => {
-            Role::Move
-        }
-        Op::Transpose(_) | Op::Broadcast(_) | Op::Slice(_) | Op::Iota(_) => Role::View,
-        Op::Reduce(_) => Role::Reduce,
-        Op::MatMul(_) | Op::PackedMatMul(_) | Op::Attention(_) => Role::Anchor,
-        Op::ArgReduce(_)
-        | Op::Cumulate(_)
-        | Op::ScatterElements(_)
-        | Op::ScatterNd(_)
-        | Op::DynamicSlice(_)
-        | Op::DynamicUpdateSlice(_)
-        | Op::Philox(_)
-        | Op::TopK(_) => Role::Alone,
-        Op::Constant(_)
-        | Op::Global(_)
-        | Op::Dims(_)
-        | Op::Reshape(_)
-        | Op::NonZero(_)
-        | Op::BindDim(_)
-        | Op::Pack(_)
-        | Op::Decode(_)
-        | Op::If(_)
-        | Op::Loop(_)
-        | Op::Call(_)
-        | Op::Fused(_) => Role::None,
-        // Composites are expanded before groups are formed.
-        Op::Softmax(_)
-        | Op::Gelu(_)
-        | Op::Silu(_)
-        | Op::LayerNorm(_)
-        | Op::RmsNorm(_)
-        | Op::Rope(_)
-        | Op::KvCacheAppend(_)
-        | Op::CrossEntropy(_)
-        | Op::Embedding(_)
-        | Op::AdamW(_)
-        | Op::Dequantize(_)
-        | Op::Quantize(_) => Role::None,
-    }
-}
 
 /// A group while it grows.
 struct Group {
@@ -116,25 +52,25 @@ pub fn fuse(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
     };
     for &n in order.iter().rev() {
         let node = graph.node(n);
-        let role = role(&node.op);
-        if role == Role::None || inside_fused(n) {
+        let class = node.op.class();
+        if matches!(class, Class::Plan | Class::Composite) || inside_fused(n) {
             continue;
         }
-        if role == Role::View && views_are_absorbed(graph, n, &users, &results, &home, &groups) {
+        if class == Class::View && views_are_absorbed(graph, n, &users, &results, &home, &groups) {
             continue;
         }
         let target = only_group(graph, n, &users, &results, &home);
-        match target.filter(|&g| joins(graph, n, role, &groups[g])) {
+        match target.filter(|&g| joins(graph, n, class, &groups[g])) {
             Some(g) => {
                 let group = &mut groups[g];
                 group.members.insert(n);
                 home.insert(n, g);
-                match (&node.op, role) {
+                match (&node.op, class) {
                     (Op::Reduce(r), _) => {
                         group.domain = graph.shape(node.args[0]).to_vec();
                         group.reduced = Some(r.axes.clone());
                     }
-                    (_, Role::Anchor) => {
+                    (_, Class::Anchor) => {
                         group.anchor = Some(n);
                         group.closed = true;
                     }
@@ -152,8 +88,8 @@ pub fn fuse(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
                         None,
                     ),
                 };
-                let anchor = (role == Role::Anchor).then_some(n);
-                let closed = matches!(role, Role::Anchor | Role::Alone);
+                let anchor = (class == Class::Anchor).then_some(n);
+                let closed = matches!(class, Class::Anchor | Class::Kernel);
                 home.insert(n, groups.len());
                 groups.push(Group {
                     domain,
@@ -165,9 +101,14 @@ pub fn fuse(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
             }
         }
     }
+    let mut place = vec![0; graph.node_capacity()];
+    (order.iter().enumerate()).for_each(|(i, n)| place[n.index()] = i);
+    let mut outlined = Outlined::default();
     for group in &groups {
-        outline(cx, graph, group, &home)?;
+        outline(cx, graph, group, &home, &place, &mut outlined)?;
     }
+    graph.replace_all(&outlined.swap);
+    graph.remove_nodes(&outlined.roots);
     crate::eliminate_dead::eliminate_dead(cx, graph)?;
     Ok((!groups.is_empty()).into())
 }
@@ -191,7 +132,7 @@ fn only_group(
         let groups = match home.get(&u) {
             Some(&g) if graph.node(u).parent == node.parent => vec![g],
             Some(_) => return None,
-            None if role(&graph.node(u).op) == Role::View
+            None if graph.node(u).op.class() == Class::View
                 && graph.node(u).parent == node.parent =>
             {
                 vec![only_group(graph, u, users, results, home)?]
@@ -227,15 +168,17 @@ fn views_are_absorbed(
                 return false;
             }
             match home.get(&u) {
-                Some(&g) => match (role(&user.op), groups[g].anchor) {
-                    (Role::Map | Role::Move | Role::Reduce | Role::View, None) => true,
+                Some(&g) => match (user.op.class(), groups[g].anchor) {
+                    (Class::Elementwise | Class::Move | Class::Reduction | Class::View, None) => {
+                        true
+                    }
                     // The epilogue reads its own arguments by index too.
-                    (Role::Map, Some(_)) => true,
-                    (Role::Anchor, _) => anchor_reads(graph, u, n, v),
+                    (Class::Elementwise, Some(_)) => true,
+                    (Class::Anchor, _) => anchor_reads(graph, u, n, v),
                     _ => false,
                 },
                 None => {
-                    role(&user.op) == Role::View
+                    user.op.class() == Class::View
                         && views_are_absorbed(graph, u, users, results, home, groups)
                 }
             }
@@ -265,7 +208,7 @@ fn anchor_reads(graph: &Graph, anchor: NodeId, view: NodeId, v: Value) -> bool {
 }
 
 /// Whether a producer all of whose uses are in a group may join it.
-fn joins(graph: &Graph, n: NodeId, role: Role, group: &Group) -> bool {
+fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group) -> bool {
     let node = graph.node(n);
     let v = node.results[0];
     let shape = graph.shape(v);
@@ -276,14 +219,16 @@ fn joins(graph: &Graph, n: NodeId, role: Role, group: &Group) -> bool {
         // Behind an anchor only what does not feed it could join; feeding the
         // epilogue it would be computed once an element of the domain.
         let feeds_anchor = feeds(graph, n, anchor, group);
-        return !feeds_anchor && role == Role::Map && elements(shape) == elements(&group.domain);
+        return !feeds_anchor
+            && class == Class::Elementwise
+            && elements(shape) == elements(&group.domain);
     }
     if group.closed {
         return false;
     }
-    match role {
-        Role::Map | Role::Move | Role::View => fits(shape, group),
-        Role::Reduce => {
+    match class {
+        Class::Elementwise | Class::Move | Class::View => fits(shape, group),
+        Class::Reduction => {
             let Op::Reduce(r) = &node.op else {
                 return false;
             };
@@ -297,7 +242,7 @@ fn joins(graph: &Graph, n: NodeId, role: Role, group: &Group) -> bool {
                 }
             }
         }
-        Role::Anchor => {
+        Class::Anchor => {
             let plain = group.reduced.is_none()
                 && group.domain == shape
                 && only_elementwise_uses(graph, n, group);
@@ -314,11 +259,11 @@ fn joins(graph: &Graph, n: NodeId, role: Role, group: &Group) -> bool {
                         && group
                             .members
                             .iter()
-                            .all(|&m| self::role(&graph.node(m).op) == Role::Map)
+                            .all(|&m| graph.node(m).op.class() == Class::Elementwise)
                 }
             }
         }
-        Role::Alone | Role::None => false,
+        Class::Kernel | Class::Plan | Class::Composite => false,
     }
 }
 
@@ -366,9 +311,9 @@ fn only_elementwise_uses(graph: &Graph, n: NodeId, group: &Group) -> bool {
         if !node.args.contains(&v) {
             return true;
         }
-        match role(&node.op) {
-            Role::Map => same_axes(graph.shape(v), graph.shape(node.results[0])),
-            Role::Reduce => true,
+        match node.op.class() {
+            Class::Elementwise => same_axes(graph.shape(v), graph.shape(node.results[0])),
+            Class::Reduction => true,
             _ => false,
         }
     }) && !through_views(graph, v, group)
@@ -389,7 +334,7 @@ fn through_views(graph: &Graph, v: Value, group: &Group) -> bool {
             let mut at = a;
             while let Some((p, _)) = graph.producer(at) {
                 let node = graph.node(p);
-                if role(&node.op) != Role::View
+                if node.op.class() != Class::View
                     || group.members.contains(&p)
                     || node.args.is_empty()
                 {
@@ -414,12 +359,20 @@ fn feeds(graph: &Graph, n: NodeId, anchor: NodeId, group: &Group) -> bool {
             return true;
         }
         if let Some((p, _)) = graph.producer(a)
-            && (group.members.contains(&p) || role(&graph.node(p).op) == Role::View)
+            && (group.members.contains(&p) || graph.node(p).op.class() == Class::View)
         {
             stack.extend(graph.node(p).args.iter().copied());
         }
     }
     false
+}
+
+/// What to do when all groups stand: at once, since each is a walk of the graph.
+#[derive(Default)]
+struct Outlined {
+    /// Results of roots, and of the `fused` nodes that take their place.
+    swap: BTreeMap<Value, Value>,
+    roots: BTreeSet<NodeId>,
 }
 
 /// Moves a group's nodes into the region of a `fused` node at its root.
@@ -428,8 +381,10 @@ fn outline(
     graph: &mut Graph,
     group: &Group,
     home: &BTreeMap<NodeId, usize>,
+    place: &[usize],
+    outlined: &mut Outlined,
 ) -> Result<(), PassError> {
-    let Some(&root) = group.members.iter().max_by_key(|&&n| position(graph, n)) else {
+    let Some(&root) = group.members.iter().max_by_key(|n| place[n.index()]) else {
         return Ok(());
     };
     // Members, and copies of the views and literals they read.
@@ -447,7 +402,7 @@ fn outline(
             let copied = match &node.op {
                 Op::Constant(c) => c.value.len() == 1,
                 Op::Dims(d) => d.value.dims.len() == 1,
-                op => role(op) == Role::View && node.parent == graph.node(root).parent,
+                op => op.class() == Class::View && node.parent == graph.node(root).parent,
             };
             if copied {
                 inside.insert(p);
@@ -456,7 +411,7 @@ fn outline(
         }
     }
     let mut ordered: Vec<NodeId> = inside.iter().copied().collect();
-    ordered.sort_by_key(|&n| position(graph, n));
+    ordered.sort_by_key(|n| place[n.index()]);
     let defined: BTreeSet<Value> = ordered
         .iter()
         .flat_map(|&n| graph.node(n).results.clone())
@@ -498,14 +453,7 @@ fn outline(
     let mut b = Builder::before(graph, cx.globals, root);
     b.origins = origins;
     let new = b.push_with_regions(Fused, &args, vec![region])?;
-    let swap: BTreeMap<Value, Value> = old.iter().copied().zip(new).collect();
-    graph.replace_all(&swap);
-    graph.remove_nodes(&[root].into());
+    outlined.swap.extend(old.iter().copied().zip(new));
+    outlined.roots.insert(root);
     Ok(())
-}
-
-/// A node's place in its region.
-fn position(graph: &Graph, n: NodeId) -> usize {
-    let order = &graph.region(graph.node(n).parent).nodes;
-    order.iter().position(|&m| m == n).unwrap_or(usize::MAX)
 }

@@ -447,45 +447,16 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                 Some(n),
                 "calls are inlined before lowering, and this one was not",
             ),
-            Op::TopK(_) | Op::Philox(_) | Op::Pack(_) | Op::Decode(_) => {
+            Op::Pack(_) | Op::Decode(_) => {
                 self.fail(Some(n), "there is no kernel for this operation yet");
             }
-            Op::Unary(_)
-            | Op::Binary(_)
-            | Op::Compare(_)
-            | Op::Select(_)
-            | Op::Cast(_)
-            | Op::Iota(_)
-            | Op::Broadcast(_)
-            | Op::Transpose(_)
-            | Op::Slice(_)
-            | Op::Concat(_)
-            | Op::Pad(_)
-            | Op::Gather(_)
-            | Op::GatherElements(_)
-            | Op::GatherNd(_)
-            | Op::ScatterElements(_)
-            | Op::ScatterNd(_)
-            | Op::DynamicSlice(_)
-            | Op::DynamicUpdateSlice(_)
-            | Op::Reduce(_)
-            | Op::ArgReduce(_)
-            | Op::Cumulate(_)
-            | Op::MatMul(_)
-            | Op::PackedMatMul(_)
-            | Op::Softmax(_)
-            | Op::Gelu(_)
-            | Op::Silu(_)
-            | Op::LayerNorm(_)
-            | Op::RmsNorm(_)
-            | Op::Rope(_)
-            | Op::Attention(_)
-            | Op::KvCacheAppend(_)
-            | Op::CrossEntropy(_)
-            | Op::Embedding(_)
-            | Op::AdamW(_)
-            | Op::Dequantize(_)
-            | Op::Quantize(_) => {
+            kiln_ir::any_elementwise!()
+            | kiln_ir::any_move!()
+            | kiln_ir::any_view!()
+            | kiln_ir::any_reduction!()
+            | kiln_ir::any_anchor!()
+            | kiln_ir::any_kernel!()
+            | kiln_ir::any_composite!() => {
                 self.fail(Some(n), "the operation stands outside a group");
             }
         }

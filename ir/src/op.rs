@@ -462,6 +462,7 @@ ops! {
         "broadcast" => Broadcast(layout::Broadcast),
         "transpose" => Transpose(layout::Transpose),
         "slice" => Slice(layout::Slice),
+        "unfold" => Unfold(window::Unfold),
     }
     Reduction any_reduction {
         "reduce" => Reduce(reduce::Reduce),
@@ -508,6 +509,7 @@ ops! {
         "adamw" => AdamW(composite::AdamW),
         "dequantize" => Dequantize(composite::Dequantize),
         "quantize" => Quantize(composite::Quantize),
+        "conv" => Conv(conv::Conv),
     }
 }
 

@@ -154,6 +154,31 @@ impl<'a> Scalars<'a> {
         })
     }
 
+    /// `a + b`.
+    fn plus(&mut self, a: &Coord, b: &Coord) -> Result<Coord, NoKernel> {
+        if let (
+            Coord::Linear {
+                terms: s,
+                offset: o,
+            },
+            Coord::Linear {
+                terms: t,
+                offset: p,
+            },
+        ) = (a, b)
+        {
+            let mut terms = s.clone();
+            for (axis, factor) in t {
+                let slot = terms.entry(*axis).or_insert(Dim::ZERO);
+                *slot = slot.clone() + factor.clone();
+            }
+            let offset = o.clone() + p.clone();
+            return Ok(Coord::Linear { terms, offset });
+        }
+        let (x, y) = (self.coord(a)?, self.coord(b)?);
+        Ok(Coord::Data(self.exprs.binary(BinaryFn::Add, x, y)?))
+    }
+
     /// The element of `v` at these coordinates; where `guard` (a bool) is false it
     /// is not read, and the value is anything.
     pub fn value(
@@ -286,6 +311,14 @@ impl<'a> Scalars<'a> {
                 let c: Vec<Coord> = (0..at.len())
                     .map(|i| self.scale(&at[i], s.steps[i], &s.starts[i]))
                     .collect::<Result<_, _>>()?;
+                self.value(args[0], &c, guard)
+            }
+            Op::Unfold(u) => {
+                let mut c = at.to_vec();
+                let place = c.remove(u.axis + 1);
+                let window = self.scale(&c[u.axis], u.step as i64, &Dim::ZERO)?;
+                let place = self.scale(&place, u.dilation as i64, &Dim::ZERO)?;
+                c[u.axis] = self.plus(&window, &place)?;
                 self.value(args[0], &c, guard)
             }
             Op::Gather(g) => {

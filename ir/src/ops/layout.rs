@@ -556,7 +556,12 @@ fn reversed(b: &mut Builder, x: Value, axis: usize) -> Result<Value, TypeError> 
 }
 
 /// The axis with `by - 1` zeros between its elements.
-fn spaced(b: &mut Builder, x: Value, axis: usize, by: usize) -> Result<Value, TypeError> {
+pub(crate) fn spaced(
+    b: &mut Builder,
+    x: Value,
+    axis: usize,
+    by: usize,
+) -> Result<Value, TypeError> {
     if by == 1 {
         return Ok(x);
     }

@@ -6,6 +6,7 @@ pub mod blocks;
 pub mod composite;
 pub mod contract;
 pub mod control;
+pub mod conv;
 mod derive;
 pub mod elementwise;
 pub mod index;
@@ -20,6 +21,7 @@ pub mod source;
 mod sugar;
 mod train;
 pub mod util;
+pub mod window;
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use crate::ops::elementwise::*;
 use crate::ops::index::*;
 use crate::ops::layout::*;
 use crate::ops::source::*;
+use crate::ops::window::Unfold;
 use crate::tensor::Encoder;
 use crate::{BinaryFn, CompareFn, DType, Dim, Op, SymValue, Tensor, UnaryFn};
 
@@ -296,6 +297,13 @@ fn layouts() -> Vec<Sample> {
         ),
         smooth(Concat { axis: 1 }, vec![f(&[2, 1]), f(&[2, 3]), f(&[2, 2])]),
     ];
+    let unfold = Unfold {
+        axis: 1,
+        size: 3,
+        step: 2,
+        dilation: 2,
+    };
+    out.push(smooth(unfold, vec![f(&[2, 8, 2])]));
     out.extend(
         Perm::new(vec![2, 0, 1]).map(|perm| smooth(Transpose { perm }, vec![f(&[2, 3, 4])])),
     );

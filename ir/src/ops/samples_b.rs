@@ -4,9 +4,10 @@ use super::samples::*;
 use crate::ops::attention::*;
 use crate::ops::composite::*;
 use crate::ops::contract::*;
+use crate::ops::conv::Conv;
 use crate::ops::packed::PackedMatMul;
 use crate::ops::reduce::*;
-use crate::{DType, ReduceFn};
+use crate::{DType, Dim, ReduceFn};
 
 /// Samples of these families.
 pub fn samples() -> Vec<Sample> {
@@ -16,6 +17,7 @@ pub fn samples() -> Vec<Sample> {
         composites(),
         quantization(),
         attentions(),
+        convolutions(),
     ]
     .into_iter()
     .flatten()
@@ -83,6 +85,35 @@ fn reductions() -> Vec<Sample> {
         ));
     }
     out
+}
+
+fn convolutions() -> Vec<Sample> {
+    let conv = |strides: &[usize], dilations: &[usize], lo: &[i64], hi: &[i64], groups| Conv {
+        strides: strides.to_vec(),
+        dilations: dilations.to_vec(),
+        lo: lo.iter().map(|&d| Dim::from(d)).collect(),
+        hi: hi.iter().map(|&d| Dim::from(d)).collect(),
+        groups,
+    };
+    vec![
+        smooth(
+            conv(&[2, 1], &[1, 2], &[1, 0], &[0, 1], 1),
+            vec![f(&[2, 3, 6, 7]), f(&[4, 3, 3, 2]), f(&[4])],
+        ),
+        smooth(
+            conv(&[2], &[1], &[1], &[1], 2),
+            vec![f(&[1, 4, 7]), f(&[6, 2, 3])],
+        ),
+        // Depthwise.
+        smooth(
+            conv(&[1, 2], &[1, 1], &[1, 1], &[1, 1], 3),
+            vec![f(&[2, 3, 4, 5]), f(&[3, 1, 3, 3]), f(&[3])],
+        ),
+        smooth(
+            conv(&[1, 1, 1], &[1, 1, 1], &[0, 0, 0], &[0, 0, 0], 1),
+            vec![f(&[1, 2, 2, 3, 2]), f(&[2, 2, 1, 2, 2])],
+        ),
+    ]
 }
 
 fn contractions() -> Vec<Sample> {

@@ -304,7 +304,7 @@ impl<'m> Cx<'_, '_, 'm> {
     pub(crate) fn need_ints(&self, v: Value, what: &str) -> Result<Vec<i64>, Fail> {
         self.known_ints(v).ok_or_else(|| {
             Fail::new(code::DATA_SHAPE, format!("{what} must be known when the model is compiled"))
-                .help("export the model with them as constants, or run a constant-folding simplifier on it")
+                .help("if an input holds them, fix it with --freeze NAME=FILE.npy; or export the model with them as constants")
         })
     }
 

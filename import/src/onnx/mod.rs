@@ -42,6 +42,9 @@ pub struct ImportOptions {
     pub dims: BTreeMap<String, i64>,
     /// Shapes of inputs, in place of what the model declares.
     pub inputs: BTreeMap<String, Vec<Dim>>,
+    /// Inputs that become constants (`--freeze NAME=FILE.npy`): axes, paddings and
+    /// other values that decide the structure.
+    pub frozen: BTreeMap<String, Tensor>,
     /// Whether weights are read once to warn of NaN and infinity.
     pub check_finite: bool,
 }
@@ -51,6 +54,7 @@ impl Default for ImportOptions {
         ImportOptions {
             dims: BTreeMap::new(),
             inputs: BTreeMap::new(),
+            frozen: BTreeMap::new(),
             check_finite: true,
         }
     }
@@ -126,11 +130,49 @@ fn attempt(
         fail(d.help("the file is damaged or of another format: export or fetch it again"))
     };
     let slim = wire::slim((*mapped).as_ref()).map_err(not_onnx)?;
-    let model = ModelProto::parse_from_bytes(&slim).map_err(|e| not_onnx(e.to_string()))?;
+    let mut model = ModelProto::parse_from_bytes(&slim).map_err(|e| not_onnx(e.to_string()))?;
     drop(slim);
     if model.graph.is_none() {
         return Err(not_onnx("it holds no graph".into()));
     }
+    for (input, value) in &options.frozen {
+        freeze(&mut model, input, value).map_err(fail)?;
+    }
     let files = Files::new(mapped, path);
     Ok(Importer::new(&name, &model, files, options).run())
+}
+
+/// Turns an input of the model into a constant.
+fn freeze(model: &mut ModelProto, input: &str, value: &Tensor) -> Result<(), Diagnostic> {
+    let graph = model.graph.mut_or_insert_default();
+    let Some(at) = graph.input.iter().position(|i| i.name == input) else {
+        let names: Vec<&str> = graph.input.iter().map(|i| &i.name[..]).collect();
+        let d = Diagnostic::error(
+            code::OPTION,
+            format!("there is no input `{input}` to freeze"),
+        );
+        return Err(d.help(format!("the inputs are {}", names.join(", "))));
+    };
+    let declared = graph.input[at].type_.tensor_type().elem_type;
+    let number = tensor::number(value.dtype()).filter(|&n| n == declared || declared == 0);
+    let Some(number) = number.filter(|_| value.dtype() != kiln_ir::DType::Str) else {
+        let d = Diagnostic::error(
+            code::OPTION,
+            format!(
+                "a {} cannot be frozen into the input `{input}`",
+                value.dtype()
+            ),
+        );
+        return Err(d.help("give a file of the input's element type"));
+    };
+    graph.input.remove(at);
+    graph.initializer.retain(|t| t.name != input);
+    graph.initializer.push(TensorProto {
+        name: input.to_string(),
+        data_type: number,
+        dims: value.shape().iter().map(|&d| d as i64).collect(),
+        raw_data: value.bytes().to_vec(),
+        ..TensorProto::default()
+    });
+    Ok(())
 }

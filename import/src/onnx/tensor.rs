@@ -46,6 +46,12 @@ pub(crate) fn dtype(number: i64) -> Option<DType> {
     *DTYPES.get(usize::try_from(number).ok()?)?
 }
 
+/// The ONNX number of an element type.
+pub(crate) fn number(dtype: DType) -> Option<i32> {
+    let at = DTYPES.iter().position(|d| *d == Some(dtype))?;
+    i32::try_from(at).ok()
+}
+
 /// Where slimming left the contents of a long constant.
 pub(crate) fn moved_range(t: &TensorProto) -> Option<Range<usize>> {
     let values: Vec<usize> = t

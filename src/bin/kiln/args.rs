@@ -145,6 +145,10 @@ pub struct CompileArgs {
     /// Fix or give a size, NAME=N. May be repeated.
     #[arg(long, value_name = "NAME=N")]
     pub dim: Vec<String>,
+    /// Make an input a constant, NAME=FILE.npy: for axes, paddings and other values
+    /// that decide what is computed. May be repeated.
+    #[arg(long, value_name = "NAME=FILE.npy")]
+    pub freeze: Vec<String>,
     /// Element type of the computation: f32.
     #[arg(long)]
     pub precision: Option<String>,

@@ -3,7 +3,7 @@
 use crate::args::CompileArgs;
 use kiln::compile::{self, CompileError, objects::Workers};
 use kiln::import::{Diagnostic, ImportOptions, import_onnx};
-use kiln::ir::Module;
+use kiln::ir::{Module, Tensor};
 use std::path::{Path, PathBuf};
 
 /// Why a command failed: the text for people, and the exit status.
@@ -127,6 +127,15 @@ pub fn import(path: &Path, args: &CompileArgs, fix_dims: bool) -> Result<Module,
     let mut options = ImportOptions::default();
     if fix_dims {
         options.dims = dims(&args.dim)?.into_iter().collect();
+    }
+    for text in &args.freeze {
+        let (name, file) = text
+            .split_once('=')
+            .ok_or_else(|| Failure::usage(format!("`--freeze {text}` is not NAME=FILE.npy")))?;
+        let array = kiln::runtime::npy::read(Path::new(file))?;
+        let value = Tensor::new(array.dtype, array.shape, array.bytes)
+            .map_err(|e| Failure::input(format!("K0731: {file}: {e}")))?;
+        options.frozen.insert(name.to_string(), value);
     }
     let imported = import_onnx(path, &options)?;
     for w in &imported.warnings {

@@ -3,7 +3,7 @@
 use crate::args::CompileArgs;
 use crate::model::{self, Failure, Temporary};
 use kiln::compile;
-use kiln::import::{ImportOptions, import_onnx, read_tensor};
+use kiln::import::{Diagnostic, ImportOptions, import_onnx, read_tensor};
 use kiln::ir::interp::Interpreter;
 use kiln::ir::{Module, Tensor};
 use kiln::runtime::{Model, Session, TensorRef};
@@ -235,8 +235,8 @@ fn case(
     r: &Request,
     options: &compile::Options,
 ) -> (String, Outcome) {
-    let module = match import_onnx(path, &ImportOptions::default()) {
-        Ok(i) => i.module,
+    let module = match import(path, data) {
+        Ok(module) => module,
         Err(all) => {
             let first = all.first().map(|d| d.to_string()).unwrap_or_default();
             return (
@@ -268,6 +268,35 @@ fn case(
     }
     (op, Outcome::Passed)
 }
+
+/// Imports a model; where the importer asks for values that an input holds (axes,
+/// paddings), that input is frozen to what the first data set gives.
+fn import(path: &Path, data: &[PathBuf]) -> Result<Module, Vec<Diagnostic>> {
+    let first = match import_onnx(path, &ImportOptions::default()) {
+        Ok(i) => return Ok(i.module),
+        Err(all) => all,
+    };
+    let structural = |t: &Tensor| t.dtype().is_int() && t.shape().len() <= 1 && t.len() <= 64;
+    let asks = |all: &[Diagnostic]| all.iter().any(|d| d.code == NEEDS_VALUE);
+    let given = data.first().map(|set| numbered(set, "input"));
+    let (true, Some(Ok(given))) = (asks(&first), given) else {
+        return Err(first);
+    };
+    // The structural inputs come last in ONNX's operators: the fewest, from the end.
+    let mut options = ImportOptions::default();
+    for (name, t) in given.iter().rev().filter(|(_, t)| structural(t)) {
+        options.frozen.insert(name.clone(), t.clone());
+        match import_onnx(path, &options) {
+            Ok(i) => return Ok(i.module),
+            Err(all) if !asks(&all) => return Err(all),
+            Err(_) => {}
+        }
+    }
+    Err(first)
+}
+
+/// The importer's code for a value that must be known.
+const NEEDS_VALUE: &str = "K0112";
 
 fn numbered(dir: &Path, what: &str) -> Result<Vec<(String, Tensor)>, Outcome> {
     let mut out = vec![];

@@ -7,6 +7,7 @@
 //! rounded only where they are stored or where a `Cast` to their type stands;
 //! integers wrap in their own width; bool is 0 or 1.
 
+use crate::small::{is_small_float, is_small_int};
 use kiln_ir::{BinaryFn, CompareFn, DType, Kind, UnaryFn};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::HashMap;
@@ -314,7 +315,7 @@ impl Exprs {
         let bits = match dtype {
             DType::F64 => v.to_bits(),
             DType::F32 => (v as f32).to_bits() as u64,
-            DType::F16 | DType::BF16 => narrow_bits(dtype, v),
+            _ if is_narrow_float(dtype) => narrow_bits(dtype, v),
             _ => return self.int(dtype, v as i64),
         };
         self.add(Node::Const { dtype, bits })
@@ -549,9 +550,9 @@ impl Exprs {
     }
 }
 
-/// f16 and bf16, which are computed in f32.
+/// f16, bf16 and smaller floats, which are computed in f32.
 pub fn is_narrow_float(dtype: DType) -> bool {
-    matches!(dtype, DType::F16 | DType::BF16)
+    matches!(dtype, DType::F16 | DType::BF16) || is_small_float(dtype)
 }
 
 /// The type in which values of `dtype` are computed.
@@ -583,17 +584,22 @@ fn unsupported(dtype: DType) -> ExprError {
     ExprError(format!("kernels do not compute on {dtype}"))
 }
 
-/// Types that kernels compute on: whole bytes, no complex, no strings.
+/// Types that kernels compute on, or load, store and convert (integers of less
+/// than a byte): no complex, no strings.
 fn computable(dtype: DType) -> Result<DType, ExprError> {
     match dtype {
         DType::F64 | DType::F32 | DType::F16 | DType::BF16 | DType::Bool => Ok(dtype),
         DType::I64 | DType::I32 | DType::I16 | DType::I8 => Ok(dtype),
         DType::U64 | DType::U32 | DType::U16 | DType::U8 => Ok(dtype),
+        _ if is_small_float(dtype) || is_small_int(dtype) => Ok(dtype),
         _ => Err(unsupported(dtype)),
     }
 }
 
 fn unary_takes(f: UnaryFn, t: DType) -> bool {
+    if is_small_int(t) {
+        return false;
+    }
     match f {
         UnaryFn::Neg | UnaryFn::Abs | UnaryFn::Sign => t != DType::Bool,
         UnaryFn::Floor | UnaryFn::Ceil | UnaryFn::Round => t != DType::Bool,
@@ -612,6 +618,9 @@ fn unary_takes(f: UnaryFn, t: DType) -> bool {
 }
 
 fn binary_takes(f: BinaryFn, t: DType) -> bool {
+    if is_small_int(t) {
+        return false;
+    }
     match f {
         BinaryFn::Add | BinaryFn::Sub | BinaryFn::Mul | BinaryFn::Div => t != DType::Bool,
         BinaryFn::Rem | BinaryFn::Mod | BinaryFn::Pow => t != DType::Bool,

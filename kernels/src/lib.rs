@@ -20,6 +20,7 @@ pub mod reference;
 mod reuse;
 pub mod schedule;
 pub mod simplify;
+mod small;
 mod softmax;
 mod spec;
 

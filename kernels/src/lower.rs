@@ -9,6 +9,7 @@
 use crate::expr::{ExprId, Exprs, Guard, Index, Node, Size, compute_dtype};
 use crate::math;
 use crate::nest::LANES;
+use crate::small::{self, is_small_float, is_small_int};
 use crate::{STATUS_DIVISION_BY_ZERO, STATUS_OUT_OF_RANGE};
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, Ty, Val};
@@ -29,7 +30,7 @@ pub fn memory_elem(t: DType) -> Elem {
         DType::I32 | DType::U32 => Elem::I32,
         DType::I16 | DType::U16 => Elem::I16,
         DType::Bool => Elem::I1,
-        // The arena admits no other types.
+        // Bytes, and what has a byte of its own here.
         _ => Elem::I8,
     }
 }
@@ -251,7 +252,7 @@ impl<'a> ExprCx<'a> {
                 let from = exprs.dtype(*x);
                 let x = self.value(e, *x);
                 let stored = convert(e, x, from, *to);
-                widen(e, stored)
+                widen(e, stored, *to)
             }
         }
     }
@@ -447,7 +448,7 @@ impl<'a> ExprCx<'a> {
             }
         };
         let v = e.bitcast(v, elem);
-        widen(e, v)
+        widen(e, v, dtype)
     }
 
     /// The lanes that exist and are `ok`.
@@ -561,8 +562,11 @@ pub fn constant(e: &mut Emitter, dtype: DType, bits: u64) -> Val {
     }
 }
 
-/// f16 and bf16 to f32; other types stay.
-pub fn widen(e: &mut Emitter, x: Val) -> Val {
+/// Narrow floats, as they stand in memory, to f32; other types stay.
+pub fn widen(e: &mut Emitter, x: Val, dtype: DType) -> Val {
+    if is_small_float(dtype) {
+        return small::decode(e, x, dtype);
+    }
     match x.ty.elem {
         Elem::F16 | Elem::BF16 => e.cast(x, Elem::F32, false, false),
         _ => x,
@@ -572,6 +576,22 @@ pub fn widen(e: &mut Emitter, x: Val) -> Val {
 /// A value of type `from` (as computed) to `to` as it stands in memory.
 pub fn convert(e: &mut Emitter, x: Val, from: DType, to: DType) -> Val {
     let (a, b) = (is_unsigned(from), is_unsigned(to));
+    if is_small_float(to) {
+        let x = match x.ty.elem {
+            Elem::F64 => math::f64_to_f32_odd(e, x),
+            _ => e.cast(x, Elem::F32, a, false),
+        };
+        return small::encode(e, x, to);
+    }
+    if is_small_int(to) && from != to {
+        if x.ty.elem.is_float() {
+            let whole = e.cast(x, Elem::I32, a, false);
+            let held = small::clamp_int(e, whole, to);
+            return e.cast(held, Elem::I8, false, false);
+        }
+        let byte = e.cast(x, Elem::I8, a, b);
+        return small::wrap_int(e, byte, to);
+    }
     match (x.ty.elem, memory_elem(to)) {
         (Elem::F64, Elem::F16 | Elem::BF16) => {
             let odd = math::f64_to_f32_odd(e, x);

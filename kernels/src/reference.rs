@@ -3,6 +3,7 @@
 
 use crate::expr::{ExprId, Index, Node, compute_dtype, is_narrow_float, wrap};
 use crate::nest::{Effect, LoopNest, Reducer, identity};
+use crate::small::is_small_int;
 use crate::{STATUS_DIVISION_BY_ZERO, STATUS_OUT_OF_RANGE};
 use kiln_ir::tensor::{Encoder, read_f64, read_i64};
 use kiln_ir::{BinaryFn, CompareFn, DType, UnaryFn};
@@ -177,6 +178,8 @@ impl Run<'_> {
                     let old = self.read(*arg, t, at);
                     v = combine(*by, t, old, v);
                 }
+                // Small elements have a byte each: integers extended, floats by code.
+                let t = if is_small_int(t) { DType::I8 } else { t };
                 let size = t.size().unwrap_or(1);
                 let mut out = Encoder::new(t, 1);
                 match v {
@@ -219,6 +222,12 @@ impl Run<'_> {
 
     fn read(&self, arg: u16, t: DType, at: i64) -> Scalar {
         let bytes = &self.buffers[arg as usize];
+        if is_small_int(t) {
+            return I(wrap(t, bytes[at as usize] as i64));
+        }
+        if t == DType::F4E2M1 {
+            return F(read_f64(t, &bytes[at as usize..], 0));
+        }
         if t.is_float() {
             F(read_f64(t, bytes, at as usize))
         } else {
@@ -381,6 +390,11 @@ fn cast(from: DType, to: DType, v: Scalar) -> Scalar {
         I(x) if to == DType::F32 => F(x as f32 as f64),
         I(x) if to.is_float() => F(narrow(x as f64)),
         F(x) if to == DType::Bool => I((x != 0.0) as i64),
+        F(x) if is_small_int(to) => {
+            let (low, high) = (wrap(to, 1 << (to.bits() - 1)), wrap(to, -1));
+            let (low, high) = if low < 0 { (low, -low - 1) } else { (0, high) };
+            I((x as i64).clamp(low, high))
+        }
         F(x) => I(saturate(to, x)),
         I(x) => I(wrap(to, x)),
     }

@@ -288,6 +288,8 @@ fn max_scratch(steps: &[Step], binding: &Binding) -> Result<usize> {
             Step::WriteDims { .. }
             | Step::Copy { .. }
             | Step::BindDim { .. }
+            | Step::SetDims { .. }
+            | Step::Repack { .. }
             | Step::NonZero { .. } => 0,
         });
     }
@@ -299,6 +301,7 @@ struct Ready {
     kernel: u32,
     params: Vec<i64>,
     tiles: i64,
+    scratch: usize,
     offsets: Vec<i64>,
     work: i64,
     flops: i64,
@@ -567,7 +570,8 @@ impl Session {
                         format!("the size of output `{}` never came up", p.name),
                     )
                 })?;
-            let bytes = shape.iter().product::<usize>() * p.dtype.size().unwrap_or(0);
+            let count = shape.iter().product::<usize>();
+            let bytes = p.dtype.bytes_for(count).unwrap_or(0);
             if outputs[i].len() != bytes {
                 outputs[i] = memory(bytes)?;
             }
@@ -678,10 +682,8 @@ fn bind<'a>(e: &Entry, inputs: &[(&str, TensorRef<'a>)]) -> Result<(Vec<TensorRe
             )
             .help(format!("its shape is {:?}", p.dims)));
         }
-        let bytes = t
-            .shape
-            .iter()
-            .try_fold(p.dtype.size().unwrap_or(1), |n, &d| n.checked_mul(d));
+        let count = (t.shape.iter()).try_fold(1usize, |n, &d| n.checked_mul(d));
+        let bytes = count.and_then(|n| p.dtype.bytes_for(n));
         if bytes != Some(t.bytes.len()) {
             return Err(Error::input(
                 "K0712",
@@ -769,6 +771,8 @@ fn prepare(steps: &[Step], binding: &Binding, out: &mut Vec<Option<Ready>>) -> R
             Step::WriteDims { .. }
             | Step::Copy { .. }
             | Step::BindDim { .. }
+            | Step::SetDims { .. }
+            | Step::Repack { .. }
             | Step::NonZero { .. } => {}
         }
     }
@@ -787,6 +791,8 @@ fn count_launches(steps: &[Step]) -> usize {
             Step::WriteDims { .. }
             | Step::Copy { .. }
             | Step::BindDim { .. }
+            | Step::SetDims { .. }
+            | Step::Repack { .. }
             | Step::NonZero { .. } => 0,
         })
         .sum()
@@ -808,6 +814,7 @@ fn ready(l: &Launch, binding: &Binding) -> Result<Ready> {
                 kernel: v.kernel,
                 params: v.params.iter().map(value).collect::<Result<_>>()?,
                 tiles: value(&v.tiles)?,
+                scratch: usize::try_from(value(&v.scratch)?).unwrap_or(0),
                 offsets: l.args.iter().map(|a| value(&a.1)).collect::<Result<_>>()?,
                 work: flops.saturating_add(bytes),
                 flops,
@@ -865,6 +872,14 @@ impl Run<'_> {
                     }
                     self.binding.insert(symbol.as_str().into(), n);
                 }
+                Step::SetDims { sizes } => self.set_dims(sizes)?,
+                Step::Repack {
+                    from,
+                    to,
+                    dtype,
+                    count,
+                    pack,
+                } => self.repack(*from, *to, *dtype, count, *pack)?,
                 Step::NonZero {
                     from,
                     dtype,
@@ -946,7 +961,63 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Gives sizes their values, all from those before.
+    fn set_dims(&mut self, sizes: &[(String, Dim)]) -> Result<()> {
+        let values: Vec<i64> = sizes
+            .iter()
+            .map(|(_, d)| d.eval(&self.binding))
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|e| Error::run("K0720", e.to_string()))?;
+        for ((name, _), n) in sizes.iter().zip(values) {
+            self.binding.insert(name.as_str().into(), n);
+        }
+        Ok(())
+    }
+
+    /// Packs elements of less than a byte, or gives each its own.
+    fn repack(&mut self, from: u32, to: u32, dtype: DType, count: &Dim, pack: bool) -> Result<()> {
+        let n = count
+            .eval(&self.binding)
+            .map_err(|e| Error::run("K0720", e.to_string()))?;
+        let n = usize::try_from(n).unwrap_or(0);
+        let (bits, signed) = (dtype.bits(), dtype.kind() == kiln_ir::Kind::Int);
+        let (per, mask) = (8 / bits, (1u8 << bits) - 1);
+        let (from, to) = (self.pointer(from)?, self.pointer(to)?);
+        let packed = n.div_ceil(per);
+        let (have, want) = if pack { (n, packed) } else { (packed, n) };
+        // SAFETY: both buffers have at least these bytes by lowering, and they are
+        // two buffers.
+        let (from, to) = unsafe {
+            (
+                std::slice::from_raw_parts(from, have),
+                std::slice::from_raw_parts_mut(to, want),
+            )
+        };
+        if pack {
+            to.fill(0);
+            for (i, v) in from.iter().enumerate() {
+                to[i / per] |= (v & mask) << (bits * (i % per));
+            }
+        } else {
+            for (i, v) in to.iter_mut().enumerate() {
+                let raw = from[i / per] >> (bits * (i % per)) & mask;
+                let up = 8 - bits;
+                *v = match signed {
+                    true => ((raw << up) as i8 >> up) as u8,
+                    false => raw,
+                };
+            }
+        }
+        Ok(())
+    }
+
     fn launch(&mut self, l: &Launch, r: &Ready) -> Result<()> {
+        // Sizes that came up during the run may ask for more than was planned.
+        if self.scratch.iter().any(|s| s.len() < r.scratch) {
+            for s in self.scratch.iter_mut() {
+                *s = memory(r.scratch)?;
+            }
+        }
         let mut args = [std::ptr::null_mut::<u8>(); 256];
         for (slot, ((buffer, _), offset)) in args.iter_mut().zip(l.args.iter().zip(&r.offsets)) {
             // SAFETY: lowering keeps offsets inside their buffer.
@@ -1043,6 +1114,28 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Carries values whose extents change: all are taken before any size is, since
+    /// sizes say where values lie.
+    fn carry_resized(&mut self, l: &Loop) -> Result<()> {
+        let mut taken = vec![];
+        for (from, _, bytes) in &l.carried {
+            let n = bytes
+                .eval(&self.binding)
+                .map_err(|e| Error::run("K0720", e.to_string()))?;
+            let at = self.pointer(*from)?;
+            let n = usize::try_from(n).unwrap_or(0);
+            // SAFETY: the buffer holds `n` bytes by lowering.
+            taken.push(unsafe { std::slice::from_raw_parts(at, n) }.to_vec());
+        }
+        self.set_dims(&l.sizes)?;
+        for ((_, to, _), bytes) in l.carried.iter().zip(&taken) {
+            let at = self.pointer(*to)?;
+            // SAFETY: the buffer's size follows from the sizes just set.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, bytes.len()) };
+        }
+        Ok(())
+    }
+
     fn run_loop(&mut self, l: &Loop, launch: &mut usize) -> Result<()> {
         let trip = self.read_i64(l.trip)?;
         // SAFETY: a bool scalar has one byte.
@@ -1069,8 +1162,12 @@ impl Run<'_> {
                 // SAFETY: the buffer holds `n` bytes by lowering.
                 stack.extend_from_slice(unsafe { std::slice::from_raw_parts(at, n) });
             }
-            for (from, to, bytes) in &l.carried {
-                self.copy(*from, *to, bytes)?;
+            if l.sizes.is_empty() {
+                for (from, to, bytes) in &l.carried {
+                    self.copy(*from, *to, bytes)?;
+                }
+            } else {
+                self.carry_resized(l)?;
             }
             i += 1;
         }

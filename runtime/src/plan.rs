@@ -172,6 +172,25 @@ pub enum Step {
         /// The largest it may be.
         max: Option<Dim>,
     },
+    /// Names sizes that the way taken decides.
+    SetDims {
+        /// Names and values, all from the sizes before this step.
+        sizes: Vec<(String, Dim)>,
+    },
+    /// Between elements of less than a byte as files have them and one byte each
+    /// as kernels do (integers sign-extended).
+    Repack {
+        /// Where from.
+        from: u32,
+        /// Where to.
+        to: u32,
+        /// The elements' type.
+        dtype: DType,
+        /// How many elements.
+        count: Dim,
+        /// Whether the result is packed.
+        pack: bool,
+    },
     /// The indices of nonzero elements.
     NonZero {
         /// The elements.
@@ -249,6 +268,10 @@ pub struct Loop {
     pub scanned: Vec<(u32, u32, Dim)>,
     /// The name given to the number of iterations.
     pub symbol: Option<String>,
+    /// Sizes that an iteration decides, from those at its start: extents of
+    /// carried values.
+    #[serde(default)]
+    pub sizes: Vec<(String, Dim)>,
 }
 
 /// Nested blocks beyond this are refused.
@@ -307,7 +330,7 @@ impl Program {
                 if p.buffer as usize >= e.buffers.len() {
                     return bad(format!("port `{}` of @{} has no buffer", p.name, e.name));
                 }
-                if p.dtype.size().is_none() {
+                if p.dtype == DType::Str {
                     return bad(format!(
                         "port `{}` of @{} has elements of {}",
                         p.name, e.name, p.dtype
@@ -343,6 +366,15 @@ impl Program {
                 Step::WriteDims { to, .. } => buffers.push(*to),
                 Step::Copy { from, to, .. } => buffers.extend([*from, *to]),
                 Step::BindDim { from, .. } => buffers.push(*from),
+                Step::SetDims { .. } => {}
+                Step::Repack {
+                    from, to, dtype, ..
+                } => {
+                    buffers.extend([*from, *to]);
+                    if !matches!(dtype.bits(), 2 | 4) {
+                        return bad("repacking whole bytes");
+                    }
+                }
                 Step::NonZero {
                     from, to, dtype, ..
                 } => {

@@ -1,14 +1,14 @@
 //! From a module whose functions are groups to a plan: buffers, steps, kernels.
 
+use super::contents::Contents;
 use super::group;
 use kiln_ir::{
-    ConstSource, Dim, GlobalKind, Graph, Module, NodeId, Op, PortKind, RegionId, Relation, Tensor,
-    Value,
+    DType, Dim, GlobalKind, Graph, Module, NodeId, Op, PortKind, RegionId, Relation, Tensor, Value,
 };
 use kiln_kernels::KernelSpec;
 use kiln_runtime::plan::{
-    self, Buffer, Entry, Global, GlobalData, Launch, Loop, PLAN_VERSION, Place, Port, Program,
-    Step, Variant,
+    self, Buffer, Entry, Global, GlobalData, Launch, PLAN_VERSION, Place, Port, Program, Step,
+    Variant,
 };
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -51,15 +51,6 @@ pub struct Lowered {
     pub contents: Vec<Contents>,
 }
 
-/// Where the bytes of a global of the plan come from.
-#[derive(Clone, Debug)]
-pub enum Contents {
-    /// A global of the module.
-    Global(Arc<str>),
-    /// A literal.
-    Literal(Tensor),
-}
-
 /// Lowers every function of a module.
 pub fn lower(module: &Module) -> Result<Lowered, Vec<LowerError>> {
     let mut l = Lowerer {
@@ -89,7 +80,7 @@ pub fn lower(module: &Module) -> Result<Lowered, Vec<LowerError>> {
     })
 }
 
-struct Lowerer<'m> {
+pub(super) struct Lowerer<'m> {
     module: &'m Module,
     program: Program,
     kernels: Vec<(String, KernelSpec)>,
@@ -165,11 +156,12 @@ impl Lowerer<'_> {
     }
 }
 
-struct FunctionLowerer<'a, 'm> {
+pub(super) struct FunctionLowerer<'a, 'm> {
     outer: &'a mut Lowerer<'m>,
-    graph: &'a Graph,
-    buffers: Vec<Buffer>,
-    of: BTreeMap<Value, u32>,
+    pub(super) graph: &'a Graph,
+    pub(super) buffers: Vec<Buffer>,
+    /// Where each value is.
+    pub(super) of: BTreeMap<Value, u32>,
     /// Values that something after their consumer still needs are copied first.
     last_use: BTreeMap<Value, NodeId>,
 }
@@ -199,6 +191,7 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
             last_use,
         };
         let mut inputs = vec![];
+        let mut steps = vec![];
         for (port, &v) in graph.params.iter().zip(&graph.body().params) {
             let place = match &port.kind {
                 PortKind::Caller => Place::Input,
@@ -211,18 +204,20 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                 },
             };
             let b = l.buffer(graph.ty(v).bytes(), place);
-            l.of.insert(v, b);
+            l.given(v, b, &mut steps);
             if port.kind == PortKind::Caller {
                 inputs.push(l.port(&port.name, v, b));
             }
         }
-        let mut steps = l.region(Graph::BODY);
+        steps.extend(l.region(Graph::BODY));
         // State results go home; those that are other state values by way of
         // copies, so that none is overwritten before it is read.
         let mut outputs = vec![];
         let mut homes = vec![];
         for (port, &v) in graph.results.iter().zip(&graph.body().results) {
-            let Some(&b) = l.of.get(&v) else { continue };
+            let Some(b) = l.packed(v, &mut steps) else {
+                continue;
+            };
             match &port.kind {
                 PortKind::Caller => outputs.push(l.port(&port.name, v, b)),
                 PortKind::State(name) => {
@@ -290,7 +285,7 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
         }
     }
 
-    fn fail(&mut self, n: Option<NodeId>, message: impl Into<String>) {
+    pub(super) fn fail(&mut self, n: Option<NodeId>, message: impl Into<String>) {
         let (op, origins) = match n {
             Some(n) => {
                 let node = self.graph.node(n);
@@ -312,7 +307,7 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
         });
     }
 
-    fn buffer(&mut self, bytes: Dim, place: Place) -> u32 {
+    pub(super) fn buffer(&mut self, bytes: Dim, place: Place) -> u32 {
         self.buffers.push(Buffer {
             bytes,
             place,
@@ -321,21 +316,65 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
         self.buffers.len() as u32 - 1
     }
 
-    fn result(&mut self, v: Value) -> u32 {
-        let b = self.buffer(self.graph.ty(v).bytes(), Place::Arena);
+    /// Bytes of a value in a kernel's memory: elements of less than a byte have
+    /// one each.
+    pub(super) fn memory(&self, v: Value) -> Dim {
+        let ty = self.graph.ty(v);
+        match small(ty.dtype) && ty.encoding.is_none() {
+            true => ty.elements(),
+            false => ty.bytes(),
+        }
+    }
+
+    /// From the bytes of files to a kernel's memory, or back.
+    fn repack(&mut self, v: Value, from: u32, to: u32, pack: bool) -> Step {
+        Step::Repack {
+            from,
+            to,
+            dtype: self.graph.ty(v).dtype,
+            count: self.graph.ty(v).elements(),
+            pack,
+        }
+    }
+
+    /// A value that stands in memory as files have it; small elements unpacked.
+    fn given(&mut self, v: Value, packed: u32, steps: &mut Vec<Step>) {
+        if small(self.graph.ty(v).dtype) {
+            let to = self.result(v);
+            let step = self.repack(v, packed, to, false);
+            steps.push(step);
+        } else {
+            self.of.insert(v, packed);
+        }
+    }
+
+    /// Where a value stands as files have it.
+    fn packed(&mut self, v: Value, steps: &mut Vec<Step>) -> Option<u32> {
+        let b = self.of.get(&v).copied()?;
+        if !small(self.graph.ty(v).dtype) {
+            return Some(b);
+        }
+        let to = self.buffer(self.graph.ty(v).bytes(), Place::Arena);
+        let step = self.repack(v, b, to, true);
+        steps.push(step);
+        Some(to)
+    }
+
+    pub(super) fn result(&mut self, v: Value) -> u32 {
+        let b = self.buffer(self.memory(v), Place::Arena);
         self.of.insert(v, b);
         b
     }
 
     /// The buffer whose memory this one is.
-    fn base(&self, mut b: u32) -> u32 {
+    pub(super) fn base(&self, mut b: u32) -> u32 {
         while let Place::View { of, .. } = self.buffers[b as usize].place {
             b = of;
         }
         b
     }
 
-    fn region(&mut self, region: RegionId) -> Vec<Step> {
+    pub(super) fn region(&mut self, region: RegionId) -> Vec<Step> {
         let mut steps = vec![];
         for &n in &self.graph.region(region).nodes {
             self.node(n, &mut steps);
@@ -360,12 +399,12 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
             Op::Constant(c) => {
                 let g = self.outer.literal(&c.value);
                 let b = self.buffer(Dim::from(c.value.bytes().len()), Place::Global(g));
-                self.of.insert(node.results[0], b);
+                self.given(node.results[0], b, steps);
             }
             Op::Global(g) => match self.outer.global(&g.name) {
                 Some(i) if self.graph.ty(node.results[0]).encoding.is_none() => {
                     let b = self.buffer(self.graph.ty(node.results[0]).bytes(), Place::Global(i));
-                    self.of.insert(node.results[0], b);
+                    self.given(node.results[0], b, steps);
                 }
                 Some(_) => self.fail(Some(n), "encoded weights have no kernels yet"),
                 None => self.fail(Some(n), "the global has no constant shape"),
@@ -378,7 +417,7 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                 });
             }
             Op::Reshape(_) => {
-                let bytes = self.graph.ty(node.results[0]).bytes();
+                let bytes = self.memory(node.results[0]);
                 let b = self.buffer(
                     bytes,
                     Place::View {
@@ -408,41 +447,8 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                 max: b.max.clone(),
             }),
             Op::Fused(_) => self.fused(n, &args, steps),
-            Op::If(op) => {
-                if !op.sizes.is_empty() {
-                    return self.fail(
-                        Some(n),
-                        "branches that yield different shapes have no plan yet",
-                    );
-                }
-                let results: Vec<u32> = node.results.iter().map(|&v| self.result(v)).collect();
-                let mut branches = vec![];
-                for &r in &node.regions {
-                    let mut inner = self.region(r);
-                    for (&v, &to) in self.graph.region(r).results.iter().zip(&results) {
-                        let Some(&from) = self.of.get(&v) else { return };
-                        inner.push(Step::Copy {
-                            from,
-                            to,
-                            bytes: self.graph.ty(v).bytes(),
-                        });
-                    }
-                    branches.push(inner);
-                }
-                let otherwise = branches.pop().unwrap_or_default();
-                let then = branches.pop().unwrap_or_default();
-                steps.push(Step::If {
-                    cond: args[0],
-                    then,
-                    otherwise,
-                });
-            }
-            Op::Loop(op) => {
-                if !op.sizes.is_empty() {
-                    return self.fail(Some(n), "carried values that change shape have no plan yet");
-                }
-                self.run_loop(n, &args, op.carried, op.symbol.clone(), steps);
-            }
+            Op::If(op) => self.branches(n, &args, &op.sizes, steps),
+            Op::Loop(op) => self.run_loop(n, &args, op, steps),
             Op::Call(_) => self.fail(
                 Some(n),
                 "calls are inlined before lowering, and this one was not",
@@ -472,7 +478,7 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
         let params = &self.graph.region(region).params;
         let outside = |v: Value| params.iter().position(|&p| p == v);
         let v = node.results[0];
-        let bytes = self.graph.ty(v).bytes();
+        let bytes = self.memory(v);
         let out = match kernel.updates.and_then(outside) {
             Some(i) => {
                 let from = args[i];
@@ -560,90 +566,6 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
             })
     }
 
-    fn run_loop(
-        &mut self,
-        n: NodeId,
-        args: &[u32],
-        carried: usize,
-        symbol: Option<Arc<str>>,
-        steps: &mut Vec<Step>,
-    ) {
-        let node = self.graph.node(n);
-        let region = self.graph.region(node.regions[0]);
-        let iteration = self.result(region.params[0]);
-        let mut inner = vec![];
-        for (i, &p) in region.params[1..].iter().enumerate() {
-            let b = self.result(p);
-            let bytes = self.graph.ty(p).bytes();
-            steps.push(Step::Copy {
-                from: args[2 + i],
-                to: b,
-                bytes,
-            });
-            inner.push(b);
-        }
-        let mut body = self.region(node.regions[0]);
-        let Some(out): Option<Vec<u32>> = region
-            .results
-            .iter()
-            .map(|v| self.of.get(v).copied())
-            .collect()
-        else {
-            return;
-        };
-        // Values that are other carried values, or not computed in the body, are
-        // staged, so that carrying one does not overwrite another.
-        let mut moves = vec![];
-        for i in 0..carried {
-            let bytes = self.graph.ty(region.results[1 + i]).bytes();
-            let base = self.base(out[1 + i]);
-            if base == inner[i] {
-                continue;
-            }
-            let from = if inner.contains(&base) {
-                let staged = self.buffer(bytes.clone(), Place::Arena);
-                body.push(Step::Copy {
-                    from: out[1 + i],
-                    to: staged,
-                    bytes: bytes.clone(),
-                });
-                staged
-            } else {
-                out[1 + i]
-            };
-            moves.push((from, inner[i], bytes));
-        }
-        let mut scanned = vec![];
-        for (k, &v) in node.results[carried..].iter().enumerate() {
-            let to = self.result(v);
-            scanned.push((
-                out[1 + carried + k],
-                to,
-                self.graph.ty(region.results[1 + carried + k]).bytes(),
-            ));
-        }
-        for (i, &v) in node.results[..carried].iter().enumerate() {
-            let b = self.buffer(
-                self.graph.ty(v).bytes(),
-                Place::View {
-                    of: inner[i],
-                    offset: Dim::ZERO,
-                },
-            );
-            self.of.insert(v, b);
-        }
-        steps.push(Step::Loop(Loop {
-            trip: args[0],
-            cond: args[1],
-            iteration,
-            body_cond: out[0],
-            body,
-            carried: moves,
-            scanned,
-            symbol: symbol.map(|s| s.to_string()),
-        }));
-    }
-
     /// Results that a kernel writes go straight to the caller's memory.
     fn place_outputs(&mut self, outputs: &[Port]) {
         let mut seen = BTreeSet::new();
@@ -654,68 +576,11 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
             }
         }
     }
+}
 
-    fn liveness(&mut self, steps: &[Step], returned: &[u32]) {
-        let mut live: Vec<Option<(u32, u32)>> = vec![None; self.buffers.len()];
-        let mut at = 0;
-        self.walk(steps, &mut at, &mut live);
-        for &b in returned {
-            self.touch(b, at + 1, &mut live);
-        }
-        for (b, l) in self.buffers.iter_mut().zip(live) {
-            b.live = l.unwrap_or((0, 0));
-        }
-    }
-
-    fn touch(&self, b: u32, at: u32, live: &mut [Option<(u32, u32)>]) {
-        let base = self.base(b) as usize;
-        live[base] = Some(live[base].map_or((at, at), |(first, _)| (first, at)));
-    }
-
-    fn walk(&self, steps: &[Step], at: &mut u32, live: &mut Vec<Option<(u32, u32)>>) {
-        for step in steps {
-            *at += 1;
-            let touch = |bs: &[u32], at: u32, live: &mut Vec<Option<(u32, u32)>>| {
-                bs.iter().for_each(|&b| self.touch(b, at, live));
-            };
-            match step {
-                Step::Launch(l) => {
-                    let bs: Vec<u32> = l.args.iter().map(|a| a.0).collect();
-                    touch(&bs, *at, live);
-                }
-                Step::WriteDims { to, .. } => touch(&[*to], *at, live),
-                Step::Copy { from, to, .. } => touch(&[*from, *to], *at, live),
-                Step::BindDim { from, .. } => touch(&[*from], *at, live),
-                Step::NonZero { from, to, .. } => touch(&[*from, *to], *at, live),
-                Step::If {
-                    cond,
-                    then,
-                    otherwise,
-                } => {
-                    touch(&[*cond], *at, live);
-                    self.walk(then, at, live);
-                    self.walk(otherwise, at, live);
-                }
-                Step::Loop(l) => {
-                    let start = *at;
-                    let ports: Vec<u32> = [l.trip, l.cond, l.iteration, l.body_cond]
-                        .into_iter()
-                        .chain(l.carried.iter().chain(&l.scanned).flat_map(|c| [c.0, c.1]))
-                        .collect();
-                    touch(&ports, start, live);
-                    self.walk(&l.body, at, live);
-                    *at += 1;
-                    touch(&ports, *at, live);
-                    // What lived before the loop and is used in it lives through it.
-                    for slot in live.iter_mut().flatten() {
-                        if slot.0 < start && slot.1 >= start {
-                            slot.1 = *at;
-                        }
-                    }
-                }
-            }
-        }
-    }
+/// Elements that share a byte in files.
+fn small(dtype: DType) -> bool {
+    dtype.size().is_none() && dtype != DType::Str
 }
 
 /// A short name for what a node computes.
@@ -738,65 +603,5 @@ fn describe(graph: &Graph, n: NodeId) -> String {
     match node.origins.iter().next() {
         Some(o) => format!("{what} [{}]", o.node),
         None => what,
-    }
-}
-
-/// The contents of a plan's global as bytes; for constants that repeat one
-/// element, that element.
-pub fn contents(module: &Module, c: &Contents) -> Result<Bytes, String> {
-    match c {
-        Contents::Literal(t) => Ok(Bytes::Whole(t.clone())),
-        Contents::Global(name) => {
-            let global = module
-                .globals
-                .get(name)
-                .ok_or_else(|| format!("there is no global @{name}"))?;
-            let source = match &global.kind {
-                GlobalKind::Const(s) | GlobalKind::State { init: s, .. } => s,
-            };
-            if let ConstSource::Splat(v) = source {
-                let t = Tensor::scalar_f64(global.ty.dtype, *v);
-                return Ok(Bytes::Repeated(t.bytes().to_vec()));
-            }
-            let lookup = |n: &str| constant(module, n);
-            kiln_ir::interp::materialize(global, source, &lookup)
-                .map(Bytes::Whole)
-                .map_err(|e| e.to_string())
-        }
-    }
-}
-
-/// The bytes of a global.
-pub enum Bytes {
-    /// All of them.
-    Whole(Tensor),
-    /// One element, repeated.
-    Repeated(Vec<u8>),
-}
-
-fn constant(module: &Module, name: &str) -> Result<Tensor, kiln_ir::EvalError> {
-    let global = module
-        .globals
-        .get(name)
-        .ok_or_else(|| kiln_ir::EvalError(format!("there is no global @{name}")))?;
-    match &global.kind {
-        GlobalKind::Const(s) => kiln_ir::interp::materialize(global, s, &|n| constant(module, n)),
-        GlobalKind::State { .. } => Err(kiln_ir::EvalError(format!("@{name} is state"))),
-    }
-}
-
-/// Lets go of the pages of mapped weights that a global was made from.
-pub fn release(module: &Module, c: &Contents) {
-    let Contents::Global(name) = c else { return };
-    let mut names = vec![name.clone()];
-    while let Some(name) = names.pop() {
-        match module.globals.get(&name).map(|g| &g.kind) {
-            Some(GlobalKind::Const(s) | GlobalKind::State { init: s, .. }) => match s {
-                ConstSource::Tensor(t) => kiln_runtime::memory::page_out(t.bytes()),
-                ConstSource::Expr { args, .. } => names.extend(args.iter().cloned()),
-                ConstSource::Splat(_) => {}
-            },
-            None => {}
-        }
     }
 }

@@ -2,17 +2,21 @@
 //! is lowered to a plan and kernels, the kernels become machine code, and all of
 //! it is written as one artifact.
 
+pub mod contents;
+mod control;
 pub mod group;
+mod liveness;
 pub mod lower;
 pub mod objects;
 pub mod scalar;
 
+use contents::Bytes;
 use kiln_codegen::{CodegenError, CpuTarget};
 use kiln_ir::Module;
 use kiln_passes::{Manager, PassError, Timing, pipeline};
 use kiln_runtime::plan::{GlobalData, Object};
 use kiln_runtime::{ArtifactWriter, Error as RuntimeError};
-use lower::{Bytes, LowerError, Lowered};
+use lower::{LowerError, Lowered};
 use std::fmt;
 use std::path::Path;
 
@@ -154,11 +158,11 @@ pub fn write(compiled: &mut Compiled, options: &Options, out: &Path) -> Result<(
     }
     for (global, contents) in program.globals.iter_mut().zip(&compiled.lowered.contents) {
         global.data =
-            match lower::contents(&compiled.module, contents).map_err(CompileError::Constant)? {
+            match contents::contents(&compiled.module, contents).map_err(CompileError::Constant)? {
                 Bytes::Repeated(element) => GlobalData::Splat(element),
                 Bytes::Whole(t) => GlobalData::Section(writer.section([t.bytes()])?),
             };
-        lower::release(&compiled.module, contents);
+        contents::release(&compiled.module, contents);
         // A weight that repeats one number still needs its bytes to be read.
         if let (GlobalData::Splat(element), false) = (&global.data, global.state) {
             let chunk = element.repeat((1 << 16) / element.len().max(1));

@@ -136,14 +136,14 @@ fn attempt(
         return Err(not_onnx("it holds no graph".into()));
     }
     for (input, value) in &options.frozen {
-        freeze(&mut model, input, value).map_err(fail)?;
+        freeze(&mut model, input, value).map_err(|d| fail(*d))?;
     }
     let files = Files::new(mapped, path);
     Ok(Importer::new(&name, &model, files, options).run())
 }
 
 /// Turns an input of the model into a constant.
-fn freeze(model: &mut ModelProto, input: &str, value: &Tensor) -> Result<(), Diagnostic> {
+fn freeze(model: &mut ModelProto, input: &str, value: &Tensor) -> Result<(), Box<Diagnostic>> {
     let graph = model.graph.mut_or_insert_default();
     let Some(at) = graph.input.iter().position(|i| i.name == input) else {
         let names: Vec<&str> = graph.input.iter().map(|i| &i.name[..]).collect();
@@ -151,7 +151,9 @@ fn freeze(model: &mut ModelProto, input: &str, value: &Tensor) -> Result<(), Dia
             code::OPTION,
             format!("there is no input `{input}` to freeze"),
         );
-        return Err(d.help(format!("the inputs are {}", names.join(", "))));
+        return Err(Box::new(
+            d.help(format!("the inputs are {}", names.join(", "))),
+        ));
     };
     let declared = graph.input[at].type_.tensor_type().elem_type;
     let number = tensor::number(value.dtype()).filter(|&n| n == declared || declared == 0);
@@ -163,7 +165,7 @@ fn freeze(model: &mut ModelProto, input: &str, value: &Tensor) -> Result<(), Dia
                 value.dtype()
             ),
         );
-        return Err(d.help("give a file of the input's element type"));
+        return Err(Box::new(d.help("give a file of the input's element type")));
     };
     graph.input.remove(at);
     graph.initializer.retain(|t| t.name != input);

@@ -52,7 +52,7 @@ pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pas
             nr,
             transposed: op.transpose_b,
         };
-        let packed = add_expr(cx, &name, pack.into(), ty.with_shape(shape));
+        let packed = add_expr(cx, &[name], pack.into(), ty.with_shape(shape));
         let v = node.results[0];
         let mut b = Builder::before(graph, cx.globals, n);
         let panels = b.global(packed)?;

@@ -88,31 +88,103 @@ fn fold_literal(cx: &mut PassCx, graph: &mut Graph, n: NodeId) -> Result<Option<
     Ok(Some(b.constant(value)?))
 }
 
-/// `transpose(global w)` and the like become a global of their own.
+/// Operations beyond which a weight is not computed while compiling: the
+/// interpreter does about that many a second.
+const MOST_WORK: i64 = 1 << 30;
+
+/// What depends on weights and literals alone becomes a global of its own:
+/// `transpose(@w)`, or a merged `@w + @a·@b`.
 fn fold_weight(cx: &mut PassCx, graph: &mut Graph, n: NodeId) -> Result<Option<Value>, PassError> {
     let node = graph.node(n);
-    if !foldable(graph, n) || !matches!(node.op, Op::Transpose(_) | Op::Reshape(_) | Op::Slice(_)) {
+    // A cast or a dequantization widens: it runs where the weight is read.
+    let widens = matches!(node.op, Op::Cast(_) | Op::Dequantize(_) | Op::Broadcast(_));
+    if !foldable(graph, n) || widens || work(graph, n) > MOST_WORK {
         return Ok(None);
     }
-    let Some((Op::Global(g), _)) = graph.producer_op(node.args[0]) else {
-        return Ok(None);
-    };
     let ty = graph.ty(node.results[0]).clone();
-    let source = g.name.clone();
-    let name = add_expr(cx, &source, node.op.clone(), ty);
+    let (mut names, mut literals, mut largest) = (vec![], vec![], ALWAYS);
+    for &a in &node.args {
+        largest = largest.max(graph.ty(a).bytes().as_const().unwrap_or(0));
+        match graph.producer_op(a) {
+            Some((Op::Global(g), _)) if is_plain(cx, &g.name) => names.push(g.name.clone()),
+            Some((Op::Constant(c), _)) => {
+                names.push(literal_name(&c.value));
+                literals.push(c.value.clone());
+            }
+            _ => return Ok(None),
+        }
+    }
+    let small = ty.bytes().as_const().is_some_and(|n| n <= largest);
+    // Literals alone are folded as literals.
+    if !small || ty.encoding.is_some() || literals.len() == names.len() {
+        return Ok(None);
+    }
+    let op = node.op.clone();
+    for value in literals {
+        let kind = GlobalKind::Const(ConstSource::Tensor(value.clone()));
+        let name = literal_name(&value);
+        let global = Global {
+            ty: value.ty(),
+            kind,
+        };
+        cx.globals.entry(name).or_insert(global);
+    }
+    let name = add_expr(cx, &names, op, ty);
     let mut b = Builder::before(graph, cx.globals, n);
     Ok(Some(b.global(name)?))
 }
 
-/// The global that holds `op(@source)`; one for equal expressions.
-pub fn add_expr(cx: &mut PassCx, source: &Arc<str>, op: Op, ty: kiln_ir::TensorType) -> Arc<str> {
+/// Constants without an encoding.
+fn is_plain(cx: &PassCx, name: &str) -> bool {
+    let global = cx.globals.get(name);
+    global.is_some_and(|g| matches!(g.kind, GlobalKind::Const(_)) && g.ty.encoding.is_none())
+}
+
+/// A name that tells literals apart by their contents.
+fn literal_name(t: &Tensor) -> Arc<str> {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hash = DefaultHasher::new();
+    (t.dtype(), t.shape(), t.bytes()).hash(&mut hash);
+    format!("literal.{:016x}", hash.finish()).into()
+}
+
+/// Operations that a node takes.
+fn work(graph: &Graph, n: NodeId) -> i64 {
+    let node = graph.node(n);
+    let elements = |v: Value| graph.ty(v).elements().as_const().unwrap_or(i64::MAX);
+    let each = match &node.op {
+        Op::MatMul(m) => {
+            let shape = graph.shape(node.args[0]);
+            let depth = &shape[shape.len() - if m.transpose_a { 2 } else { 1 }];
+            depth.as_const().unwrap_or(i64::MAX)
+        }
+        _ => 1,
+    };
+    let largest = node
+        .args
+        .iter()
+        .chain(&node.results)
+        .map(|&v| elements(v))
+        .max();
+    let result = elements(node.results[0]).saturating_mul(each);
+    result.max(largest.unwrap_or(0))
+}
+
+/// The global that holds `op(@sources…)`; one for equal expressions.
+pub fn add_expr(
+    cx: &mut PassCx,
+    sources: &[Arc<str>],
+    op: Op,
+    ty: kiln_ir::TensorType,
+) -> Arc<str> {
+    let stem = sources.first().map_or("expression", |s| &**s).to_string();
     for i in 0.. {
-        let name: Arc<str> = format!("{source}.{}{i}", op.def().mnemonic()).into();
+        let name: Arc<str> = format!("{stem}.{}{i}", op.def().mnemonic()).into();
         match cx.globals.get(&name) {
             None => {
                 let kind = GlobalKind::Const(ConstSource::Expr {
                     op: Box::new(op),
-                    args: vec![source.clone()],
+                    args: sources.to_vec(),
                 });
                 cx.globals.insert(name.clone(), Global { ty, kind });
                 return name;
@@ -120,7 +192,7 @@ pub fn add_expr(cx: &mut PassCx, source: &Arc<str>, op: Op, ty: kiln_ir::TensorT
             Some(Global {
                 kind: GlobalKind::Const(ConstSource::Expr { op: o, args }),
                 ..
-            }) if **o == op && args[..] == [source.clone()] => {
+            }) if **o == op && args[..] == *sources => {
                 return name;
             }
             Some(_) => {}

@@ -14,6 +14,7 @@ pub mod manager;
 pub mod pipeline;
 pub mod recognise;
 pub mod share_common;
+pub mod simplify;
 pub mod train_step;
 
 pub use manager::{Changed, Manager, Options, Pass, PassCx, PassError, Timing};

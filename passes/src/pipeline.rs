@@ -3,7 +3,7 @@
 use crate::manager::Pass;
 use crate::{
     canonicalize, choose_layouts, decompose, eliminate_dead, fold_constants, fuse, recognise,
-    share_common,
+    share_common, simplify,
 };
 
 const CANONICALIZE: Pass = Pass {
@@ -30,6 +30,10 @@ const DECOMPOSE: Pass = Pass {
     name: "decompose",
     run: decompose::decompose,
 };
+const SIMPLIFY: Pass = Pass {
+    name: "simplify",
+    run: simplify::simplify,
+};
 const LAYOUTS: Pass = Pass {
     name: "choose-layouts",
     run: choose_layouts::choose_layouts,
@@ -46,6 +50,7 @@ pub const ALL: &[Pass] = &[
     SHARE,
     DEAD,
     RECOGNISE,
+    SIMPLIFY,
     DECOMPOSE,
     LAYOUTS,
     FUSE,
@@ -61,6 +66,11 @@ pub const COMPILE: &[Pass] = &[
     DEAD,
     // Composites are found while their parts still stand side by side.
     RECOGNISE,
+    // After recognition, which knows the forms that exporters write; before
+    // packing, after which products have no algebra.
+    SIMPLIFY,
+    // What became constant by that (merged weights) is computed now.
+    FOLD,
     // Weights are packed before expansion scatters their users.
     LAYOUTS,
     DECOMPOSE,

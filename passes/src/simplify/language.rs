@@ -183,8 +183,9 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// The window's nodes as terms.
-    pub fn of(graph: &Graph, globals: &Globals, window: &[NodeId]) -> Terms {
+    /// The window's nodes as terms, and those that are.
+    pub fn of(graph: &Graph, globals: &Globals, window: &[NodeId]) -> (Terms, Vec<NodeId>) {
+        let mut typed = vec![];
         let mut terms = Terms {
             graph: EGraph::new(Facts::default()),
             classes: BTreeMap::new(),
@@ -198,12 +199,15 @@ impl Terms {
             // What does not type alone (by a guard of the graph) is a leaf.
             let same = |c: &Id| terms.graph[*c].data.ty == *graph.ty(node.results[0]);
             match class.filter(same) {
-                Some(c) => drop(terms.classes.insert(node.results[0], c)),
+                Some(c) => {
+                    terms.classes.insert(node.results[0], c);
+                    typed.push(n);
+                }
                 None => drop(terms.leaf(graph, globals, node.results[0])),
             }
         }
         terms.rebuild();
-        terms
+        (terms, typed)
     }
 
     fn leaf(&mut self, graph: &Graph, globals: &Globals, v: Value) -> Id {

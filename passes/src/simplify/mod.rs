@@ -46,24 +46,14 @@ pub fn simplify(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError
         crate::eliminate_dead::eliminate_dead(cx, graph)?;
     }
     let rules: Vec<&Rule> = RULES.iter().filter(|r| r.exact || !exact).collect();
-    let mut windows = windows(graph);
+    let windows = windows(graph);
     let mut results: BTreeSet<Value> = BTreeSet::new();
     for r in 0..graph.region_count() {
         results.extend(&graph.region(RegionId(r as u32)).results);
     }
     let users = graph.users();
-    for window in &mut windows {
-        window.sort();
-        let window = &*window;
-        let outside = |v: &Value| {
-            let inside = |u: &NodeId| window.binary_search(u).is_ok();
-            results.contains(v) || !users[v.index()].iter().all(inside)
-        };
-        let roots: Vec<Value> = (window.iter())
-            .map(|&n| graph.node(n).results[0])
-            .filter(outside)
-            .collect();
-        changed = changed.or(rewrite(cx, graph, window, &roots, &rules)?);
+    for window in windows {
+        changed = changed.or(rewrite(cx, graph, &window, &users, &results, &rules)?);
     }
     if changed == Changed::Yes {
         crate::eliminate_dead::eliminate_dead(cx, graph)?;
@@ -114,10 +104,23 @@ fn rewrite(
     cx: &mut PassCx,
     graph: &mut Graph,
     window: &[NodeId],
-    roots: &[Value],
+    users: &[Vec<NodeId>],
+    results: &BTreeSet<Value>,
     rules: &[&Rule],
 ) -> Result<Changed, PassError> {
-    let mut terms = Terms::of(graph, cx.globals, window);
+    // Nodes that do not type alone are outside, and what they read is a root.
+    let (mut terms, mut window) = Terms::of(graph, cx.globals, window);
+    window.sort();
+    let window = &window[..];
+    let outside = |v: &Value| {
+        let inside = |u: &NodeId| window.binary_search(u).is_ok();
+        results.contains(v) || !users[v.index()].iter().all(inside)
+    };
+    let roots: Vec<Value> = (window.iter())
+        .map(|&n| graph.node(n).results[0])
+        .filter(outside)
+        .collect();
+    let roots = &roots[..];
     if !saturate(&mut terms, rules) {
         return Ok(Changed::No);
     }

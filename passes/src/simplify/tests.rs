@@ -40,7 +40,7 @@ fn check(rule: &Rule, body: &str) {
     let window: Vec<NodeId> = (graph.nodes_in_order().into_iter())
         .filter(|&n| is_term(graph, n))
         .collect();
-    let mut terms = Terms::of(graph, &module.globals, &window);
+    let (mut terms, _) = Terms::of(graph, &module.globals, &window);
     let fired = saturate(&mut terms, &[rule]);
     assert!(fired, "{} does not apply to\n{body}", rule.name);
     let root = terms.class_of(graph.body().results[0]).unwrap();

@@ -105,7 +105,7 @@ pub enum Command {
         #[arg(long, default_value_t = 1e-4)]
         rtol: f64,
     },
-    /// Run passes over a .kir file and print the result.
+    /// Run passes over a .kir file or a model and print the result.
     Opt {
         file: PathBuf,
         /// Names, separated by commas; `kiln opt FILE --passes=` lists them.

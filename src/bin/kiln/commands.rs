@@ -431,7 +431,7 @@ fn entry_inputs(
 }
 
 fn opt(file: &Path, names: &[String], print_changed: bool, time: bool) -> Result<u8, Failure> {
-    let mut module = model::read_kir(file)?;
+    let mut module = model::import(file, &CompileArgs::default(), false)?;
     let known = || {
         kiln::passes::pipeline::ALL
             .iter()

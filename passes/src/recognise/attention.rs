@@ -1,4 +1,4 @@
-//! Finds composites that exporters took apart.
+//! Attention.
 //!
 //! ```text
 //! %s = matmul %q, %kt        (kt: k with its last two axes swapped)
@@ -14,54 +14,33 @@
 //! reciprocal round differently by one unit in the last place: the rule is off
 //! where bits must not change.
 
+use super::Parts;
 use crate::canonicalize::splat;
-use crate::{Changed, PassCx, PassError};
 use kiln_ir::ops::attention::{Attention, MaskKind};
-use kiln_ir::{BinaryFn, Builder, DType, Graph, NodeId, Op, Value};
-use std::collections::{BTreeMap, BTreeSet};
+use kiln_ir::{BinaryFn, DType, Graph, NodeId, Op, Value};
 
-/// Applies the rules once to every node.
-pub fn recognise(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
-    if cx.options.exact {
-        return Ok(Changed::No);
-    }
-    let mut replaced: BTreeMap<Value, Value> = BTreeMap::new();
-    let mut dead = BTreeSet::new();
-    let uses = graph.use_counts();
-    for n in graph.nodes_in_order() {
-        let Some(found) = match_attention(graph, n, &uses) else {
-            continue;
-        };
-        let v = graph.node(n).results[0];
-        let mut origins = graph.node(n).origins.clone();
-        found
-            .nodes
-            .iter()
-            .for_each(|&m| origins.extend(graph.node(m).origins.iter().cloned()));
-        let mut b = Builder::before(graph, cx.globals, n);
-        b.origins = origins;
-        let k = b.transpose(found.kt, &[0, 1, 3, 2])?;
-        let mut args = vec![found.q, k, found.v];
-        args.extend(found.bias);
-        let op = Attention {
-            scale: found.scale,
-            mask: MaskKind::Full,
-            bias: found.bias.is_some(),
-            keep: false,
-            slopes: false,
-            lengths: false,
-        };
-        let mut y = b.one(op, &args)?;
-        // Broadcast batches come out as the match requires; the type may be
-        // written with other, equal sizes.
-        let shape = b.shape(v);
-        y = b.reshape(y, &shape)?;
-        replaced.insert(v, y);
-        dead.insert(n);
-    }
-    graph.replace_all(&replaced);
-    graph.remove_nodes(&dead);
-    Ok((!dead.is_empty()).into())
+/// The attention that ends in this product.
+pub(super) fn attention(p: &Parts, n: NodeId) -> Option<super::Found> {
+    let found = match_attention(p.graph, n, p.uses)?;
+    let mut parts = found.nodes.clone();
+    parts.push(n);
+    Some(super::Found {
+        parts,
+        build: Box::new(move |b| {
+            let k = b.transpose(found.kt, &[0, 1, 3, 2])?;
+            let mut args = vec![found.q, k, found.v];
+            args.extend(found.bias);
+            let op = Attention {
+                scale: found.scale,
+                mask: MaskKind::Full,
+                bias: found.bias.is_some(),
+                keep: false,
+                slopes: false,
+                lengths: false,
+            };
+            b.one(op, &args)
+        }),
+    })
 }
 
 struct Found {

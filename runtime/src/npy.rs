@@ -166,19 +166,29 @@ pub fn write(path: &Path, dtype: DType, shape: &[usize], bytes: &[u8]) -> Result
     let padded = (10 + header.len() + 1).next_multiple_of(64) - 11;
     header.extend(std::iter::repeat_n(' ', padded - header.len()));
     header.push('\n');
-    let temporary = path.with_extension(format!("npy.{}.tmp", std::process::id()));
+    let length = (header.len() as u16).to_le_bytes();
+    write_whole(
+        path,
+        &[b"\x93NUMPY\x01\x00", &length, header.as_bytes(), bytes],
+    )
+}
+
+/// Writes a file under a temporary name and renames it when it is whole and on the
+/// disk: a reader finds all of it or what was there before.
+pub fn write_whole(path: &Path, parts: &[&[u8]]) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
     let save = || -> std::io::Result<()> {
         let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(b"\x93NUMPY\x01\x00")?;
-        file.write_all(&(header.len() as u16).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
-        file.write_all(bytes)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
         file.sync_all()?;
         std::fs::rename(&temporary, path)
     };
     save().map_err(|e| {
         let _ = std::fs::remove_file(&temporary);
-        bad(&name, e)
+        Error::run("K0707", format!("cannot write {}: {e}", path.display()))
     })
 }
 

@@ -31,7 +31,12 @@ pub struct Options {
     pub verify: bool,
     /// How kernels are compiled.
     pub workers: objects::Workers,
+    /// Told how far the long parts are: what, how many done, of how many.
+    pub progress: Progress,
 }
+
+/// Hears of progress.
+pub type Progress = fn(&str, usize, usize);
 
 impl Default for Options {
     /// For the machine at hand, in this process, without a cache.
@@ -41,6 +46,7 @@ impl Default for Options {
             passes: kiln_passes::Options::default(),
             verify: cfg!(debug_assertions),
             workers: objects::Workers::default(),
+            progress: |_, _, _| {},
         }
     }
 }
@@ -139,7 +145,12 @@ pub fn write(compiled: &mut Compiled, options: &Options, out: &Path) -> Result<(
     for target in &options.targets {
         levels.push((
             target,
-            objects::compile(&compiled.lowered.kernels, target, &options.workers)?,
+            objects::compile(
+                &compiled.lowered.kernels,
+                target,
+                &options.workers,
+                options.progress,
+            )?,
         ));
     }
     let mut writer = ArtifactWriter::create(out)?;
@@ -156,7 +167,10 @@ pub fn write(compiled: &mut Compiled, options: &Options, out: &Path) -> Result<(
             sections,
         });
     }
-    for (global, contents) in program.globals.iter_mut().zip(&compiled.lowered.contents) {
+    let total = program.globals.len();
+    let globals = program.globals.iter_mut().zip(&compiled.lowered.contents);
+    for (done, (global, contents)) in globals.enumerate() {
+        (options.progress)("weights", done + 1, total);
         global.data =
             match contents::contents(&compiled.module, contents).map_err(CompileError::Constant)? {
                 Bytes::Repeated(element) => GlobalData::Splat(element),

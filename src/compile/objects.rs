@@ -34,6 +34,7 @@ pub fn compile(
     kernels: &[(String, KernelSpec)],
     target: &CpuTarget,
     workers: &Workers,
+    progress: super::Progress,
 ) -> Result<Vec<Vec<u8>>, CodegenError> {
     let paths: Vec<Option<PathBuf>> = match &workers.cache {
         Some(dir) => kernels
@@ -47,10 +48,14 @@ pub fn compile(
         .filter(|&i| objects[i].is_none())
         .collect();
     let fresh = match &workers.executable {
-        Some(exe) => in_workers(exe, workers.count, kernels, &missing, target)?,
+        Some(exe) => in_workers(exe, workers.count, kernels, &missing, target, progress)?,
         None => missing
             .iter()
-            .map(|&i| compile_object(&kernels[i..=i], target))
+            .enumerate()
+            .map(|(done, &i)| {
+                progress("kernels", done + 1, missing.len());
+                compile_object(&kernels[i..=i], target)
+            })
             .collect::<Result<_, _>>()?,
     };
     for (&i, object) in missing.iter().zip(fresh) {
@@ -112,6 +117,7 @@ fn in_workers(
     kernels: &[(String, KernelSpec)],
     missing: &[usize],
     target: &CpuTarget,
+    progress: super::Progress,
 ) -> Result<Vec<Vec<u8>>, CodegenError> {
     if missing.is_empty() {
         return Ok(vec![]);
@@ -126,6 +132,7 @@ fn in_workers(
     }
     let mut by_kernel: Vec<Option<Vec<u8>>> = vec![None; kernels.len()];
     for (hand, child) in children {
+        progress("kernels", by_kernel.iter().flatten().count(), missing.len());
         match finish(child, hand.len()) {
             Ok(objects) => hand
                 .iter()
@@ -149,6 +156,7 @@ fn in_workers(
             }
         }
     }
+    progress("kernels", missing.len(), missing.len());
     Ok(missing
         .iter()
         .filter_map(|&i| by_kernel[i].take())

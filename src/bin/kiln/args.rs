@@ -28,6 +28,9 @@ pub enum Command {
         /// The graph after the passes, as Graphviz text.
         #[arg(long)]
         dot: bool,
+        /// The groups after compiling as a drawing; to stdout without =FILE.
+        #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-")]
+        svg: Option<String>,
     },
     /// Compile a model to an artifact.
     Compile {

@@ -1,7 +1,9 @@
 //! What each command does. Answers go to stdout, everything else to stderr.
 
 use crate::args::{Cli, Command, CompileArgs, RunArgs};
+use crate::draw;
 use crate::model::{self, Failure};
+use crate::output::{out, outln};
 use crate::verify;
 use clap::CommandFactory;
 use kiln::compile;
@@ -14,7 +16,12 @@ use std::path::{Path, PathBuf};
 pub fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Command::Check { model, json } => check(&model, json),
-        Command::Inspect { model, json, dot } => inspect(&model, json, dot),
+        Command::Inspect {
+            model,
+            json,
+            dot,
+            svg,
+        } => inspect(&model, json, dot, svg),
         Command::Compile {
             model,
             output,
@@ -77,7 +84,9 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
         } => bisect(&model, &options, &run, rtol),
         Command::Doctor { json } => doctor(json),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "kiln", &mut std::io::stdout());
+            let mut text = vec![];
+            clap_complete::generate(shell, &mut Cli::command(), "kiln", &mut text);
+            out!("{}", String::from_utf8_lossy(&text));
             Ok(0)
         }
     }
@@ -104,29 +113,36 @@ fn check(path: &Path, json: bool) -> Result<u8, Failure> {
     }
     if json {
         let doc = serde_json::json!({ "supported": !failed, "gaps": gaps, "notes": others });
-        println!("{doc}");
+        outln!("{doc}");
     } else {
         others.append(&mut gaps);
-        others.iter().for_each(|line| println!("{line}"));
+        others.iter().for_each(|line| outln!("{line}"));
         if !failed {
-            println!("{}: everything is supported", path.display());
+            outln!("{}: everything is supported", path.display());
         }
     }
     Ok(if failed { 2 } else { 0 })
 }
 
-fn inspect(path: &Path, json: bool, dot: bool) -> Result<u8, Failure> {
+fn inspect(path: &Path, json: bool, dot: bool, svg: Option<String>) -> Result<u8, Failure> {
     if model::is_artifact(path) {
         return inspect_artifact(path, json);
     }
     let module = model::import(path, &CompileArgs::default(), false)?;
-    if dot {
+    if dot || svg.is_some() {
         let compiled = compile::plan(module, &compile::Options::default())?;
-        compiled
-            .module
-            .functions
-            .iter()
-            .for_each(|f| print!("{}", dot_text(f)));
+        for f in &compiled.module.functions {
+            match &svg {
+                None => out!("{}", draw::dot(f)),
+                Some(file) => {
+                    let text = draw::svg(f).map_err(|e| Failure::run(format!("K0709: {e}")))?;
+                    match &file[..] {
+                        "-" => out!("{text}"),
+                        file => write_text(Path::new(file), &text)?,
+                    }
+                }
+            }
+        }
         return Ok(0);
     }
     let ports = |f: &Graph, results: bool| -> Vec<serde_json::Value> {
@@ -157,14 +173,14 @@ fn inspect(path: &Path, json: bool, dot: bool) -> Result<u8, Failure> {
         .sum();
     let doc = serde_json::json!({ "functions": functions, "globals": module.globals.len(), "weight_bytes": weights, "meta": module.meta });
     if json {
-        println!("{doc}");
+        outln!("{doc}");
         return Ok(0);
     }
     for f in &module.functions {
-        println!("@{}: {} nodes", f.name, f.nodes_in_order().len());
+        outln!("@{}: {} nodes", f.name, f.nodes_in_order().len());
         for (what, results) in [("in ", false), ("out", true)] {
             for p in ports(f, results) {
-                println!(
+                outln!(
                     "  {what} {} : {}",
                     p["name"].as_str().unwrap_or(""),
                     p["type"].as_str().unwrap_or("")
@@ -172,7 +188,7 @@ fn inspect(path: &Path, json: bool, dot: bool) -> Result<u8, Failure> {
             }
         }
     }
-    println!(
+    outln!(
         "{} weights, {:.1} MB",
         module.globals.len(),
         weights as f64 / 1e6
@@ -180,18 +196,23 @@ fn inspect(path: &Path, json: bool, dot: bool) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// Writes a file under a temporary name first, so that it is whole or not there.
+fn write_text(path: &Path, text: &str) -> Result<(), Failure> {
+    kiln::runtime::npy::write_whole(path, &[text.as_bytes()]).map_err(Failure::from)
+}
+
 fn inspect_artifact(path: &Path, json: bool) -> Result<u8, Failure> {
     let model = Model::load(path)?;
     let p = model.program();
     if json {
-        println!(
+        outln!(
             "{}",
             serde_json::to_string(p).map_err(|e| Failure::run(e.to_string()))?
         );
         return Ok(0);
     }
     for e in &p.entries {
-        println!(
+        outln!(
             "@{}: {} steps, {} buffers",
             e.name,
             e.steps.len(),
@@ -199,22 +220,23 @@ fn inspect_artifact(path: &Path, json: bool) -> Result<u8, Failure> {
         );
         e.inputs
             .iter()
-            .for_each(|i| println!("  in  {} : {}{:?}", i.name, i.dtype, i.dims));
+            .for_each(|i| outln!("  in  {} : {}{:?}", i.name, i.dtype, i.dims));
         e.outputs
             .iter()
-            .for_each(|o| println!("  out {} : {}{:?}", o.name, o.dtype, o.dims));
+            .for_each(|o| outln!("  out {} : {}{:?}", o.name, o.dtype, o.dims));
         for (i, step) in e.steps.iter().enumerate() {
             if let kiln::runtime::plan::Step::Launch(l) = step {
-                println!(
+                outln!(
                     "  {i:4} {} -> {}",
-                    l.label, p.kernels[l.variants[0].kernel as usize]
+                    l.label,
+                    p.kernels[l.variants[0].kernel as usize]
                 );
             }
         }
     }
     let weights: u64 = p.globals.iter().filter(|g| !g.state).map(|g| g.bytes).sum();
     let levels: Vec<&str> = p.objects.iter().map(|o| &o.level[..]).collect();
-    println!(
+    outln!(
         "{} kernels for {}, {} globals, {:.1} MB of weights",
         p.kernels.len(),
         levels.join(", "),
@@ -222,34 +244,6 @@ fn inspect_artifact(path: &Path, json: bool) -> Result<u8, Failure> {
         weights as f64 / 1e6
     );
     Ok(0)
-}
-
-fn dot_text(f: &Graph) -> String {
-    let mut out = format!(
-        "digraph \"{}\" {{\n  node [shape=box, fontname=monospace];\n",
-        f.name
-    );
-    for &n in &f.body().nodes {
-        let node = f.node(n);
-        let inner: Vec<&str> = node
-            .regions
-            .iter()
-            .flat_map(|&r| &f.region(r).nodes)
-            .map(|&m| f.node(m).op.def().mnemonic())
-            .collect();
-        let label = if inner.is_empty() {
-            node.op.def().mnemonic().to_string()
-        } else {
-            inner.join("\\n")
-        };
-        out += &format!("  n{} [label=\"{label}\"];\n", n.0);
-        for &a in &node.args {
-            if let Some((p, _)) = f.producer(a) {
-                out += &format!("  n{} -> n{} [label=\"{}\"];\n", p.0, n.0, f.ty(a));
-            }
-        }
-    }
-    out + "}\n"
 }
 
 fn compile(
@@ -275,9 +269,8 @@ fn compile(
             .map_or((&stage[..], None), |(s, f)| (s, Some(f)));
         let text = stage_text(stage, &compiled, &options)?;
         match file {
-            Some(file) => std::fs::write(file, text)
-                .map_err(|e| Failure::run(format!("K0707: cannot write {file}: {e}")))?,
-            None => print!("{text}"),
+            Some(file) => write_text(Path::new(file), &text)?,
+            None => out!("{text}"),
         }
     }
     if let Some(out) = &output {
@@ -292,9 +285,9 @@ fn compile(
                 "peak_bytes": cli::peak_bytes(),
                 "targets": options.targets.iter().map(|t| &t.name).collect::<Vec<_>>(),
             });
-            println!("{doc}");
+            outln!("{doc}");
         } else if emit.iter().all(|e| e.contains('=')) {
-            println!(
+            outln!(
                 "{}: {:.1} MB, {kernels} kernels, compiled in {:.2} s (import {import_ms:.0} ms, passes {plan_ms:.0} ms)",
                 out.display(),
                 bytes as f64 / 1e6,
@@ -380,7 +373,7 @@ fn execute(
         json: run.json,
         compile_ms,
     };
-    println!("{}", cli::run(&request)?);
+    outln!("{}", cli::run(&request)?);
     Ok(0)
 }
 
@@ -464,7 +457,7 @@ fn opt(file: &Path, names: &[String], print_changed: bool, time: bool) -> Result
     manager
         .run(&passes, &mut module, &kiln::passes::Options::default())
         .map_err(|e| Failure::run(e.to_string()))?;
-    print!("{}", print_module(&module, &PrintOptions::default()));
+    out!("{}", print_module(&module, &PrintOptions::default()));
     if time {
         manager
             .timings
@@ -491,16 +484,17 @@ fn bisect(path: &Path, args: &CompileArgs, run: &RunArgs, rtol: f64) -> Result<u
         for (port, (g, w)) in got.iter().zip(&want).enumerate() {
             let d = verify::difference(g, w);
             if d.relative > rtol || d.mismatch.is_some() {
-                println!(
+                outln!(
                     "{}: output {port} is off by {:.3e} after this pass",
-                    pass.name, d.relative
+                    pass.name,
+                    d.relative
                 );
                 return Ok(1);
             }
         }
-        println!("{}: within {rtol:e}", pass.name);
+        outln!("{}: within {rtol:e}", pass.name);
     }
-    println!("every pass keeps the interpreter's results; `kiln diff` compares compiled code");
+    outln!("every pass keeps the interpreter's results; `kiln diff` compares compiled code");
     Ok(0)
 }
 
@@ -519,12 +513,14 @@ fn diff(path: &Path, args: &CompileArgs, run: &RunArgs, rtol: f64) -> Result<u8,
     let mut worst = 0;
     for ((name, g), w) in got.iter().zip(&want) {
         let d = verify::difference(g, w);
-        println!(
+        outln!(
             "{name}: relative error {:.3e}, largest difference {:.3e} of {:.3e}",
-            d.relative, d.largest, d.scale
+            d.relative,
+            d.largest,
+            d.scale
         );
         if d.relative > rtol || d.mismatch.is_some() {
-            println!(
+            outln!(
                 "  beyond {rtol:e}{}",
                 d.mismatch.map(|m| format!(": {m}")).unwrap_or_default()
             );
@@ -550,13 +546,13 @@ fn doctor(json: bool) -> Result<u8, Failure> {
             "cpu_levels": levels.iter().filter(|l| l.1).map(|l| &l.0).collect::<Vec<_>>(),
             "devices": ["cpu"], "kernel_cache": cache,
         });
-        println!("{doc}");
+        outln!("{doc}");
         return Ok(0);
     }
-    println!("kiln {}", env!("CARGO_PKG_VERSION"));
-    println!("cores: {threads}");
+    outln!("kiln {}", env!("CARGO_PKG_VERSION"));
+    outln!("cores: {threads}");
     for (name, here) in levels {
-        println!(
+        outln!(
             "{name}: {}",
             if here {
                 "yes"
@@ -565,10 +561,10 @@ fn doctor(json: bool) -> Result<u8, Failure> {
             }
         );
     }
-    println!("devices: cpu (cuda and sim are not built yet)");
+    outln!("devices: cpu (cuda and sim are not built yet)");
     match cache {
-        Some(d) => println!("kernel cache: {}", d.display()),
-        None => println!("kernel cache: none (neither KILN_CACHE_DIR nor HOME is set)"),
+        Some(d) => outln!("kernel cache: {}", d.display()),
+        None => outln!("kernel cache: none (neither KILN_CACHE_DIR nor HOME is set)"),
     }
     Ok(0)
 }

@@ -2,11 +2,14 @@
 
 mod args;
 mod commands;
+mod draw;
 mod model;
+mod output;
 mod verify;
 
 use args::Cli;
 use clap::Parser;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -32,8 +35,16 @@ fn main() -> ExitCode {
     match commands::run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("{}", failure.render());
-            ExitCode::from(failure.exit)
+            let exit = failure.exit;
+            if std::env::args().any(|a| a == "--json") {
+                output::outln!("{}", failure.json());
+            }
+            if std::io::stderr().is_terminal() {
+                eprintln!("{:?}", failure.report());
+            } else {
+                eprintln!("{}", failure.render());
+            }
+            ExitCode::from(exit)
         }
     }
 }

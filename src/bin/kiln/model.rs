@@ -10,6 +10,15 @@ use std::path::{Path, PathBuf};
 pub struct Failure {
     text: String,
     pub exit: u8,
+    /// The file at fault and the place in it, where it is text.
+    source: Option<Source>,
+}
+
+struct Source {
+    name: String,
+    text: String,
+    line: usize,
+    column: usize,
 }
 
 impl Failure {
@@ -18,6 +27,7 @@ impl Failure {
         Failure {
             text: text.into(),
             exit: 2,
+            source: None,
         }
     }
 
@@ -26,6 +36,7 @@ impl Failure {
         Failure {
             text: text.into(),
             exit: 1,
+            source: None,
         }
     }
 
@@ -34,12 +45,90 @@ impl Failure {
         Failure {
             text: text.into(),
             exit: 64,
+            source: None,
         }
     }
 
-    /// The whole message.
+    /// With the place in a text file that it is about; lines and columns from 1.
+    fn at(mut self, name: &str, text: &str, line: usize, column: usize) -> Failure {
+        self.source = Some(Source {
+            name: name.to_string(),
+            text: text.to_string(),
+            line,
+            column,
+        });
+        self
+    }
+
+    /// The whole message, as it goes to a file or a pipe.
     pub fn render(&self) -> String {
-        format!("error: {}", self.text)
+        let mut out = format!("error: {}", self.text);
+        if let Some(s) = &self.source {
+            let line = s.text.lines().nth(s.line - 1).unwrap_or("");
+            let number = s.line.to_string();
+            let (margin, before) = (" ".repeat(number.len()), " ".repeat(s.column - 1));
+            out += &format!("\n {number} | {line}\n {margin} | {before}^");
+        }
+        out
+    }
+
+    /// The whole message for a terminal.
+    pub fn report(self) -> miette::Report {
+        let (head, mut help) = (self.text.lines(), vec![]);
+        let mut message: Vec<&str> = vec![];
+        for line in head {
+            match line.trim_start().strip_prefix("help: ") {
+                Some(text) => help.push(text),
+                None => message.push(line),
+            }
+        }
+        let mut message = message.join("\n");
+        let mut code = None;
+        // "error[K0110]: …" and "K0110: …": the code has a place of its own.
+        if let Some(rest) = message.strip_prefix("error[") {
+            message = rest.replacen("]: ", ": ", 1);
+        }
+        if let Some((first, rest)) = message.split_once(": ")
+            && first.len() == 5
+            && first.starts_with('K')
+        {
+            (code, message) = (Some(first.to_string()), rest.to_string());
+        }
+        let mut d = miette::MietteDiagnostic::new(message);
+        if let Some(code) = code {
+            d = d.with_code(code);
+        }
+        if !help.is_empty() {
+            d = d.with_help(help.join("\n"));
+        }
+        match self.source {
+            None => miette::Report::new(d),
+            Some(s) => {
+                let start: usize = s
+                    .text
+                    .split_inclusive('\n')
+                    .take(s.line - 1)
+                    .map(str::len)
+                    .sum();
+                let line = s.text.lines().nth(s.line - 1).unwrap_or("");
+                let inside: usize = line.chars().take(s.column - 1).map(char::len_utf8).sum();
+                let word = line[inside..].find(char::is_whitespace);
+                let length = word.unwrap_or(line.len() - inside).max(1);
+                let label =
+                    miette::LabeledSpan::at(start + inside..start + inside + length, "here");
+                let source = miette::NamedSource::new(s.name, s.text);
+                miette::Report::new(d.with_label(label)).with_source_code(source)
+            }
+        }
+    }
+
+    /// The message as one JSON document.
+    pub fn json(&self) -> String {
+        let code = self.text.split(|c: char| !c.is_ascii_alphanumeric());
+        let code = code
+            .into_iter()
+            .find(|w| w.len() == 5 && w.starts_with('K'));
+        serde_json::json!({ "error": { "code": code, "message": self.text } }).to_string()
     }
 }
 
@@ -48,6 +137,7 @@ impl From<kiln::runtime::Error> for Failure {
         Failure {
             exit: e.exit_code(),
             text: e.to_string(),
+            source: None,
         }
     }
 }
@@ -62,6 +152,7 @@ impl From<CompileError> for Failure {
         Failure {
             text: e.to_string(),
             exit,
+            source: None,
         }
     }
 }
@@ -150,8 +241,11 @@ pub fn read_kir(path: &Path) -> Result<Module, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| Failure::input(format!("K0700: cannot open {name}: {e}")))?;
     let folder = path.parent().unwrap_or(Path::new(".")).to_path_buf();
-    let module = kiln::ir::parse::parse_module(&text, &kiln::ir::files::Folder(folder))
-        .map_err(|e| Failure::input(format!("K0201: {name}: {e}")))?;
+    let module =
+        kiln::ir::parse::parse_module(&text, &kiln::ir::files::Folder(folder)).map_err(|e| {
+            let place = format!("K0201: {name}:{}:{}: {}", e.line, e.column, e.message);
+            Failure::input(place).at(&name.to_string(), &text, e.line.max(1), e.column.max(1))
+        })?;
     let errors = kiln::ir::verify::verify_module(&module);
     match errors.first() {
         None => Ok(module),
@@ -202,6 +296,7 @@ pub fn options(args: &CompileArgs) -> Result<compile::Options, Failure> {
     };
     Ok(compile::Options {
         targets,
+        progress: crate::output::progress,
         passes,
         verify: args.verify_passes,
         workers,

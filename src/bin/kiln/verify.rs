@@ -2,6 +2,7 @@
 
 use crate::args::CompileArgs;
 use crate::model::{self, Failure, Temporary};
+use crate::output::{self, outln};
 use kiln::compile;
 use kiln::import::{Diagnostic, ImportOptions, import_onnx, read_tensor};
 use kiln::ir::interp::Interpreter;
@@ -152,12 +153,15 @@ pub fn run(r: &Request) -> Result<u8, Failure> {
             executable: None,
             ..options.workers
         },
+        // The bar counts cases.
+        progress: |_, _, _| {},
         ..options
     };
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     let mut table: BTreeMap<String, [usize; 3]> = BTreeMap::new();
     let mut rows = vec![];
-    for (name, path, data) in &cases {
+    for (done, (name, path, data)) in cases.iter().enumerate() {
+        output::progress("verify", done + 1, cases.len());
         let (op, outcome) = case(path, data, r, &options);
         let row = table.entry(op).or_default();
         let text = match outcome {
@@ -181,15 +185,15 @@ pub fn run(r: &Request) -> Result<u8, Failure> {
     }
     if r.json {
         let doc = serde_json::json!({ "passed": passed, "failed": failed, "skipped": skipped, "notes": rows, "by_operator": table });
-        println!("{doc}");
+        outln!("{doc}");
     } else {
-        rows.iter().for_each(|row| println!("{row}"));
+        rows.iter().for_each(|row| outln!("{row}"));
         if r.suite.is_some() {
             for (op, [p, f, s]) in &table {
-                println!("{op:<28} {p:>4} passed {f:>4} failed {s:>4} skipped");
+                outln!("{op:<28} {p:>4} passed {f:>4} failed {s:>4} skipped");
             }
         }
-        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        outln!("{passed} passed, {failed} failed, {skipped} skipped");
     }
     Ok(if failed > 0 { 1 } else { 0 })
 }

@@ -66,6 +66,14 @@ pub fn fuse(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
                 group.members.insert(n);
                 home.insert(n, g);
                 match (&node.op, class) {
+                    // A row's value between a reduction and its use: the reduction,
+                    // which is met next, must be over the same rows.
+                    (_, Class::Elementwise) if group.reduced.is_none() => {
+                        let axes = ones(graph.shape(node.results[0]), &group.domain);
+                        if !axes.is_empty() {
+                            group.reduced = Some(axes);
+                        }
+                    }
                     (Op::Reduce(r), _) => {
                         group.domain = graph.shape(node.args[0]).to_vec();
                         group.reduced = Some(r.axes.clone());
@@ -227,7 +235,14 @@ fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group) -> bool {
         return false;
     }
     match class {
-        Class::Elementwise | Class::Move | Class::View => fits(shape, group),
+        Class::Elementwise => {
+            fits(shape, group)
+                || (group.reduced.is_none() && only_elementwise_uses(graph, n, group) && {
+                    let axes = ones(shape, &group.domain);
+                    !axes.is_empty() && ends_in_reduction(graph, n, &axes, &group.domain)
+                })
+        }
+        Class::Move | Class::View => fits(shape, group),
         Class::Reduction => {
             let Op::Reduce(r) = &node.op else {
                 return false;
@@ -265,6 +280,44 @@ fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group) -> bool {
         }
         Class::Kernel | Class::Plan | Class::Composite => false,
     }
+}
+
+/// The axes at which a shape has extent 1 where the domain has not, if it is the
+/// domain otherwise.
+fn ones(shape: &[Dim], domain: &[Dim]) -> Vec<usize> {
+    let same = |i: &usize| shape[*i] == domain[*i] || shape[*i] == Dim::ONE;
+    if shape.len() != domain.len() || !(0..shape.len()).all(|i| same(&i)) {
+        return vec![];
+    }
+    let differs = |i: &usize| shape[*i] != domain[*i];
+    (0..shape.len()).filter(differs).collect()
+}
+
+/// Whether a value of one element a row is what elementwise work makes of a
+/// reduction of rows of the domain: `1/√(mean + eps)` between a norm's sums and
+/// what they scale.
+fn ends_in_reduction(graph: &Graph, n: NodeId, axes: &[usize], domain: &[Dim]) -> bool {
+    let mut stack = vec![n];
+    let mut seen = 0;
+    while let Some(n) = stack.pop() {
+        seen += 1;
+        for &a in &graph.node(n).args {
+            let Some((p, _)) = graph.producer(a) else {
+                continue;
+            };
+            let node = graph.node(p);
+            match &node.op {
+                Op::Reduce(r)
+                    if r.keep && r.axes == axes && graph.shape(node.args[0]) == domain =>
+                {
+                    return true;
+                }
+                op if op.class() == Class::Elementwise && seen < 16 => stack.push(p),
+                _ => {}
+            }
+        }
+    }
+    false
 }
 
 /// Whether the shape is the group's domain, or one value for each of its rows.

@@ -74,8 +74,9 @@ impl Choice {
         sum
     }
 
-    /// Builds the chosen terms before the roots that need them; answers what
-    /// replaces which root.
+    /// Builds the chosen terms before the roots that need them, and leaves what
+    /// stands already; answers what replaces which root. The window is in program
+    /// order.
     pub fn build(
         &self,
         cx: &mut PassCx,
@@ -84,20 +85,29 @@ impl Choice {
         window: &[NodeId],
         roots: &[Value],
     ) -> Result<BTreeMap<Value, Value>, PassError> {
+        let mut standing: BTreeMap<Id, Vec<(usize, NodeId)>> = BTreeMap::new();
+        for (place, &n) in window.iter().enumerate() {
+            if let Some(class) = terms.class_of(graph.node(n).results[0]) {
+                standing.entry(class).or_default().push((place, n));
+            }
+        }
+        let place: BTreeMap<NodeId, usize> = (window.iter().copied()).zip(0..).collect();
         let mut built: BTreeMap<Id, Value> = BTreeMap::new();
         let mut replaced = BTreeMap::new();
         for &root in roots {
             let (Some(class), Some((at, _))) = (terms.class_of(root), graph.producer(root)) else {
                 continue;
             };
-            let origins = self.origins(graph, terms, window, class, at);
+            let origins = self.origins(graph, terms, class, at, &place);
             let mut maker = Maker {
                 choice: self,
                 terms,
+                standing: &standing,
+                before: place.get(&at).copied().unwrap_or(0),
                 b: Builder::before(graph, cx.globals, at),
+                root: origins,
                 built: &mut built,
             };
-            maker.b.origins = origins;
             let v = maker.make(class)?;
             if v != root {
                 replaced.insert(root, v);
@@ -133,9 +143,9 @@ impl Choice {
         &self,
         graph: &Graph,
         terms: &Terms,
-        window: &[NodeId],
         root: Id,
         at: NodeId,
+        window: &BTreeMap<NodeId, usize>,
     ) -> Origins {
         let mut kept: BTreeSet<Id> = BTreeSet::new();
         let mut stack = vec![root];
@@ -154,7 +164,7 @@ impl Choice {
             for &v in &node.args {
                 let gone = terms.class_of(v).is_some_and(|c| !kept.contains(&c));
                 if let (Some((p, _)), true) = (graph.producer(v), gone)
-                    && window.binary_search(&p).is_ok()
+                    && window.contains_key(&p)
                     && seen.insert(p)
                 {
                     stack.push(p);
@@ -168,7 +178,13 @@ impl Choice {
 struct Maker<'a, 'b> {
     choice: &'a Choice,
     terms: &'a Terms,
+    /// The window's nodes of each class, with their places.
+    standing: &'a BTreeMap<Id, Vec<(usize, NodeId)>>,
+    /// The root's place: what stands up to it may be read.
+    before: usize,
     b: Builder<'b>,
+    /// Origins of the root and of what it takes over.
+    root: Origins,
     built: &'a mut BTreeMap<Id, Value>,
 }
 
@@ -185,7 +201,7 @@ impl Maker<'_, '_> {
                     .into_iter()
                     .map(|a| self.make(a))
                     .collect::<Result<_, _>>()?;
-                self.b.one(op, &args)?
+                self.node(class, op, &args)?
             }
             None => {
                 let message = "a class without a term".to_string();
@@ -194,5 +210,22 @@ impl Maker<'_, '_> {
         };
         self.built.insert(class, v);
         Ok(v)
+    }
+
+    /// The node with this op and these arguments: one that stands, or a new one.
+    fn node(&mut self, class: Id, op: Op, args: &[Value]) -> Result<Value, PassError> {
+        let mut origins = Origins::new();
+        for &(place, n) in self.standing.get(&class).into_iter().flatten() {
+            let node = self.b.graph.node(n);
+            if place <= self.before && node.op == op && node.args == args {
+                return Ok(node.results[0]);
+            }
+            origins.extend(node.origins.iter().cloned());
+        }
+        if origins.is_empty() {
+            origins.extend(self.root.iter().cloned());
+        }
+        self.b.origins = origins;
+        Ok(self.b.one(op, args)?)
     }
 }

@@ -109,11 +109,11 @@ fn rewrite(
     rules: &[&Rule],
 ) -> Result<Changed, PassError> {
     // Nodes that do not type alone are outside, and what they read is a root.
-    let (mut terms, mut window) = Terms::of(graph, cx.globals, window);
-    window.sort();
+    let (mut terms, window) = Terms::of(graph, cx.globals, window);
     let window = &window[..];
+    let members: BTreeSet<NodeId> = window.iter().copied().collect();
     let outside = |v: &Value| {
-        let inside = |u: &NodeId| window.binary_search(u).is_ok();
+        let inside = |u: &NodeId| members.contains(u);
         results.contains(v) || !users[v.index()].iter().all(inside)
     };
     let roots: Vec<Value> = (window.iter())

@@ -3,7 +3,8 @@
 
 use super::cx::{Cx, Out};
 use super::ops::{
-    attention, control, elementwise as e, index, layout, linear, norm, quant, reduce, source,
+    attention, control, elementwise as e, index, layout, linear, loss, norm, quant, reduce, source,
+    window,
 };
 use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use std::collections::HashMap;
@@ -158,6 +159,19 @@ pub(crate) const ROWS: &[Row] = rows! {
         "ReduceSumSquare" => |c| reduce::reduce(c, reduce::Kind::SumSquare),
         "GlobalAveragePool" => |c| reduce::global_pool(c, reduce::Kind::Mean),
         "GlobalMaxPool" => |c| reduce::global_pool(c, reduce::Kind::Max),
+        // Convolution and pooling.
+        "AveragePool" => window::average_pool,
+        "Conv" => window::conv,
+        "ConvInteger" => window::conv_integer,
+        "ConvTranspose" => window::conv_transpose,
+        "GlobalLpPool" => window::global_lp_pool,
+        "LRN" => window::lrn,
+        "LpPool" => window::lp_pool,
+        "MaxPool" => window::max_pool,
+        "QLinearConv" => window::qlinear_conv,
+        // Losses.
+        "NegativeLogLikelihoodLoss" => loss::negative_log_likelihood,
+        "SoftmaxCrossEntropyLoss" => loss::softmax_cross_entropy,
         // Linear algebra.
         "Einsum" => linear::einsum,
         "Gemm" => linear::gemm,

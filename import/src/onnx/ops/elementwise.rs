@@ -193,15 +193,61 @@ fn cast_to(cx: &mut Cx, to: DType) -> Out {
     if from.kind() == Kind::Str || to.kind() == Kind::Str {
         return Err(Fail::form("strings are not cast in compiled code"));
     }
-    if to.bits() == 8 && to.is_float() && !cx.flag("saturate", true)? {
-        return Err(Fail::form(
-            "a cast to an 8-bit float that does not saturate is not supported",
-        ));
+    if to == DType::F8E8M0 && from.is_float() {
+        return Ok(vec![to_power(cx, x)?]);
     }
+    let x = match to.bits() == 8 && to.is_float() && !cx.flag("saturate", true)? {
+        true => unsaturated(cx, x, to)?,
+        false => x,
+    };
     // Floats saturate to integers, but those below a byte take the low bits.
     let narrow = to.is_int() && to.bits() < 8 && from.is_float();
     let x = if narrow { cx.b.cast(x, DType::I32)? } else { x };
     Ok(vec![cx.b.cast(x, to)?])
+}
+
+/// What the cast, which saturates, must be given so that numbers beyond the range
+/// become NaN.
+fn unsaturated(cx: &mut Cx, x: Value, to: DType) -> One {
+    // The first numbers that would round to the next power of two.
+    let (limit, inclusive) = match to {
+        DType::F8E4M3FN => (464.0, false),
+        DType::F8E4M3FNUZ => (248.0, true),
+        DType::F8E5M2FNUZ => (61440.0, true),
+        _ => {
+            return Err(Fail::form(format!(
+                "a cast to {to} whose overflow is infinite is not supported"
+            )));
+        }
+    };
+    let x = cx.b.cast(x, DType::F32)?;
+    let size = cx.b.unary(UnaryFn::Abs, x)?;
+    let (limit, nan) = (cx.like(x, limit)?, cx.like(x, f64::NAN)?);
+    let how = match inclusive {
+        true => CompareFn::Ge,
+        false => CompareFn::Gt,
+    };
+    let over = cx.b.compare(how, size, limit)?;
+    Ok(cx.b.select(over, nan, x)?)
+}
+
+/// To a power of two, rounding as `round_mode` says (ONNX: up by default); the
+/// IR's cast rounds to the nearest.
+fn to_power(cx: &mut Cx, x: Value) -> One {
+    let mode = cx.text("round_mode", "up")?;
+    let near = cx.b.cast(x, DType::F8E8M0)?;
+    let (how, factor) = match mode {
+        "up" => (CompareFn::Lt, 2.0),
+        "down" => (CompareFn::Gt, 0.5),
+        "nearest" => return Ok(near),
+        other => return Err(Fail::invalid(format!("`round_mode` is {other}"))),
+    };
+    let (x, back) = (cx.b.cast(x, DType::F32)?, cx.b.cast(near, DType::F32)?);
+    let wrong = cx.b.compare(how, back, x)?;
+    let factor = cx.like(back, factor)?;
+    let next = cx.b.mul(back, factor)?;
+    let right = cx.b.select(wrong, next, back)?;
+    Ok(cx.b.cast(right, DType::F8E8M0)?)
 }
 
 pub(crate) fn relu(cx: &mut Cx) -> Out {

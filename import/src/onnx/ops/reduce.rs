@@ -77,7 +77,8 @@ pub(crate) fn apply(
     };
     // The largest of truths is their union.
     if cx.dtype(x) == DType::Bool {
-        let ints = cx.b.cast(x, DType::I32)?;
+        // In u8, whose least is false: that is the largest of none.
+        let ints = cx.b.cast(x, DType::U8)?;
         let r = fold(cx, f, ints, axes, keep)?;
         return Ok(cx.b.cast(r, DType::Bool)?);
     }

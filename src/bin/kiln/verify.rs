@@ -280,12 +280,14 @@ fn import(path: &Path, data: &[PathBuf]) -> Result<Module, Vec<Diagnostic>> {
         Ok(i) => return Ok(i.module),
         Err(all) => all,
     };
-    let structural = |t: &Tensor| t.dtype().is_int() && t.shape().len() <= 1 && t.len() <= 64;
+    let structural = |t: &Tensor| t.shape().len() <= 1 && t.len() <= 64;
     let asks = |all: &[Diagnostic]| all.iter().any(|d| d.code == NEEDS_VALUE);
     let given = data.first().map(|set| numbered(set, "input"));
-    let (true, Some(Ok(given))) = (asks(&first), given) else {
+    let (true, Some(Ok(mut given))) = (asks(&first), given) else {
         return Err(first);
     };
+    // Integers before floats, which are structure only as scales.
+    given.sort_by_key(|(_, t)| t.dtype().is_int());
     // The structural inputs come last in ONNX's operators: the fewest, from the end.
     let mut options = ImportOptions::default();
     for (name, t) in given.iter().rev().filter(|(_, t)| structural(t)) {

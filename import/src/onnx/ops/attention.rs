@@ -242,6 +242,55 @@ fn spelled_out(
     Ok((cx.b.cast(y, narrow)?, cx.b.cast(shown, narrow)?))
 }
 
+/// Attention with graphs that change the scores before the softmax and the
+/// weights after it. Without them, it is plain attention.
+pub(crate) fn flex_attention(cx: &mut Cx) -> Out {
+    let (q, k, v) = (cx.arg(0)?, cx.arg(1)?, cx.arg(2)?);
+    let narrow = cx.dtype(q);
+    let features = cx.shape(q).last().and_then(Dim::as_const);
+    let scale = match (cx.opt_float("scale")?, features) {
+        (Some(s), _) => s,
+        (None, Some(d)) => 1.0 / (d as f64).sqrt(),
+        (None, None) => return Err(Fail::form("the head size of attention must be a constant")),
+    };
+    if !cx.has("score_mod") && !cx.has("prob_mod") {
+        let masks = Masks {
+            keep: None,
+            bias: None,
+            causal: None,
+            lengths: None,
+        };
+        return Ok(vec![composite(cx, [q, k, v], scale, masks)?]);
+    }
+    let compute = match cx.opt_int("softmax_precision")? {
+        Some(n) => tensor::dtype(n).unwrap_or(DType::F32),
+        None if narrow == DType::F64 => DType::F64,
+        None => DType::F32,
+    };
+    let q = cx.b.cast(q, compute)?;
+    let (k, v) = (spread_heads(cx, k, q)?, spread_heads(cx, v, q)?);
+    let (k, v) = (cx.b.cast(k, compute)?, cx.b.cast(v, compute)?);
+    let score = cx.b.matmul_t(q, k, false, true)?;
+    let factor = cx.like(score, scale)?;
+    let score = cx.b.mul(score, factor)?;
+    let score = changed(cx, "score_mod", score)?;
+    let weights = softmax_or_nothing(cx, score)?;
+    let weights = changed(cx, "prob_mod", weights)?;
+    let y = cx.b.matmul(weights, v)?;
+    Ok(vec![cx.b.cast(y, narrow)?])
+}
+
+/// What a graph of one argument makes of a value.
+fn changed(cx: &mut Cx, name: &str, x: Value) -> One {
+    if !cx.has(name) {
+        return Ok(x);
+    }
+    let graph = cx.graph(name)?;
+    let out = cx.imp.subgraph(cx.b, cx.scope, graph, &[x], cx.env)?;
+    let first = out.first().copied();
+    first.ok_or_else(|| Fail::invalid(format!("`{name}` yields nothing")))
+}
+
 /// Causality and lengths as a part of the bool mask.
 fn hide(cx: &mut Cx, m: &mut Masks, score: Value) -> Result<(), Fail> {
     let shape = cx.shape(score);

@@ -66,10 +66,20 @@ pub(crate) fn select(cx: &mut Cx) -> Out {
 
 pub(crate) fn modulo(cx: &mut Cx) -> Out {
     let c_like = cx.flag("fmod", false)?;
-    if !c_like && cx.dtype(cx.arg(0)?).is_float() {
-        return Err(Fail::invalid("floating-point Mod needs fmod = 1"));
+    let (x, y) = two(cx)?;
+    if c_like || !cx.dtype(x).is_float() {
+        return binary(cx, if c_like { BinaryFn::Rem } else { BinaryFn::Mod });
     }
-    binary(cx, if c_like { BinaryFn::Rem } else { BinaryFn::Mod })
+    // The remainder takes the divisor's sign, as in Python.
+    let r = cx.b.binary(BinaryFn::Rem, x, y)?;
+    let (zero_r, zero_y) = (cx.like(r, 0.0)?, cx.like(y, 0.0)?);
+    let some = cx.b.compare(CompareFn::Ne, r, zero_r)?;
+    let low = cx.b.compare(CompareFn::Lt, r, zero_r)?;
+    let down = cx.b.compare(CompareFn::Lt, y, zero_y)?;
+    let apart = cx.b.compare(CompareFn::Ne, low, down)?;
+    let wrong = cx.b.binary(BinaryFn::And, some, apart)?;
+    let turned = cx.b.add(r, y)?;
+    Ok(vec![cx.b.select(wrong, turned, r)?])
 }
 
 /// The result has the base's type; the power is computed in the wider family.

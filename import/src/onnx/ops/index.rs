@@ -54,6 +54,44 @@ pub(crate) fn scatter_nd(cx: &mut Cx) -> Out {
     Ok(vec![cx.b.one(ScatterNd { f }, &[x, indices, updates])?])
 }
 
+/// Opset 24: rows of a cache written from each batch entry's own place on, round
+/// the end where it is circular.
+pub(crate) fn tensor_scatter(cx: &mut Cx) -> Out {
+    let (past, update) = (cx.arg(0)?, cx.arg(1)?);
+    let shape = cx.shape(update);
+    let axis = cx.axis(cx.int("axis", -2)?, shape.len())?;
+    let length = cx.extent(past, axis)?;
+    let mut line = vec![Dim::ONE; shape.len()];
+    line[axis] = shape[axis].clone();
+    let op = Iota {
+        shape: line.clone(),
+        axis,
+        dtype: DType::I64,
+    };
+    let mut at = cx.b.one(op, &[])?;
+    if let Some(starts) = cx.opt(2) {
+        let starts = cx.b.cast(starts, DType::I64)?;
+        let mut column = vec![Dim::ONE; shape.len()];
+        column[0] = shape[0].clone();
+        let starts = cx.b.reshape(starts, &column)?;
+        at = cx.b.add(at, starts)?;
+    }
+    match cx.text("mode", "linear")? {
+        "linear" => {}
+        "circular" => {
+            let length = cx.scalar_dim(length)?;
+            at = cx.b.binary(BinaryFn::Mod, at, length)?;
+        }
+        other => return Err(Fail::invalid(format!("there is no mode `{other}`"))),
+    }
+    let at = cx.b.broadcast_to(at, &shape)?;
+    let op = ScatterElements {
+        axis,
+        f: ScatterFn::Set,
+    };
+    Ok(vec![cx.b.one(op, &[past, at, update])?])
+}
+
 pub(crate) fn non_zero(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
     let symbol = cx.b.graph.fresh_symbol("nonzero");

@@ -558,3 +558,41 @@ pub(crate) fn space_to_depth(cx: &mut Cx) -> Out {
         cx.b.reshape(v, &[n, c * b.clone() * b, rows, columns])?,
     ])
 }
+
+/// The middle of each axis cut out, or zeros put around it evenly.
+pub(crate) fn center_crop_pad(cx: &mut Cx) -> Out {
+    let (mut x, wanted) = (cx.arg(0)?, cx.arg(1)?);
+    let rank = cx.rank(x);
+    let axes: Vec<usize> = match cx.ints("axes")? {
+        None => (0..rank).collect(),
+        Some(a) => (a.iter().map(|&a| cx.axis(a, rank))).collect::<Result<_, _>>()?,
+    };
+    let wanted = cx.need_ints(wanted, "the shape of a crop")?;
+    if wanted.len() != axes.len() {
+        let message = format!("{} sizes for {} axes", wanted.len(), axes.len());
+        return Err(Fail::invalid(message));
+    }
+    for (&axis, &to) in axes.iter().zip(&wanted) {
+        let (from, to) = (cx.extent(x, axis)?, Dim::from(to));
+        // Half of what is missing or too much, rounded down, stands before.
+        let missing = (to.clone() - from.clone()).maximum(&Dim::ZERO);
+        let more = (from - to.clone()).maximum(&Dim::ZERO);
+        if more != Dim::ZERO {
+            x = cx.b.slice_axis(
+                x,
+                axis,
+                more.floor_div(&2.into()),
+                to.minimum(&cx.extent(x, axis)?),
+            )?;
+        }
+        if missing != Dim::ZERO {
+            let (mut lo, mut hi) = (vec![Dim::ZERO; rank], vec![Dim::ZERO; rank]);
+            lo[axis] = missing.floor_div(&2.into());
+            hi[axis] = missing - lo[axis].clone();
+            let fill = cx.like(x, 0.0)?;
+            let mode = PadMode::Constant;
+            x = cx.b.one(Pad { lo, hi, mode }, &[x, fill])?;
+        }
+    }
+    Ok(vec![x])
+}

@@ -96,6 +96,39 @@ pub(crate) fn matmul_integer(cx: &mut Cx) -> Out {
     Ok(vec![product(cx, a, b)?])
 }
 
+/// `saturate(round(a·b · (sa·sb/sy)) + zy)`, the product exact in integers.
+pub(crate) fn qlinear_matmul(cx: &mut Cx) -> Out {
+    let (a, b, z) = (cx.arg(0)?, cx.arg(3)?, cx.arg(7)?);
+    let a = centred(cx, a, 2, true)?;
+    let b = centred(cx, b, 5, false)?;
+    let y = product(cx, a, b)?;
+    let mut scale = |i: usize, row: bool| -> One {
+        let s = cx.arg(i)?;
+        let s = cx.b.cast(s, DType::F64)?;
+        match &cx.shape(s)[..] {
+            [n] if *n == Dim::ONE => Ok(cx.b.reshape(s, &[])?),
+            [n] if row => Ok(cx.b.reshape(s, &[n.clone(), Dim::ONE])?),
+            _ => Ok(s),
+        }
+    };
+    let (sa, sb, sy) = (scale(1, true)?, scale(4, false)?, scale(6, true)?);
+    let s = cx.b.mul(sa, sb)?;
+    let s = cx.b.div(s, sy)?;
+    let y = cx.b.cast(y, DType::F64)?;
+    let y = cx.b.mul(y, s)?;
+    let to = cx.dtype(z);
+    let z = cx.b.cast(z, DType::F64)?;
+    let z = match &cx.shape(z)[..] {
+        [n] if *n == Dim::ONE => cx.b.reshape(z, &[])?,
+        [n] => cx.b.reshape(z, &[n.clone(), Dim::ONE])?,
+        _ => z,
+    };
+    let y = cx.b.add(y, z)?;
+    let y = cx.b.unary(kiln_ir::UnaryFn::Round, y)?;
+    // A cast of a float saturates.
+    Ok(vec![cx.b.cast(y, to)?])
+}
+
 fn centred(cx: &mut Cx, x: Value, zero_point: usize, rows: bool) -> One {
     let wide = cx.b.cast(x, DType::I32)?;
     let Some(z) = cx.opt(zero_point) else {

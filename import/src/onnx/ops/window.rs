@@ -2,6 +2,7 @@
 
 use crate::onnx::cx::{Cx, Fail, Out};
 use kiln_ir::graph::Value;
+use kiln_ir::ops::composite::Silu;
 use kiln_ir::ops::conv::Conv;
 use kiln_ir::ops::layout::{Pad, PadMode, Slice};
 use kiln_ir::ops::reduce::ArgReduce;
@@ -263,6 +264,50 @@ pub(crate) fn qlinear_conv(cx: &mut Cx) -> Out {
     let y = cx.b.add(y, z)?;
     // A cast of a float saturates.
     Ok(vec![cx.b.cast(y, to)?])
+}
+
+/// Opset 27: each channel over its present and past positions, of which the last
+/// are kept for the next call.
+pub(crate) fn causal_conv(cx: &mut Cx) -> Out {
+    let (x, w) = (cx.arg(0)?, cx.arg(1)?);
+    let kernel = filter(cx, w, 1)?;
+    let before = Dim::from(kernel[0] as i64 - 1);
+    let shape = cx.shape(x);
+    let past = match cx.opt(3) {
+        Some(past) => past,
+        None => {
+            let blank = [shape[0].clone(), shape[1].clone(), before.clone()];
+            cx.b.full(cx.dtype(x), &blank, 0.0)?
+        }
+    };
+    let all = match before == Dim::ZERO {
+        true => x,
+        false => cx.b.concat(&[past, x], 2)?,
+    };
+    let groups = shape[1].as_const().and_then(|c| usize::try_from(c).ok());
+    let op = Conv {
+        strides: vec![1],
+        dilations: vec![1],
+        lo: vec![Dim::ZERO],
+        hi: vec![Dim::ZERO],
+        groups: groups.ok_or_else(|| Fail::form("the number of channels must be a constant"))?,
+    };
+    let args: Vec<Value> = [all, w].into_iter().chain(cx.opt(2)).collect();
+    let mut y = cx.b.one(op, &args)?;
+    match cx.text("activation", "none")? {
+        "none" => {}
+        "silu" | "swish" => {
+            let wide = cx.b.cast(y, DType::F32)?;
+            let wide = cx.b.one(Silu, &[wide])?;
+            y = cx.b.cast(wide, cx.dtype(y))?;
+        }
+        other => return Err(Fail::invalid(format!("there is no activation `{other}`"))),
+    }
+    let last = match before == Dim::ZERO {
+        true => past,
+        false => cx.b.slice_axis(all, 2, shape[2].clone(), before)?,
+    };
+    Ok(vec![y, last])
 }
 
 /// A convolution of the input with `stride − 1` zeros between its elements, with

@@ -3,8 +3,8 @@
 
 use super::cx::{Cx, Out};
 use super::ops::{
-    attention, control, elementwise as e, index, layout, linear, loss, norm, quant, recurrence,
-    reduce, resize, signal, source, window,
+    attention, control, elementwise as e, grid, index, layout, linear, loss, norm, quant,
+    recurrence, recurrent, recurrent::Cell, reduce, resize, signal, source, window,
 };
 use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use std::collections::HashMap;
@@ -173,8 +173,13 @@ pub(crate) const ROWS: &[Row] = rows! {
         "MaxPool" => window::max_pool,
         "QLinearConv" => window::qlinear_conv,
         // Resampling.
+        "GridSample" => grid::grid_sample,
         "Resize" => resize::resize,
         "Upsample" => resize::upsample,
+        // Recurrent layers.
+        "GRU" => |c| recurrent::recurrent(c, Cell::Gru),
+        "LSTM" => |c| recurrent::recurrent(c, Cell::Lstm),
+        "RNN" => |c| recurrent::recurrent(c, Cell::Rnn),
         // Signals.
         "BlackmanWindow" => |c| signal::window(c, [0.42, 0.5, 0.08]),
         "HammingWindow" => |c| signal::window(c, [25.0 / 46.0, 21.0 / 46.0, 0.0]),

@@ -363,7 +363,8 @@ fn step_slice(cx: &mut Cx, r: RegionId, s: &Scanned, i: Value) -> Result<Value, 
     Ok(v)
 }
 
-fn reversed(cx: &mut Cx, v: Value) -> Result<Value, Fail> {
+/// Turned round along the first axis.
+pub(crate) fn reversed(cx: &mut Cx, v: Value) -> Result<Value, Fail> {
     let sizes = cx.shape(v);
     let mut starts = vec![Dim::ZERO; sizes.len()];
     let mut steps = vec![1; sizes.len()];

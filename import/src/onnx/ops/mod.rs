@@ -3,6 +3,7 @@
 pub(crate) mod attention;
 pub(crate) mod control;
 pub(crate) mod elementwise;
+pub(crate) mod grid;
 pub(crate) mod index;
 pub(crate) mod layout;
 pub(crate) mod linear;
@@ -10,6 +11,7 @@ pub(crate) mod loss;
 pub(crate) mod norm;
 pub(crate) mod quant;
 pub(crate) mod recurrence;
+pub(crate) mod recurrent;
 pub(crate) mod reduce;
 pub(crate) mod resize;
 pub(crate) mod signal;

@@ -25,7 +25,7 @@ fn steps_first(cx: &mut Cx, x: Value, heads: i64) -> One {
 }
 
 /// Step `i` of `[t, rest…]`, as `[rest…]`.
-fn step(b: &mut Builder, x: Value, i: Value) -> Result<Value, TypeError> {
+pub(crate) fn step(b: &mut Builder, x: Value, i: Value) -> Result<Value, TypeError> {
     let shape = b.shape(x);
     let mut sizes = shape.clone();
     sizes[0] = Dim::ONE;

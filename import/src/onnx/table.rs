@@ -3,8 +3,9 @@
 
 use super::cx::{Cx, Out};
 use super::ops::{
-    attention, control, elementwise as e, grid, index, layout, linear, loss, norm, quant,
-    recurrence, recurrent, recurrent::Cell, reduce, resize, signal, source, window,
+    attention, control, detection, elementwise as e, grid, index, layout, linear, loss, norm,
+    quant, recurrence, recurrent, recurrent::Cell, reduce, resize, signal, source, training,
+    window,
 };
 use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use std::collections::HashMap;
@@ -182,8 +183,12 @@ pub(crate) const ROWS: &[Row] = rows! {
         "RNN" => |c| recurrent::recurrent(c, Cell::Rnn),
         // Signals.
         "BlackmanWindow" => |c| signal::window(c, [0.42, 0.5, 0.08]),
+        "DFT" => signal::dft,
         "HammingWindow" => |c| signal::window(c, [25.0 / 46.0, 21.0 / 46.0, 0.0]),
         "HannWindow" => |c| signal::window(c, [0.5, 0.5, 0.0]),
+        "STFT" => signal::stft,
+        // Detection.
+        "NonMaxSuppression" => detection::non_max_suppression,
         // Losses.
         "NegativeLogLikelihoodLoss" => loss::negative_log_likelihood,
         "SoftmaxCrossEntropyLoss" => loss::softmax_cross_entropy,
@@ -220,6 +225,11 @@ pub(crate) const ROWS: &[Row] = rows! {
     }
     "ai.onnx.preview" {
         "FlexAttention" => attention::flex_attention,
+    }
+    "ai.onnx.preview.training" {
+        "Adagrad" => training::adagrad,
+        "Adam" => training::adam,
+        "Momentum" => training::momentum,
     }
     "com.microsoft" {
         "BiasGelu" => e::bias_gelu,

@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod control;
+pub(crate) mod detection;
 pub(crate) mod elementwise;
 pub(crate) mod grid;
 pub(crate) mod index;
@@ -16,4 +17,5 @@ pub(crate) mod reduce;
 pub(crate) mod resize;
 pub(crate) mod signal;
 pub(crate) mod source;
+pub(crate) mod training;
 pub(crate) mod window;

@@ -166,7 +166,10 @@ fn skip_results(cx: &mut Cx, y: Value, sum: Value) -> Out {
 pub(crate) fn batch_norm(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
     let later = (1..5).any(|i| cx.wants(i));
-    if cx.flag("training_mode", false)? || later {
+    if cx.flag("training_mode", false)? {
+        return super::training::batch_norm(cx);
+    }
+    if later {
         return Err(
             Fail::form("batch normalization in training mode is not supported")
                 .help("export the model for inference (model.eval())"),

@@ -487,6 +487,7 @@ ops! {
         "global" => Global(source::Global),
         "dims" => Dims(source::Dims),
         "reshape" => Reshape(layout::Reshape),
+        "bit_cast" => BitCast(elementwise::BitCast),
         "nonzero" => NonZero(index::NonZero),
         "bind_dim" => BindDim(index::BindDim),
         "pack" => Pack(contract::Pack),

@@ -416,7 +416,7 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                     values: d.value.dims.clone(),
                 });
             }
-            Op::Reshape(_) => {
+            Op::Reshape(_) | Op::BitCast(_) => {
                 let bytes = self.memory(node.results[0]);
                 let b = self.buffer(
                     bytes,

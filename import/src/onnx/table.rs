@@ -105,6 +105,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "Sum" => |c| e::variadic(c, BinaryFn::Add),
         "Where" => e::select,
         // Conversion and copies.
+        "BitCast" => e::bit_cast,
         "Cast" => e::cast,
         "CastLike" => e::cast_like,
         "Dropout" => e::dropout,
@@ -170,10 +171,13 @@ pub(crate) const ROWS: &[Row] = rows! {
         "GlobalLpPool" => window::global_lp_pool,
         "LRN" => window::lrn,
         "CausalConvWithState" => window::causal_conv,
+        "Col2Im" => window::col2im,
         "LpPool" => window::lp_pool,
+        "MaxUnpool" => window::max_unpool,
         "MaxPool" => window::max_pool,
         "QLinearConv" => window::qlinear_conv,
         // Resampling.
+        "AffineGrid" => grid::affine_grid,
         "GridSample" => grid::grid_sample,
         "Resize" => resize::resize,
         "Upsample" => resize::upsample,
@@ -193,6 +197,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "NegativeLogLikelihoodLoss" => loss::negative_log_likelihood,
         "SoftmaxCrossEntropyLoss" => loss::softmax_cross_entropy,
         // Linear algebra.
+        "Det" => linear::det,
         "Einsum" => linear::einsum,
         "Gemm" => linear::gemm,
         "MatMul" => linear::matmul,
@@ -222,6 +227,10 @@ pub(crate) const ROWS: &[Row] = rows! {
         "If" => control::branch,
         "Loop" => control::repeat,
         "Scan" => control::scan,
+    }
+    "ai.onnx.ml" {
+        "ArrayFeatureExtractor" => index::array_feature_extractor,
+        "Binarizer" => e::binarizer,
     }
     "ai.onnx.preview" {
         "FlexAttention" => attention::flex_attention,

@@ -27,6 +27,13 @@ pub struct Compare {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Select;
 
+/// The same bytes as elements of another type of the same width (at least a byte).
+#[derive(Clone, Debug, PartialEq)]
+pub struct BitCast {
+    /// The result's dtype.
+    pub to: DType,
+}
+
 /// Conversion: floats round to nearest even, float to integer truncates and
 /// saturates (NaN gives 0), integers wrap, bool is `x != 0`.
 #[derive(Clone, Debug, PartialEq)]
@@ -570,7 +577,50 @@ impl OpDef for Select {
     primitive!();
 }
 
+parse_one!(BitCast, "bit_cast", |a| Ok(BitCast { to: a.dtype("to")? }));
 parse_one!(Cast, "cast", |a| Ok(Cast { to: a.dtype("to")? }));
+
+impl OpDef for BitCast {
+    fn mnemonic(&self) -> &'static str {
+        "bit_cast"
+    }
+
+    fn infer(&self, _: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
+        let a = arity(args, 1)?[0];
+        let from = a.ty.dtype;
+        if from.size().is_none() || from.size() != self.to.size() {
+            return type_err(format!("{from} and {} have different widths", self.to));
+        }
+        // Not every byte is a truth.
+        if self.to == DType::Bool && from != DType::Bool {
+            return type_err("bits are not taken for truths");
+        }
+        Ok(vec![TensorType::new(self.to, a.ty.shape.clone()).into()])
+    }
+
+    fn axes(&self, args: &[&TensorType]) -> AxisMap {
+        map_axes(args)
+    }
+
+    fn eval(&self, _: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let x = args[0];
+        Tensor::new(self.to, x.shape().to_vec(), x.bytes().to_vec())
+            .map(|t| vec![t])
+            .map_err(|e| EvalError(format!("bit_cast: {e}")))
+    }
+
+    fn grad(&self, _: &mut Builder, _: Io<'_>, _: &[Value]) -> Result<Grad, TypeError> {
+        Ok(Grad::Zero {
+            because: "bits take no gradient",
+        })
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::none().with("to", Attr::Name(self.to.name().into()))
+    }
+
+    primitive!();
+}
 
 impl OpDef for Cast {
     fn mnemonic(&self) -> &'static str {

@@ -64,14 +64,13 @@ impl Corners {
         }
         let zero = b.scalar_like(self.low[0], 0.0)?;
         let (mut shared, mut area, mut area_own, mut meets) = (None, None, None, None);
-        let times =
-            |b: &mut Builder, a: &mut Option<Value>, v: Value| -> Result<(), TypeError> {
-                *a = Some(match *a {
-                    None => v,
-                    Some(a) => b.mul(a, v)?,
-                });
-                Ok(())
-            };
+        let times = |b: &mut Builder, a: &mut Option<Value>, v: Value| -> Result<(), TypeError> {
+            *a = Some(match *a {
+                None => v,
+                Some(a) => b.mul(a, v)?,
+            });
+            Ok(())
+        };
         for (k, &(own_low, own_high)) in own.iter().enumerate() {
             let l = b.binary(BinaryFn::Max, self.low[k], own_low)?;
             let h = b.binary(BinaryFn::Min, self.high[k], own_high)?;

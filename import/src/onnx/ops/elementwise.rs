@@ -4,6 +4,7 @@ use crate::onnx::cx::{Cx, Fail, Out};
 use crate::onnx::tensor;
 use kiln_ir::graph::Value;
 use kiln_ir::ops::composite::{Gelu, Silu};
+use kiln_ir::ops::elementwise::BitCast;
 use kiln_ir::{BinaryFn, CompareFn, DType, Dim, Kind, UnaryFn};
 
 type One = Result<Value, Fail>;
@@ -192,6 +193,14 @@ pub(crate) fn cast(cx: &mut Cx) -> Out {
     cast_to(cx, to)
 }
 
+/// The same bits as another type.
+pub(crate) fn bit_cast(cx: &mut Cx) -> Out {
+    let to = cx.int("to", 0)?;
+    let to = tensor::dtype(to).ok_or_else(|| Fail::invalid(format!("{to} is no element type")))?;
+    let x = cx.arg(0)?;
+    Ok(vec![cx.b.one(BitCast { to }, &[x])?])
+}
+
 pub(crate) fn cast_like(cx: &mut Cx) -> Out {
     let to = cx.dtype(cx.arg(1)?);
     cast_to(cx, to)
@@ -202,6 +211,9 @@ fn cast_to(cx: &mut Cx, to: DType) -> Out {
     let from = cx.dtype(x);
     if from.kind() == Kind::Str || to.kind() == Kind::Str {
         return Err(Fail::form("strings are not cast in compiled code"));
+    }
+    if to == DType::F8E5M2 && from.is_float() && !cx.flag("saturate", true)? {
+        return Ok(vec![overflowing(cx, x)?]);
     }
     if to == DType::F8E8M0 && from.is_float() {
         return Ok(vec![to_power(cx, x)?]);
@@ -224,11 +236,7 @@ fn unsaturated(cx: &mut Cx, x: Value, to: DType) -> One {
         DType::F8E4M3FN => (464.0, false),
         DType::F8E4M3FNUZ => (248.0, true),
         DType::F8E5M2FNUZ => (61440.0, true),
-        _ => {
-            return Err(Fail::form(format!(
-                "a cast to {to} whose overflow is infinite is not supported"
-            )));
-        }
+        _ => return Err(Fail::invalid(format!("a cast to {to} cannot overflow"))),
     };
     let x = cx.b.cast(x, DType::F32)?;
     let size = cx.b.unary(UnaryFn::Abs, x)?;
@@ -239,6 +247,24 @@ fn unsaturated(cx: &mut Cx, x: Value, to: DType) -> One {
     };
     let over = cx.b.compare(how, size, limit)?;
     Ok(cx.b.select(over, nan, x)?)
+}
+
+/// To E5M2, where numbers beyond the range become infinite. The cast saturates
+/// even infinities, so those are put in by their bits.
+fn overflowing(cx: &mut Cx, x: Value) -> One {
+    let x = cx.b.cast(x, DType::F32)?;
+    let limit = cx.like(x, 61440.0)?;
+    let size = cx.b.unary(UnaryFn::Abs, x)?;
+    let over = cx.b.compare(CompareFn::Ge, size, limit)?;
+    let narrow = cx.b.cast(x, DType::F8E5M2)?;
+    let bits = cx.b.one(BitCast { to: DType::U8 }, &[narrow])?;
+    let zero = cx.like(x, 0.0)?;
+    let below = cx.b.compare(CompareFn::Lt, x, zero)?;
+    let (up, down) = (cx.like(bits, 0x7c as f64)?, cx.like(bits, 0xfc as f64)?);
+    let infinite = cx.b.select(below, down, up)?;
+    let bits = cx.b.select(over, infinite, bits)?;
+    let to = DType::F8E5M2;
+    Ok(cx.b.one(BitCast { to }, &[bits])?)
 }
 
 /// To a power of two, rounding as `round_mode` says (ONNX: up by default); the
@@ -466,4 +492,13 @@ pub(crate) fn swiglu(cx: &mut Cx) -> Out {
     let gate = swish(cx)?[0];
     let b = cx.arg(1)?;
     Ok(vec![cx.b.mul(gate, b)?])
+}
+
+/// Of ai.onnx.ml: 1 above the threshold, else 0.
+pub(crate) fn binarizer(cx: &mut Cx) -> Out {
+    let x = cx.arg(0)?;
+    let threshold = cx.float("threshold", 0.0)?;
+    let threshold = cx.like(x, threshold)?;
+    let over = cx.b.compare(CompareFn::Gt, x, threshold)?;
+    Ok(vec![cx.b.cast(over, cx.dtype(x))?])
 }

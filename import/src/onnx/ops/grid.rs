@@ -232,3 +232,58 @@ pub(crate) fn grid_sample(cx: &mut Cx) -> Out {
     let y = cx.b.reshape(y, &out)?;
     Ok(vec![cx.b.cast(y, dtype)?])
 }
+
+/// The grid of places that an affine map of the result's own places gives.
+pub(crate) fn affine_grid(cx: &mut Cx) -> Out {
+    let (theta, size) = (cx.arg(0)?, cx.arg(1)?);
+    let size = cx.sizes(size)?;
+    let n = size.len().saturating_sub(2);
+    if n == 0 || cx.shape(theta)[1..] != [Dim::from(n), Dim::from(n + 1)] {
+        return Err(Fail::invalid(format!("a map for {n} axes")));
+    }
+    let corners = cx.flag("align_corners", false)?;
+    let space = size[2..].to_vec();
+    let mut sum: Option<Value> = None;
+    let mut wide = space.clone();
+    wide.insert(0, size[0].clone());
+    // Column k of the map belongs to the axis that is the k-th from the end; the
+    // last column is added as it is.
+    for k in 0..=n {
+        let row = cx.b.slice_axis(theta, 2, Dim::from(k), Dim::ONE)?;
+        let mut shape = vec![Dim::ONE; n + 2];
+        (shape[0], shape[n + 1]) = (size[0].clone(), Dim::from(n));
+        let mut term = cx.b.reshape(row, &shape)?;
+        if k < n {
+            let axis = n - 1 - k;
+            let mut line = vec![Dim::ONE; n + 1];
+            line[axis] = space[axis].clone();
+            let op = kiln_ir::ops::source::Iota {
+                shape: line,
+                axis,
+                dtype: DType::F64,
+            };
+            let i = cx.b.one(op, &[])?;
+            let extent = cx.scalar_dim(space[axis].clone())?;
+            let extent = cx.b.cast(extent, DType::F64)?;
+            let p = match corners {
+                true => {
+                    let span = by(cx, BinaryFn::Sub, extent, 1.0)?;
+                    let twice = by(cx, BinaryFn::Mul, i, 2.0)?;
+                    cx.b.div(twice, span)?
+                }
+                false => {
+                    let odd = by(cx, BinaryFn::Mul, i, 2.0)?;
+                    let odd = by(cx, BinaryFn::Add, odd, 1.0)?;
+                    cx.b.div(odd, extent)?
+                }
+            };
+            let p = by(cx, BinaryFn::Sub, p, 1.0)?;
+            let p = cx.b.cast(p, cx.dtype(theta))?;
+            term = cx.b.mul(term, p)?;
+        }
+        sum = combine(cx, BinaryFn::Add, sum, Some(term))?;
+    }
+    let y = sum.ok_or_else(|| Fail::invalid("a map of no axes"))?;
+    wide.push(Dim::from(n));
+    Ok(vec![cx.b.broadcast_to(y, &wide)?])
+}

@@ -371,3 +371,40 @@ fn contract(
     let labels = [&batch[..], &rows, &columns].concat();
     sum_out(cx, Labelled { value, labels }, later)
 }
+
+/// The determinant of square matrices of at most 4 rows, by cofactors.
+pub(crate) fn det(cx: &mut Cx) -> Out {
+    let x = cx.arg(0)?;
+    let shape = cx.shape(x);
+    let n = match &shape[..] {
+        [.., a, b] if a == b => a.as_const().filter(|n| (1..=4).contains(n)),
+        _ => return Err(Fail::invalid("a determinant of no square matrix")),
+    };
+    let Some(n) = n else {
+        return Err(Fail::form("a determinant of more than 4 rows"));
+    };
+    let columns: Vec<i64> = (0..n).collect();
+    let y = minor(cx, x, 0, &columns)?;
+    Ok(vec![cx.b.reshape(y, &shape[..shape.len() - 2])?])
+}
+
+/// The determinant of the rows from `row` on and these columns.
+fn minor(cx: &mut Cx, x: Value, row: i64, columns: &[i64]) -> One {
+    let last = cx.rank(x) - 1;
+    let mut sum = None;
+    for (i, &c) in columns.iter().enumerate() {
+        let e = cx.b.slice_axis(x, last - 1, row.into(), Dim::ONE)?;
+        let mut e = cx.b.slice_axis(e, last, c.into(), Dim::ONE)?;
+        let rest: Vec<i64> = columns.iter().copied().filter(|&o| o != c).collect();
+        if !rest.is_empty() {
+            let m = minor(cx, x, row + 1, &rest)?;
+            e = cx.b.mul(e, m)?;
+        }
+        sum = Some(match sum {
+            None => e,
+            Some(s) if i % 2 == 1 => cx.b.sub(s, e)?,
+            Some(s) => cx.b.add(s, e)?,
+        });
+    }
+    sum.ok_or_else(|| Fail::invalid("a determinant of no columns"))
+}

@@ -4,11 +4,12 @@ use crate::onnx::cx::{Cx, Fail, Out};
 use kiln_ir::graph::Value;
 use kiln_ir::ops::composite::Silu;
 use kiln_ir::ops::conv::Conv;
+use kiln_ir::ops::index::{ScatterElements, ScatterFn};
 use kiln_ir::ops::layout::{Pad, PadMode, Slice};
 use kiln_ir::ops::reduce::ArgReduce;
 use kiln_ir::ops::source::Iota;
 use kiln_ir::ops::window::Unfold;
-use kiln_ir::{BinaryFn, DType, Dim, ReduceFn, UnaryFn};
+use kiln_ir::{BinaryFn, DType, Dim, ReduceFn, Tensor, UnaryFn};
 
 type One = Result<Value, Fail>;
 
@@ -635,4 +636,138 @@ pub(crate) fn lrn(cx: &mut Cx) -> Out {
     let sum = cx.b.add(sum, bias)?;
     let power = cx.b.binary(BinaryFn::Pow, sum, beta)?;
     Ok(vec![cx.b.div(x, power)?])
+}
+
+/// Columns of windows added up where the windows lie.
+pub(crate) fn col2im(cx: &mut Cx) -> Out {
+    let x = cx.arg(0)?;
+    let image = cx.need_ints(cx.arg(1)?, "the image's shape")?;
+    let block = cx.need_ints(cx.arg(2)?, "the block's shape")?;
+    let n = image.len();
+    let (strides, dilations) = (counts(cx, "strides", n)?, counts(cx, "dilations", n)?);
+    let pads = match cx.ints("pads")? {
+        None => vec![0; 2 * n],
+        Some(p) if p.len() == 2 * n => p.to_vec(),
+        Some(p) => return Err(Fail::invalid(format!("`pads` is {p:?} for {n} axes"))),
+    };
+    if block.len() != n || block.iter().chain(&image).any(|&d| d <= 0) {
+        return Err(Fail::invalid(format!("blocks of {block:?} in {image:?}")));
+    }
+    // For every element of a block and every block: where it lies, flattened, and
+    // one place behind the image for what falls on the padding.
+    let mut places = vec![(0i64, true)];
+    for i in 0..n {
+        let span = (block[i] - 1) * dilations[i] as i64 + 1;
+        let room = image[i] + pads[i] + pads[n + i] - span;
+        if room < 0 {
+            return Err(Fail::invalid(format!("blocks of {block:?} in {image:?}")));
+        }
+        let blocks = room / strides[i] as i64 + 1;
+        let mut axis = vec![];
+        for b in 0..block[i] {
+            for l in 0..blocks {
+                let at = b * dilations[i] as i64 + l * strides[i] as i64 - pads[i];
+                axis.push((at, (0..image[i]).contains(&at)));
+            }
+        }
+        // Kept as [blocks' elements so far…, blocks so far…]: sorted below.
+        let mut next = vec![];
+        for &(base, inside) in &places {
+            for &(at, here) in &axis {
+                next.push((base * image[i] + at, inside && here));
+            }
+        }
+        places = next;
+    }
+    let total: i64 = image.iter().product();
+    let flat: Vec<i64> = places
+        .iter()
+        .map(|&(at, inside)| if inside { at } else { total })
+        .collect();
+    // [b₀, l₀, b₁, l₁, …] to [b₀, b₁, …, l₀, l₁, …].
+    let mut split = vec![];
+    for i in 0..n {
+        let span = (block[i] - 1) * dilations[i] as i64 + 1;
+        let blocks = (image[i] + pads[i] + pads[n + i] - span) / strides[i] as i64 + 1;
+        split.extend([block[i] as usize, blocks as usize]);
+    }
+    let at = Tensor::from_i64(DType::I64, split, &flat);
+    let at = at.map_err(|e| Fail::invalid(format!("{e:?}")))?;
+    let at = cx.b.constant(at)?;
+    let perm: Vec<usize> = (0..n)
+        .map(|i| 2 * i)
+        .chain((0..n).map(|i| 2 * i + 1))
+        .collect();
+    let at = cx.b.transpose(at, &perm)?;
+    let elements: i64 = block.iter().product();
+    let shape = cx.shape(x);
+    let channels = shape[1].div_exact(&elements.into());
+    let channels = channels.ok_or_else(|| Fail::invalid("the blocks do not divide the columns"))?;
+    let all = Dim::from(elements) * shape[2].clone();
+    let x =
+        cx.b.reshape(x, &[shape[0].clone(), channels.clone(), all.clone()])?;
+    let at = cx.b.reshape(at, &[Dim::ONE, Dim::ONE, all.clone()])?;
+    let at =
+        cx.b.broadcast_to(at, &[shape[0].clone(), channels.clone(), all])?;
+    let blank = [shape[0].clone(), channels.clone(), Dim::from(total + 1)];
+    let blank = cx.b.full(cx.dtype(x), &blank, 0.0)?;
+    let op = ScatterElements {
+        axis: 2,
+        f: ScatterFn::Add,
+    };
+    let y = cx.b.one(op, &[blank, at, x])?;
+    let y = cx.b.slice_axis(y, 2, Dim::ZERO, total.into())?;
+    let mut out = vec![shape[0].clone(), channels];
+    out.extend(image.iter().map(|&d| Dim::from(d)));
+    Ok(vec![cx.b.reshape(y, &out)?])
+}
+
+/// Maxima put back where they came from, by indices into the flattened result.
+pub(crate) fn max_unpool(cx: &mut Cx) -> Out {
+    let (x, at) = (cx.arg(0)?, cx.arg(1)?);
+    let shape = cx.shape(x);
+    let n = shape.len().saturating_sub(2);
+    let kernel = match cx.ints("kernel_shape")? {
+        Some(k) if k.len() == n && n > 0 => k.to_vec(),
+        other => return Err(Fail::invalid(format!("`kernel_shape` is {other:?}"))),
+    };
+    let strides = counts(cx, "strides", n)?;
+    let pads = match cx.ints("pads")? {
+        None => vec![0; 2 * n],
+        Some(p) if p.len() == 2 * n => p.to_vec(),
+        Some(p) => return Err(Fail::invalid(format!("`pads` is {p:?} for {n} axes"))),
+    };
+    let mut whole = shape[..2].to_vec();
+    for i in 0..n {
+        let grown = (shape[2 + i].clone() - Dim::ONE) * Dim::from(strides[i]);
+        whole.push(grown + Dim::from(kernel[i] - pads[i] - pads[n + i]));
+    }
+    let count = Dim::product(&shape);
+    let flat = cx.b.reshape(x, std::slice::from_ref(&count))?;
+    let at = cx.b.reshape(at, &[count])?;
+    let blank = cx.b.full(cx.dtype(x), &[Dim::product(&whole)], 0.0)?;
+    let op = ScatterElements {
+        axis: 0,
+        f: ScatterFn::Set,
+    };
+    let y = cx.b.one(op, &[blank, at, flat])?;
+    let mut y = cx.b.reshape(y, &whole)?;
+    if let Some(wanted) = cx.opt(2) {
+        let wanted = cx.sizes(wanted)?;
+        if wanted.len() != whole.len() {
+            return Err(Fail::invalid("the result's shape has another rank"));
+        }
+        let hi = wanted
+            .iter()
+            .zip(&whole)
+            .map(|(w, h)| w.clone() - h.clone());
+        let op = Pad {
+            lo: vec![Dim::ZERO; whole.len()],
+            hi: hi.collect(),
+            mode: PadMode::Constant,
+        };
+        let zero = cx.like(y, 0.0)?;
+        y = cx.b.one(op, &[y, zero])?;
+    }
+    Ok(vec![y])
 }

@@ -3,8 +3,8 @@
 
 use super::cx::{Cx, Out};
 use super::ops::{
-    attention, control, detection, elementwise as e, grid, index, layout, linear, loss, norm,
-    quant, recurrence, recurrent, recurrent::Cell, reduce, resize, signal, source, training,
+    attention, control, detection, elementwise as e, grid, index, layout, linear, loss, ngrams,
+    norm, quant, recurrence, recurrent, recurrent::Cell, reduce, resize, signal, source, training,
     window,
 };
 use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
@@ -193,6 +193,9 @@ pub(crate) const ROWS: &[Row] = rows! {
         "STFT" => signal::stft,
         // Detection.
         "NonMaxSuppression" => detection::non_max_suppression,
+        "RoiAlign" => detection::roi_align,
+        // Counts.
+        "TfIdfVectorizer" => ngrams::tf_idf,
         // Losses.
         "NegativeLogLikelihoodLoss" => loss::negative_log_likelihood,
         "SoftmaxCrossEntropyLoss" => loss::softmax_cross_entropy,

@@ -217,3 +217,172 @@ pub(crate) fn non_max_suppression(cx: &mut Cx) -> Out {
     }
     Ok(vec![cx.b.concat(&columns, 1)?])
 }
+
+/// Sample points along an axis of each region: `f64[regions, bins·samples]`, with
+/// their low neighbour, the high one, the latter's weight, and whether they are
+/// on the map.
+struct Points {
+    low: Value,
+    high: Value,
+    part: Value,
+    inside: Value,
+}
+
+fn by(cx: &mut Cx, f: BinaryFn, x: Value, c: f64) -> One {
+    let c = cx.like(x, c)?;
+    Ok(cx.b.binary(f, x, c)?)
+}
+
+fn points(
+    cx: &mut Cx,
+    ends: (Value, Value),
+    length: &Dim,
+    (bins, samples): (i64, i64),
+    half_pixel: bool,
+) -> Result<Points, Fail> {
+    let scale = cx.float("spatial_scale", 1.0)?;
+    let place = |cx: &mut Cx, v: Value| -> One {
+        let v = by(cx, BinaryFn::Mul, v, scale)?;
+        by(cx, BinaryFn::Sub, v, if half_pixel { 0.5 } else { 0.0 })
+    };
+    let (start, end) = (place(cx, ends.0)?, place(cx, ends.1)?);
+    let mut span = cx.b.sub(end, start)?;
+    if !half_pixel {
+        span = by(cx, BinaryFn::Max, span, 1.0)?;
+    }
+    let op = Iota {
+        shape: vec![Dim::ONE, Dim::from(bins * samples)],
+        axis: 1,
+        dtype: DType::F64,
+    };
+    // The samples of all bins lie evenly.
+    let i = cx.b.one(op, &[])?;
+    let i = by(cx, BinaryFn::Add, i, 0.5)?;
+    let step = by(cx, BinaryFn::Div, span, (bins * samples) as f64)?;
+    let p = cx.b.mul(i, step)?;
+    let p = cx.b.add(p, start)?;
+    let length = cx.scalar_dim(length.clone())?;
+    let length = cx.b.cast(length, DType::F64)?;
+    let before = cx.like(p, -1.0)?;
+    let after_first = cx.b.compare(CompareFn::Ge, p, before)?;
+    let before_end = cx.b.compare(CompareFn::Le, p, length)?;
+    let inside = cx.b.binary(BinaryFn::And, after_first, before_end)?;
+    let last = by(cx, BinaryFn::Sub, length, 1.0)?;
+    let p = by(cx, BinaryFn::Max, p, 0.0)?;
+    let p = cx.b.binary(BinaryFn::Min, p, last)?;
+    let low = cx.b.unary(kiln_ir::UnaryFn::Floor, p)?;
+    let part = cx.b.sub(p, low)?;
+    let high = by(cx, BinaryFn::Add, low, 1.0)?;
+    let high = cx.b.binary(BinaryFn::Min, high, last)?;
+    Ok(Points {
+        low: cx.b.cast(low, DType::I64)?,
+        high: cx.b.cast(high, DType::I64)?,
+        part,
+        inside,
+    })
+}
+
+/// Regions of a map sampled between its elements and pooled into bins.
+pub(crate) fn roi_align(cx: &mut Cx) -> Out {
+    let (x, rois, batch) = (cx.arg(0)?, cx.arg(1)?, cx.arg(2)?);
+    let usual = if cx.opset < 16 {
+        "output_half_pixel"
+    } else {
+        "half_pixel"
+    };
+    let half_pixel = match cx.text("coordinate_transformation_mode", usual)? {
+        "half_pixel" => true,
+        "output_half_pixel" => false,
+        other => return Err(Fail::invalid(format!("there is no mode `{other}`"))),
+    };
+    let samples = cx.int("sampling_ratio", 0)?;
+    if samples <= 0 {
+        return Err(
+            Fail::form("RoiAlign whose number of samples follows from the regions")
+                .help("export the model with a sampling_ratio above 0"),
+        );
+    }
+    let (ph, pw) = (cx.int("output_height", 1)?, cx.int("output_width", 1)?);
+    let shape = cx.shape(x);
+    let [n, c, h, w] = &shape[..] else {
+        return Err(Fail::invalid(format!("a map of rank {}", shape.len())));
+    };
+    let r = cx.extent(rois, 0)?;
+    let wide = cx.b.cast(rois, DType::F64)?;
+    let column = |cx: &mut Cx, i: i64| cx.b.slice_axis(wide, 1, i.into(), Dim::ONE);
+    let (x1, y1) = (column(cx, 0)?, column(cx, 1)?);
+    let (x2, y2) = (column(cx, 2)?, column(cx, 3)?);
+    let ys = points(cx, (y1, y2), h, (ph, samples), half_pixel)?;
+    let xs = points(cx, (x1, x2), w, (pw, samples), half_pixel)?;
+    // [regions, rows, 1] against [regions, 1, columns].
+    let down = [r.clone(), Dim::from(ph * samples), Dim::ONE];
+    let across = [r.clone(), Dim::ONE, Dim::from(pw * samples)];
+    let (rows, columns) = (cx.scalar_dim(h.clone())?, cx.scalar_dim(w.clone())?);
+    let image = cx.b.cast(batch, DType::I64)?;
+    let image = cx.b.mul(image, rows)?;
+    let image = cx.b.reshape(image, &[r.clone(), Dim::ONE, Dim::ONE])?;
+    let dtype = match cx.dtype(x) {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    };
+    let flat = cx.b.cast(x, dtype)?;
+    let flat = cx.b.transpose(flat, &[1, 0, 2, 3])?;
+    let all = n.clone() * h.clone() * w.clone();
+    let flat = cx.b.reshape(flat, &[c.clone(), all])?;
+    let (inside_y, inside_x) = (
+        cx.b.reshape(ys.inside, &down)?,
+        cx.b.reshape(xs.inside, &across)?,
+    );
+    let inside = cx.b.binary(BinaryFn::And, inside_y, inside_x)?;
+    let weight = |cx: &mut Cx, part: Value, high: bool, line: &[Dim]| -> One {
+        let one = cx.like(part, 1.0)?;
+        let w = if high { part } else { cx.b.sub(one, part)? };
+        let w = cx.b.cast(w, dtype)?;
+        Ok(cx.b.reshape(w, line)?)
+    };
+    let largest = match cx.text("mode", "avg")? {
+        "avg" => false,
+        "max" => true,
+        other => return Err(Fail::invalid(format!("there is no mode `{other}`"))),
+    };
+    let mut sum = None;
+    for (y_high, x_high) in [(false, false), (false, true), (true, false), (true, true)] {
+        let y = cx.b.reshape(if y_high { ys.high } else { ys.low }, &down)?;
+        let x =
+            cx.b.reshape(if x_high { xs.high } else { xs.low }, &across)?;
+        let at = cx.b.add(image, y)?;
+        let at = cx.b.mul(at, columns)?;
+        let at = cx.b.add(at, x)?;
+        let v = cx.b.gather(flat, at, 1)?;
+        let wy = weight(cx, ys.part, y_high, &down)?;
+        let wx = weight(cx, xs.part, x_high, &across)?;
+        let w = cx.b.mul(wy, wx)?;
+        let v = cx.b.mul(v, w)?;
+        sum = Some(match sum {
+            None => v,
+            Some(s) if largest => cx.b.binary(BinaryFn::Max, s, v)?,
+            Some(s) => cx.b.add(s, v)?,
+        });
+    }
+    let y = sum.ok_or_else(|| Fail::invalid("no neighbours"))?;
+    let zero = cx.like(y, 0.0)?;
+    let y = cx.b.select(inside, y, zero)?;
+    let bins = [
+        c,
+        &r,
+        &ph.into(),
+        &samples.into(),
+        &pw.into(),
+        &samples.into(),
+    ];
+    let bins: Vec<Dim> = bins.into_iter().cloned().collect();
+    let y = cx.b.reshape(y, &bins)?;
+    let f = if largest {
+        ReduceFn::Max
+    } else {
+        ReduceFn::Mean
+    };
+    let y = cx.b.reduce(f, y, &[3, 5], false)?;
+    let y = cx.b.transpose(y, &[1, 0, 2, 3])?;
+    Ok(vec![cx.b.cast(y, cx.dtype(x))?])
+}

@@ -455,10 +455,7 @@ pub(crate) fn pad(cx: &mut Cx) -> Out {
     }
     let mode = match cx.text("mode", "constant")? {
         "constant" => PadMode::Constant,
-        "reflect" => PadMode::Reflect,
-        "edge" => PadMode::Edge,
-        "wrap" => PadMode::Wrap,
-        other => return Err(Fail::invalid(format!("there is no pad mode `{other}`"))),
+        other => return continued(cx, x, &lo, &hi, other),
     };
     let fill = match cx.opt(2) {
         Some(v) if cx.opset >= 11 => cx.b.reshape(v, &[])?,
@@ -468,6 +465,48 @@ pub(crate) fn pad(cx: &mut Cx) -> Out {
         }
     };
     Ok(vec![cx.b.one(Pad { lo, hi, mode }, &[x, fill])?])
+}
+
+/// Padding by the argument's own elements: each axis read where its continuation
+/// says.
+fn continued(cx: &mut Cx, mut x: Value, lo: &[Dim], hi: &[Dim], mode: &str) -> Out {
+    for axis in 0..lo.len() {
+        if lo[axis] == Dim::ZERO && hi[axis] == Dim::ZERO {
+            continue;
+        }
+        let length = cx.extent(x, axis)?;
+        let op = Iota {
+            shape: vec![length.clone() + lo[axis].clone() + hi[axis].clone()],
+            axis: 0,
+            dtype: DType::I64,
+        };
+        let i = cx.b.one(op, &[])?;
+        let before = cx.scalar_dim(lo[axis].clone())?;
+        let i = cx.b.sub(i, before)?;
+        let (n, last) = (
+            cx.scalar_dim(length.clone())?,
+            cx.scalar_dim(length - Dim::ONE)?,
+        );
+        let at = match mode {
+            "edge" => {
+                let at = cx.b.binary(BinaryFn::Min, i, last)?;
+                cx.with_int(BinaryFn::Max, at, 0)?
+            }
+            "wrap" => cx.b.binary(BinaryFn::Mod, i, n)?,
+            "reflect" => {
+                // A triangle wave; of a single element, always that one.
+                let twice = cx.b.add(last, last)?;
+                let period = cx.with_int(BinaryFn::Max, twice, 1)?;
+                let there = cx.b.binary(BinaryFn::Mod, i, period)?;
+                let back = cx.b.sub(period, there)?;
+                let at = cx.b.binary(BinaryFn::Min, there, back)?;
+                cx.b.binary(BinaryFn::Min, at, last)?
+            }
+            other => return Err(Fail::invalid(format!("there is no pad mode `{other}`"))),
+        };
+        x = cx.b.gather(x, at, axis)?;
+    }
+    Ok(vec![x])
 }
 
 /// Keeps the upper or lower triangle of the last two axes.

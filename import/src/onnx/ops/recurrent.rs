@@ -391,7 +391,8 @@ pub(crate) fn recurrent(cx: &mut Cx, cell: Cell) -> Out {
                     recurrent_bias = Some(second);
                     let two = hidden.clone() * 2.into();
                     let gates = cx.b.slice_axis(second, 0, Dim::ZERO, two)?;
-                    let none = cx.b.full(cx.dtype(second), &[hidden.clone()], 0.0)?;
+                    let none =
+                        cx.b.full(cx.dtype(second), std::slice::from_ref(&hidden), 0.0)?;
                     let second = cx.b.concat(&[gates, none], 0)?;
                     cx.b.add(now, second)?
                 }

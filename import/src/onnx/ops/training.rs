@@ -81,8 +81,8 @@ pub(crate) fn adam(cx: &mut Cx) -> Out {
         cx.float("norm_coefficient_post", 0.0)?,
     );
     let (mut xs, mut vs, mut hs) = (vec![], vec![], vec![]);
-    for i in 0..all[0].len() {
-        let (x, g, v, h) = (all[0][i], all[1][i], all[2][i], all[3][i]);
+    let tensors = all[0].iter().zip(&all[1]).zip(&all[2]).zip(&all[3]);
+    for (((&x, &g), &v), &h) in tensors {
         let (rate, t) = scalars(cx, x)?;
         let g = regularised(cx, x, g)?;
         let square = cx.b.mul(g, g)?;

@@ -33,7 +33,7 @@ impl Symbols {
         for input in &graph.input {
             for d in tensor_dims(&input.type_) {
                 if let Some(dimension::Value::DimParam(p)) = d
-                    && !p.is_empty()
+                    && names_something(p)
                     && !is_expression(p)
                 {
                     self.named(p);
@@ -132,7 +132,7 @@ impl Symbols {
         for (i, d) in declared.dim.iter().enumerate() {
             dims.push(match &d.value {
                 Some(dimension::Value::DimValue(n)) if *n >= 0 => Dim::from(*n),
-                Some(dimension::Value::DimParam(p)) if !p.is_empty() => self.param(p),
+                Some(dimension::Value::DimParam(p)) if names_something(p) => self.param(p),
                 _ => self.fresh(&format!("{name}_dim{i}")),
             });
         }
@@ -156,6 +156,12 @@ fn tensor_dims(ty: &TypeProto) -> impl Iterator<Item = &Option<dimension::Value>
     dims.unwrap_or_default().iter().map(|d| &d.value)
 }
 
+/// Exporters write "?" for every size that they do not know: such a name does not
+/// make sizes equal.
+fn names_something(param: &str) -> bool {
+    param.contains(char::is_alphanumeric) && param.parse::<i64>().is_err()
+}
+
 fn is_expression(param: &str) -> bool {
     param.contains(['+', '-', '*', '/', '(', ' '])
 }
@@ -175,4 +181,15 @@ pub(crate) fn identifier(name: &str) -> String {
         out.push('_');
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names_something;
+
+    #[test]
+    fn placeholders_are_no_names() {
+        assert!(names_something("batch") && names_something("p2o.DynamicDimension.0"));
+        assert!(!names_something("?") && !names_something("") && !names_something("-1"));
+    }
 }

@@ -266,3 +266,72 @@ fn results_do_not_depend_on_threads() {
     assert!(results.windows(2).all(|w| w[0] == w[1]));
     std::fs::remove_file(path).unwrap();
 }
+
+/// Header and table of an artifact hash what they say about it: this makes the
+/// hashes right again after a change, so that what lies behind them is reached.
+fn reseal(bytes: &mut [u8]) {
+    use xxhash_rust::xxh3::xxh3_64;
+    let u64_at = |b: &[u8], at: usize| u64::from_le_bytes(b[at..at + 8].try_into().unwrap());
+    let table = u64_at(bytes, 16) as usize;
+    let count = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+    let row = (bytes.len() - table) / count;
+    for r in (0..count).map(|i| table + i * row) {
+        let (at, size) = (u64_at(bytes, r) as usize, u64_at(bytes, r + 8) as usize);
+        let hash = xxh3_64(&bytes[at..at + size]);
+        bytes[r + 16..r + 24].copy_from_slice(&hash.to_le_bytes());
+    }
+    let hash = xxh3_64(&bytes[table..]);
+    bytes[24..32].copy_from_slice(&hash.to_le_bytes());
+    let hash = xxh3_64(&bytes[..40]);
+    bytes[40..48].copy_from_slice(&hash.to_le_bytes());
+}
+
+#[test]
+fn a_damaged_artifact_is_a_coded_error_wherever_it_is_damaged() {
+    let Some(target) = levels().into_iter().next() else {
+        return;
+    };
+    let path = artifact(program("decoder.kir"), target, "damaged");
+    let whole = std::fs::read(&path).unwrap();
+    let load = |bytes: &[u8]| {
+        // A name of its own each time: a mapped file must not change.
+        let file = path.with_extension("damaged");
+        std::fs::write(&file, bytes).unwrap();
+        let loaded = Model::load(&file).map(|_| ());
+        std::fs::remove_file(&file).unwrap();
+        loaded
+    };
+    load(&whole).unwrap();
+    let coded = |e: &kiln::runtime::Error| e.to_string().contains("K07");
+    let stride = whole.len() / 1500 + 1;
+    for at in (0..whole.len()).step_by(stride) {
+        let e = load(&whole[..at]).expect_err("a cut file loads");
+        assert!(coded(&e), "cut at {at}: {e}");
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1 << (at % 8);
+        let e = load(&flipped).expect_err("a changed file loads");
+        assert!(coded(&e), "flipped at {at}: {e}");
+    }
+    // With right hashes, a change may go unseen (a number, an instruction), but
+    // never ends in a panic, and what is seen is named.
+    let table = u64::from_le_bytes(whole[16..24].try_into().unwrap()) as usize;
+    let (mut seen, mut resealed) = (0, whole.clone());
+    reseal(&mut resealed);
+    assert_eq!(resealed, whole, "the format is another one");
+    for at in (64..table).step_by(stride) {
+        for change in [0x01, 0x80, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= change;
+            reseal(&mut bytes);
+            if let Err(e) = load(&bytes) {
+                assert!(coded(&e), "changed at {at}: {e}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(
+        seen > 100,
+        "only {seen} changes behind the hashes were seen"
+    );
+    std::fs::remove_file(&path).unwrap();
+}

@@ -134,7 +134,10 @@ impl Code {
                 };
                 let name = symbol.name().unwrap_or("?");
                 let target = match symbol.section_index().and_then(|s| places.get(&s.0)) {
-                    Some(&p) => code.base as i64 + p as i64 + symbol.address() as i64,
+                    Some(&p) if symbol.address() < len as u64 => {
+                        code.base as i64 + p as i64 + symbol.address() as i64
+                    }
+                    Some(_) => return Err(bad(format!("`{name}` lies outside the code"))),
                     None => outside(name)
                         .ok_or_else(|| bad(format!("it refers to `{name}`, which is not there")))?,
                 };
@@ -154,7 +157,8 @@ impl Code {
                 match r_type {
                     elf::R_X86_64_64 => slot.copy_from_slice(&value.to_le_bytes()),
                     elf::R_X86_64_PC32 | elf::R_X86_64_PLT32 => {
-                        let short = i32::try_from(value - here).map_err(|_| {
+                        let distance = value.checked_sub(here).and_then(|d| i32::try_from(d).ok());
+                        let short = distance.ok_or_else(|| {
                             bad(format!("`{name}` is too far away for a 32-bit reference"))
                         })?;
                         slot.copy_from_slice(&short.to_le_bytes());

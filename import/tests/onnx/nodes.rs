@@ -24,10 +24,18 @@ const KNOWN: &[(&str, &str)] = &[
         "test_cast_e8m0_FLOAT",
         "f8e8m0 rounds to nearest here, up in the default mode",
     ),
+    (
+        "test_gridsample_bicubic",
+        "the expected numbers are rounded to four digits",
+    ),
+    (
+        "test_roialign_aligned",
+        "the expected numbers are rounded to four digits",
+    ),
 ];
 
 /// How many cases must pass; raise it when more do.
-const AT_LEAST: usize = 1_569;
+const AT_LEAST: usize = 1_781;
 
 #[test]
 fn node_tests_give_their_results() {
@@ -92,9 +100,11 @@ fn imported(case: &Path) -> Result<Imported, Vec<Diagnostic>> {
         return result;
     }
     let mut frozen = options();
-    let given = tensors(&case.join("test_data_set_0"), "input").unwrap_or_default();
+    let mut given = tensors(&case.join("test_data_set_0"), "input").unwrap_or_default();
+    // Integers before floats, which are structure only as scales.
+    given.sort_by_key(|(_, t)| t.dtype().is_int());
     for (name, t) in given.into_iter().rev() {
-        if asks(&result) && t.dtype().is_int() && t.shape().len() <= 1 && t.len() <= 64 {
+        if asks(&result) && t.shape().len() <= 1 && t.len() <= 64 {
             frozen.frozen.insert(name, t);
             result = import_onnx(&path, &frozen);
         }

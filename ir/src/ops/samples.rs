@@ -232,7 +232,10 @@ fn elementwise() -> Vec<Sample> {
         Cast { to: DType::I8 },
         vec![between(DType::F32, &[9], -300.0, 300.0)],
     ));
-    out.push(rough(BitCast { to: DType::I32 }, vec![f(&[7])]));
+    out.push(rough(
+        BitCast { to: DType::I8 },
+        vec![between(DType::U8, &[7], 0.0, 255.0)],
+    ));
     out.push(rough(Cast { to: DType::BF16 }, vec![f(&[9])]));
     out.push(rough(
         Cast { to: DType::F32 },

@@ -41,7 +41,7 @@ impl<'a> Builder<'a> {
     /// A builder that inserts before a node and inherits its origins.
     pub fn before(graph: &'a mut Graph, globals: &'a Globals, node: NodeId) -> Builder<'a> {
         let (region, origins) = (graph.node(node).parent, graph.node(node).origins.clone());
-        let at = graph.region(region).nodes.iter().position(|&n| n == node);
+        let at = graph.position(node);
         Builder {
             graph,
             globals,

@@ -191,6 +191,8 @@ pub struct Graph {
     values: Vec<ValueData>,
     regions: Vec<Region>,
     next_symbol: u32,
+    /// Where a node was last looked for in its region: passes walk in order.
+    cursor: usize,
 }
 
 impl Graph {
@@ -208,6 +210,7 @@ impl Graph {
             values: vec![],
             regions: vec![Region::default()],
             next_symbol: 0,
+            cursor: 0,
         }
     }
 
@@ -373,6 +376,27 @@ impl Graph {
     /// A region for editing.
     pub fn region_mut(&mut self, r: RegionId) -> &mut Region {
         &mut self.regions[r.index()]
+    }
+
+    /// A node's place in its region's order, searched for outward from where the
+    /// last one was found: a walk in program order costs a step or two a node,
+    /// where a search from the front made passes quadratic.
+    pub fn position(&mut self, n: NodeId) -> Option<usize> {
+        let order = &self.region(self.node(n).parent).nodes;
+        let (mut below, mut above) = (self.cursor.min(order.len()), self.cursor);
+        while below > 0 || above < order.len() {
+            if order.get(above) == Some(&n) {
+                self.cursor = above;
+                return Some(above);
+            }
+            above += 1;
+            below = below.saturating_sub(1);
+            if order.get(below) == Some(&n) {
+                self.cursor = below;
+                return Some(below);
+            }
+        }
+        None
     }
 
     /// The body.

@@ -2,36 +2,29 @@
 //! and reductions. Attention stays where the attention kernels serve it.
 
 use crate::{Changed, PassCx, PassError};
-use kiln_ir::{Builder, DType, Graph, NodeId, Op, Value};
-use std::collections::{BTreeMap, BTreeSet};
+use kiln_ir::edit::{Rewrite, sweep};
+use kiln_ir::{DType, Graph, NodeId, Op, Value};
 
 /// Expands until nothing but primitives and kernel-served composites is left.
 pub fn decompose(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
     let mut changed = Changed::No;
     // An expansion may hold composites: their depth bounds the rounds.
     loop {
-        let mut replaced: BTreeMap<Value, Value> = BTreeMap::new();
-        let mut dead = BTreeSet::new();
-        for n in graph.nodes_in_order() {
-            if has_kernel(graph, n) {
-                continue;
+        let again = sweep(graph, cx.globals, &mut |b, n| {
+            if has_kernel(b.graph, n) {
+                return Ok(Rewrite::Keep);
             }
-            let node = graph.node(n);
-            let (op, args, old) = (node.op.clone(), node.args.clone(), node.results.clone());
-            let mut b = Builder::before(graph, cx.globals, n);
-            if let Some(new) = op.def().expand(&mut b, &args)? {
-                old.iter().zip(new).for_each(|(&v, to)| {
-                    replaced.insert(v, to);
-                });
-                dead.insert(n);
-            }
-        }
-        if dead.is_empty() {
+            let node = b.graph.node(n);
+            let (op, args) = (node.op.clone(), node.args.clone());
+            Ok(match op.def().expand(b, &args)? {
+                Some(new) => Rewrite::With(new),
+                None => Rewrite::Keep,
+            })
+        })?;
+        if !again {
             return Ok(changed);
         }
         changed = Changed::Yes;
-        graph.replace_all(&replaced);
-        graph.remove_nodes(&dead);
     }
 }
 

@@ -19,7 +19,7 @@
 
 use crate::{Changed, PassCx, PassError};
 use kiln_ir::ops::control::Fused;
-use kiln_ir::{Builder, Class, Dim, Graph, NodeId, Op, Origins, Tri, Value};
+use kiln_ir::{Builder, Class, Dim, Graph, NodeId, Op, Origins, RegionId, Tri, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A group while it grows.
@@ -116,7 +116,7 @@ pub fn fuse(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
         outline(cx, graph, group, &home, &place, &mut outlined)?;
     }
     graph.replace_all(&outlined.swap);
-    graph.remove_nodes(&outlined.roots);
+    outlined.settle(graph);
     crate::eliminate_dead::eliminate_dead(cx, graph)?;
     Ok((!groups.is_empty()).into())
 }
@@ -425,7 +425,29 @@ fn feeds(graph: &Graph, n: NodeId, anchor: NodeId, group: &Group) -> bool {
 struct Outlined {
     /// Results of roots, and of the `fused` nodes that take their place.
     swap: BTreeMap<Value, Value>,
-    roots: BTreeSet<NodeId>,
+    /// The `fused` node of each root; until `settle` it stands at its region's end.
+    of_root: BTreeMap<NodeId, NodeId>,
+}
+
+impl Outlined {
+    /// Puts every `fused` node where its root stood: one walk of each region, where
+    /// inserting them one by one would be one for each.
+    fn settle(&self, graph: &mut Graph) {
+        let new: BTreeSet<NodeId> = self.of_root.values().copied().collect();
+        let regions: BTreeSet<RegionId> = new.iter().map(|&n| graph.node(n).parent).collect();
+        for r in regions {
+            let order = std::mem::take(&mut graph.region_mut(r).nodes);
+            let placed = order
+                .into_iter()
+                .filter(|n| !new.contains(n))
+                .flat_map(|n| {
+                    let fused = self.of_root.get(&n).copied();
+                    std::iter::once(n).chain(fused)
+                });
+            graph.region_mut(r).nodes = placed.collect();
+        }
+        graph.remove_nodes(&self.of_root.keys().copied().collect());
+    }
 }
 
 /// Moves a group's nodes into the region of a `fused` node at its root.
@@ -503,10 +525,14 @@ fn outline(
     }
     let old = graph.node(root).results.clone();
     graph.region_mut(region).results = old.iter().map(|v| map[v]).collect();
-    let mut b = Builder::before(graph, cx.globals, root);
+    let home = graph.node(root).parent;
+    let mut b = Builder::at_end(graph, cx.globals, home);
     b.origins = origins;
     let new = b.push_with_regions(Fused, &args, vec![region])?;
+    let made = new.first().and_then(|&v| graph.producer(v));
+    outlined
+        .of_root
+        .extend(made.map(|(fused, _)| (root, fused)));
     outlined.swap.extend(old.iter().copied().zip(new));
-    outlined.roots.insert(root);
     Ok(())
 }

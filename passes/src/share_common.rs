@@ -4,9 +4,25 @@
 
 use crate::{Changed, PassCx, PassError};
 use kiln_ir::{Graph, NodeId, Op, RegionId, Value};
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
 
-type Table = HashMap<(&'static str, Vec<Value>), Vec<NodeId>>;
+type Table = HashMap<(&'static str, Vec<Value>, u64), Vec<NodeId>>;
+
+/// A hash of the attributes of ops without arguments, which would all be looked
+/// through otherwise: 10,000 literals made 50,000,000 comparisons.
+fn fingerprint(op: &Op) -> u64 {
+    let mut hash = DefaultHasher::new();
+    match op {
+        Op::Constant(c) => {
+            (c.value.dtype(), c.value.shape(), c.value.bytes()).hash(&mut hash);
+        }
+        Op::Global(g) => g.name.hash(&mut hash),
+        _ => format!("{:?}", op.def().attrs()).hash(&mut hash),
+    }
+    hash.finish()
+}
 
 /// Merges equal nodes; origins are merged too.
 pub fn share_common(_: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
@@ -60,7 +76,12 @@ fn walk(
         if apart {
             continue;
         }
-        let key = (node.op.def().mnemonic(), args);
+        let print = if args.is_empty() {
+            fingerprint(&node.op)
+        } else {
+            0
+        };
+        let key = (node.op.def().mnemonic(), args, print);
         let same = tables
             .iter()
             .flat_map(|t| t.get(&key).into_iter().flatten())
@@ -83,7 +104,11 @@ fn walk(
                         replaced.insert(a, b);
                     });
                 dead.insert(n);
-                origins.push((m, n));
+                // A literal that thousands share keeps its first origin: sets of
+                // thousands, copied with it into every group, took 500 MB.
+                if !node.args.is_empty() {
+                    origins.push((m, n));
+                }
             }
             None => {
                 if let Some(table) = tables.last_mut() {

@@ -51,10 +51,31 @@ pub fn simplify(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError
     for r in 0..graph.region_count() {
         results.extend(&graph.region(RegionId(r as u32)).results);
     }
-    let users = graph.users();
+    let mut users = graph.users();
+    let mut replaced: BTreeMap<Value, Value> = BTreeMap::new();
     for window in windows {
-        changed = changed.or(rewrite(cx, graph, &window, &users, &results, &rules)?);
+        let nodes = graph.node_capacity();
+        let new = rewrite(cx, graph, &window, &users, &results, &rules)?;
+        changed = changed.or((!new.is_empty()).into());
+        // Only the users are visited: a walk of the graph for each window would be
+        // quadratic. Nodes that were built are users too.
+        users.resize(graph.value_count(), vec![]);
+        for n in (nodes..graph.node_capacity()).map(|i| NodeId(i as u32)) {
+            for v in graph.node(n).args.clone() {
+                users[v.index()].push(n);
+            }
+        }
+        for (&from, &to) in &new {
+            for n in std::mem::take(&mut users[from.index()]) {
+                let swap = |v: &mut Value| *v = if *v == from { to } else { *v };
+                graph.node_mut(n).args.iter_mut().for_each(swap);
+                users[to.index()].push(n);
+            }
+        }
+        replaced.extend(new);
     }
+    // What regions yield.
+    graph.replace_all(&replaced);
     if changed == Changed::Yes {
         crate::eliminate_dead::eliminate_dead(cx, graph)?;
     }
@@ -99,7 +120,8 @@ fn is_term(graph: &Graph, n: NodeId) -> bool {
         && value.shard.is_none()
 }
 
-/// Saturates one window; replaces its roots if that is cheaper.
+/// Saturates one window; answers what replaces which of its roots, if that is
+/// cheaper.
 fn rewrite(
     cx: &mut PassCx,
     graph: &mut Graph,
@@ -107,7 +129,7 @@ fn rewrite(
     users: &[Vec<NodeId>],
     results: &BTreeSet<Value>,
     rules: &[&Rule],
-) -> Result<Changed, PassError> {
+) -> Result<BTreeMap<Value, Value>, PassError> {
     // Nodes that do not type alone are outside, and what they read is a root.
     let (mut terms, window) = Terms::of(graph, cx.globals, window);
     let window = &window[..];
@@ -122,18 +144,16 @@ fn rewrite(
         .collect();
     let roots = &roots[..];
     if !saturate(&mut terms, rules) {
-        return Ok(Changed::No);
+        return Ok(BTreeMap::new());
     }
     let before = cost::of_window(graph, &terms, window, roots);
     let choice = extract::cheapest(&terms);
     let after = choice.cost_of(&terms, roots);
     // Sums of the same numbers in another order are not cheaper.
     if after >= before * (1.0 - 1e-9) {
-        return Ok(Changed::No);
+        return Ok(BTreeMap::new());
     }
-    let replaced: BTreeMap<Value, Value> = choice.build(cx, graph, &terms, window, roots)?;
-    graph.replace_all(&replaced);
-    Ok((!replaced.is_empty()).into())
+    choice.build(cx, graph, &terms, window, roots)
 }
 
 /// Adds equal terms; answers whether there are any.

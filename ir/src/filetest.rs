@@ -268,7 +268,14 @@ pub fn same_results(module: &Module, tol: f64, run: CallFn) -> Result<(), String
         let inputs = cases(&test, f).map_err(|e| format!("@{}: {e:?}", f.name))?;
         for inputs in inputs {
             let place = |e: String| format!("@{} on {inputs:?}: {e}", f.name);
-            let (want, _) = outcome(module, &f.name, &inputs).map_err(place)?;
+            let (want, _) = match outcome(module, &f.name, &inputs) {
+                Ok(want) => want,
+                // What the reference refuses (sizes that break a guard) is refused.
+                Err(why) => match run(&f.name, &inputs) {
+                    Ok(_) => return Err(place(format!("runs, and is to fail: {why}"))),
+                    Err(_) => continue,
+                },
+            };
             let have = run(&f.name, &inputs).map_err(place)?;
             if let Err(e) = compare(&have, &want, tol) {
                 let noisy: Vec<Vec<Tensor>> = (0..8)

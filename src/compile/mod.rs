@@ -139,38 +139,52 @@ pub fn compile(module: Module, options: &Options, out: &Path) -> Result<Compiled
     Ok(compiled)
 }
 
+/// Machine code for one CPU level: an ELF object for each of the plan's kernels.
+pub struct Code {
+    /// The level.
+    pub target: CpuTarget,
+    /// The objects, in the order of [`Lowered::kernels`].
+    pub objects: Vec<Vec<u8>>,
+}
+
 /// Generates code and writes the artifact.
 pub fn write(compiled: &mut Compiled, options: &Options, out: &Path) -> Result<(), CompileError> {
-    let mut levels = vec![];
+    let mut code = vec![];
     for target in &options.targets {
-        levels.push((
-            target,
-            objects::compile(
-                &compiled.lowered.kernels,
-                target,
-                &options.workers,
-                options.progress,
-            )?,
-        ));
+        let kernels = &compiled.lowered.kernels;
+        code.push(Code {
+            target: target.clone(),
+            objects: objects::compile(kernels, target, &options.workers, options.progress)?,
+        });
     }
+    assemble(compiled, &code, options.progress, out)
+}
+
+/// Writes plan, code and weights as one artifact.
+pub fn assemble(
+    compiled: &mut Compiled,
+    code: &[Code],
+    progress: Progress,
+    out: &Path,
+) -> Result<(), CompileError> {
     let mut writer = ArtifactWriter::create(out)?;
     let program = &mut compiled.lowered.program;
     program.objects.clear();
-    for (target, code) in levels {
+    for level in code {
         let mut sections = vec![];
-        for object in &code {
+        for object in &level.objects {
             sections.push(writer.section([&object[..]])?);
         }
         program.objects.push(Object {
-            level: target.name.clone(),
-            requires: target.requires.clone(),
+            level: level.target.name.clone(),
+            requires: level.target.requires.clone(),
             sections,
         });
     }
     let total = program.globals.len();
     let globals = program.globals.iter_mut().zip(&compiled.lowered.contents);
     for (done, (global, contents)) in globals.enumerate() {
-        (options.progress)("weights", done + 1, total);
+        progress("weights", done + 1, total);
         global.data =
             match contents::contents(&compiled.module, contents).map_err(CompileError::Constant)? {
                 Bytes::Repeated(element) => GlobalData::Splat(element),

@@ -14,7 +14,7 @@ use crate::ops::elementwise::Select;
 use crate::ops::layout::{Pad, PadMode};
 use crate::ops::samples::{ArgSpec, Fill, Random};
 use crate::ops::source::Iota;
-use crate::{BinaryFn, CompareFn, DType, Dim, ReduceFn, Tensor, TensorType, UnaryFn};
+use crate::{BinaryFn, CompareFn, DType, Dim, ReduceFn, Tensor, TensorType, Tri, UnaryFn};
 use std::sync::Arc;
 
 /// A module with one function, `f`, of about this many ops. The same seed gives
@@ -121,7 +121,7 @@ fn step(
         return b.unary(UnaryFn::Tanh, y);
     }
     let (axis, last) = (r.below(rank), rank - 1);
-    match r.below(18) {
+    match r.below(19) {
         0 | 1 => {
             use UnaryFn::*;
             b.unary(r.one_of(&[Neg, Abs, Tanh, Sigmoid, Sin, Erf, Cos, Atan]), x)
@@ -181,6 +181,7 @@ fn step(
             b.unary(UnaryFn::Tanh, y)
         }
         16 => masked(b, r, x, axis),
+        17 => tied(b, r, pool, x),
         _ => {
             let zero = b.scalar(DType::F32, 0.25)?;
             let mut lo = vec![Dim::ZERO; rank];
@@ -235,6 +236,24 @@ fn reshape(b: &mut Builder, r: &mut Random, x: Value) -> Result<Value, TypeError
         },
     }
     b.reshape(x, &shape)
+}
+
+/// A sum of values whose sizes may or may not be equal: a guard. Seldom, since
+/// most inputs break it, and then nothing else of the module is compared.
+fn tied(b: &mut Builder, r: &mut Random, pool: &[Value], x: Value) -> Result<Value, TypeError> {
+    let shape = b.shape(x);
+    let unknown = |v: &&Value| {
+        let other = b.graph.shape(**v);
+        let pairs = || shape.iter().zip(other);
+        other.len() == shape.len()
+            && pairs().all(|(p, q)| p.same(q) != Tri::No)
+            && pairs().any(|(p, q)| p.same(q) == Tri::Unknown)
+    };
+    let others: Vec<Value> = pool.iter().filter(unknown).copied().collect();
+    if others.is_empty() || r.below(8) > 0 {
+        return Err(TypeError("nothing to tie".into()));
+    }
+    b.binary(BinaryFn::Add, x, r.one_of(&others))
 }
 
 /// Elements up to a place along one axis, zero behind it.

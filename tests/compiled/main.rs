@@ -1,5 +1,7 @@
 //! Whole programs, compiled and run, against the reference interpreter.
 
+mod planted;
+
 use kiln::compile::{self, Options};
 use kiln::ir::filetest::{Runner, random_module, run_dir, same_results};
 use kiln::ir::interp::Interpreter;
@@ -43,6 +45,14 @@ fn artifact(module: Module, target: CpuTarget, name: &str) -> PathBuf {
 }
 
 fn run(session: &mut Session, entry: &str, inputs: &[(&str, &Tensor)]) -> Vec<Tensor> {
+    try_run(session, entry, inputs).unwrap()
+}
+
+fn try_run(
+    session: &mut Session,
+    entry: &str,
+    inputs: &[(&str, &Tensor)],
+) -> Result<Vec<Tensor>, kiln::runtime::Error> {
     let model = session.model().clone();
     let index = model.entry(Some(entry)).unwrap();
     let refs: Vec<(&str, TensorRef)> = inputs
@@ -58,11 +68,11 @@ fn run(session: &mut Session, entry: &str, inputs: &[(&str, &Tensor)]) -> Vec<Te
             )
         })
         .collect();
-    session.run(index, &refs).unwrap();
-    (0..model.program().entries[index].outputs.len())
+    session.run(index, &refs)?;
+    let outputs = (0..model.program().entries[index].outputs.len())
         .map(|i| session.output(i).unwrap())
-        .map(|t| Tensor::new(t.dtype, t.shape, t.bytes.to_vec()).unwrap())
-        .collect()
+        .map(|t| Tensor::new(t.dtype, t.shape, t.bytes.to_vec()).unwrap());
+    Ok(outputs.collect())
 }
 
 fn assert_close(got: &Tensor, want: &Tensor, what: &str) {
@@ -202,12 +212,17 @@ fn a_cache_that_is_full_is_an_error_and_not_a_write_beyond_it() {
     std::fs::remove_file(path).unwrap();
 }
 
-/// Runs a function of a module through compiling, writing, loading and a session.
-fn call(session: &mut Session, module: &Module, function: &str, inputs: &[Tensor]) -> Vec<Tensor> {
+/// Runs a function of a compiled module on the caller's ports in order.
+fn call(
+    session: &mut Session,
+    module: &Module,
+    function: &str,
+    inputs: &[Tensor],
+) -> Result<Vec<Tensor>, String> {
     let graph = module.function(function).unwrap();
     let ports = graph.params.iter().filter(|p| p.kind == PortKind::Caller);
     let named: Vec<(&str, &Tensor)> = ports.map(|p| &*p.name).zip(inputs).collect();
-    run(session, function, &named)
+    try_run(session, function, &named).map_err(|e| e.to_string())
 }
 
 #[test]
@@ -218,8 +233,7 @@ fn random_modules_compute_what_the_interpreter_does() {
             let path = artifact(module.clone(), target.clone(), &format!("random-{seed}"));
             let session = Session::new(Model::load(&path).unwrap(), 2).unwrap();
             let session = RefCell::new(session);
-            let compiled =
-                |f: &str, x: &[Tensor]| Ok(call(&mut session.borrow_mut(), &module, f, x));
+            let compiled = |f: &str, x: &[Tensor]| call(&mut session.borrow_mut(), &module, f, x);
             if let Err(e) = same_results(&module, 1e-5, &compiled) {
                 let text = print_module(&module, &PrintOptions::default());
                 panic!("seed {seed} on {}: {e}\n{text}", target.name);
@@ -239,7 +253,7 @@ fn files_run_compiled_as_they_run_interpreted() {
         let mut session = Session::new(Model::load(&path).unwrap(), 2).unwrap();
         let results = call(&mut session, module, function, inputs);
         std::fs::remove_file(path).unwrap();
-        Ok(results)
+        results
     };
     let runner = Runner {
         run: Some(&compiled),

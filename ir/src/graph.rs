@@ -231,6 +231,15 @@ impl Graph {
         v
     }
 
+    /// Removes parameter `i` of the body, which nothing may use.
+    pub(crate) fn remove_param(&mut self, i: usize) {
+        self.params.remove(i);
+        self.regions[0].params.remove(i);
+        for (k, &v) in self.regions[0].params.iter().enumerate() {
+            self.values[v.index()].def = Def::Param(Graph::BODY, k as u32);
+        }
+    }
+
     /// Adds a result to the body.
     pub fn add_result(&mut self, name: impl Into<Arc<str>>, kind: PortKind, value: Value) {
         self.results.push(Port {

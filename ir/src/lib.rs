@@ -17,6 +17,7 @@ pub mod ops;
 pub mod parse;
 pub mod print;
 pub mod scalar;
+pub mod shrink;
 pub mod tensor;
 pub mod ty;
 pub mod verify;

@@ -232,6 +232,22 @@ impl Attrs {
         Attrs::default()
     }
 
+    /// Puts other sizes in the place of named ones.
+    pub(crate) fn substitute(&mut self, with: &dyn Fn(&str) -> Option<Dim>) {
+        for (_, attr) in &mut self.0 {
+            match attr {
+                Attr::Dim(d) => *d = d.substitute(with),
+                Attr::Dims(all) => all.iter_mut().for_each(|d| *d = d.substitute(with)),
+                Attr::Bool(_)
+                | Attr::Int(_)
+                | Attr::Float(_)
+                | Attr::Name(_)
+                | Attr::Str(_)
+                | Attr::Tensor(_) => {}
+            }
+        }
+    }
+
     /// With one more.
     pub fn with(mut self, name: &str, attr: Attr) -> Attrs {
         self.0.push((name.to_string(), attr));

@@ -1,6 +1,7 @@
 //! Whole programs, compiled and run, against the reference interpreter.
 
 mod planted;
+mod reduce;
 
 use kiln::compile::{self, Options};
 use kiln::ir::filetest::{Runner, random_module, run_dir, same_results};

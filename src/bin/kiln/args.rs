@@ -130,6 +130,33 @@ pub enum Command {
         #[arg(long, default_value_t = 1e-4)]
         rtol: f64,
     },
+    /// Make a small .kir file of a model that compiles to wrong code or not at all.
+    Reduce {
+        model: PathBuf,
+        /// The reduced file: a filetest, with its big constants beside it.
+        #[arg(short, long, default_value = "reduced.kir")]
+        output: PathBuf,
+        #[command(flatten)]
+        options: CompileArgs,
+        #[arg(long, default_value_t = 1e-5)]
+        rtol: f64,
+        /// A shell command that a candidate's path is appended to: what it exits
+        /// with non-zero on is kept. Without it: compiled code against the
+        /// reference interpreter.
+        #[arg(long, value_name = "CMD")]
+        command: Option<String>,
+        /// Seconds after which a candidate hangs.
+        #[arg(long, default_value_t = 60)]
+        timeout: u64,
+    },
+    #[command(name = "__reduce-check", hide = true)]
+    ReduceCheck {
+        file: PathBuf,
+        #[command(flatten)]
+        options: CompileArgs,
+        #[arg(long)]
+        rtol: f64,
+    },
     /// Say what this machine and this build can do.
     Doctor {
         #[arg(long)]

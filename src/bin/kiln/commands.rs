@@ -4,6 +4,7 @@ use crate::args::{Cli, Command, CompileArgs, RunArgs};
 use crate::draw;
 use crate::model::{self, Failure};
 use crate::output::{out, outln};
+use crate::reduce;
 use crate::verify;
 use clap::CommandFactory;
 use kiln::compile;
@@ -82,6 +83,26 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             run,
             rtol,
         } => bisect(&model, &options, &run, rtol),
+        Command::Reduce {
+            model,
+            output,
+            options,
+            rtol,
+            command,
+            timeout,
+        } => reduce::run(&reduce::Request {
+            model,
+            output,
+            options,
+            rtol,
+            command,
+            timeout,
+        }),
+        Command::ReduceCheck {
+            file,
+            options,
+            rtol,
+        } => reduce::check(&file, &options, rtol),
         Command::Doctor { json } => doctor(json),
         Command::Completions { shell } => {
             let mut text = vec![];

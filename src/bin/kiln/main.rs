@@ -5,6 +5,7 @@ mod commands;
 mod draw;
 mod model;
 mod output;
+mod suite;
 mod verify;
 
 use args::Cli;

@@ -6,11 +6,12 @@ KILN := $(TARGET)/release/kiln
 KILN_RT := $(TARGET)/release/kiln-rt
 PY := .venv/bin/python
 
-.PHONY: help setup build demo test fmt lint bench-peers clean
+.PHONY: help setup build demo test models fmt lint bench-peers clean
 
 help:
 	@echo "make demo         install what is missing, build, compile and run a real model"
 	@echo "make test         install what is missing, run every check"
+	@echo "make models       the image networks that make test leaves out for their size"
 	@echo "make bench-peers  time Kiln against ONNX Runtime"
 	@echo "make build | lint | fmt | clean"
 
@@ -27,6 +28,9 @@ demo: build
 
 test: setup
 	@bash scripts/test.sh
+
+models: build
+	$(PY) scripts/light_models.py $(KILN) $(KILN_RT)
 
 fmt:
 	cargo fmt --all

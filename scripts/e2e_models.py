@@ -1,33 +1,30 @@
 """Real models from one artifact each, against ONNX Runtime.
 
-usage: e2e_models.py KILN KILN_RT
+usage: e2e_models.py KILN KILN_RT [NAME...]
 
 Sentence models at batches 1 to 8 and lengths 1 to 256 with padding masks, the
-three models of a text recogniser at several image sizes: the relative error is at
-most 1e-4, and no element is off by more than 1e-3 of the largest.
+three models of a text recogniser at several image sizes, and the models that
+build_models.py makes: the relative error is at most 1e-4, no element is off by more
+than 1e-3 of the largest, and integers are equal.
 """
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
+import against_ort
+import build_models
 import models
 
-KILN, KILN_RT = sys.argv[1:3]
 SHAPES = [(1, 1), (1, 2), (1, 7), (1, 16), (1, 17), (1, 64), (1, 100), (1, 128), (1, 255), (1, 256),
           (2, 1), (2, 33), (3, 65), (4, 16), (5, 48), (6, 129), (7, 31), (8, 1), (8, 128), (8, 256)]
-
-
 IMAGES = {
     "ocr-classify": [(1, 48, 192), (2, 48, 96), (6, 48, 64)],
     "ocr-detect": [(1, 64, 96), (2, 160, 96), (1, 320, 320)],
     "ocr-recognise": [(1, 48, 320), (2, 48, 160), (5, 48, 64)],
 }
-
 
 def sentences(batch, length):
     r = np.random.default_rng(1000 * batch + length)
@@ -57,48 +54,32 @@ def without_last_sigmoid(path, tmp):
     return to
 
 
-def file_name(name):
-    return "".join(c if c.isalnum() or c in "._-:" else "_" for c in name) + ".npy"
-
-
-def cases():
+def cases(tmp):
+    """Each model's name, its file and its runs."""
     for model in ["minilm", "minilm-int8"]:
-        yield model, [("%d x %d" % shape, sentences(*shape)) for shape in SHAPES]
+        yield model, models.path(model), [("%d x %d" % shape, sentences(*shape)) for shape in SHAPES]
     for model, shapes in IMAGES.items():
-        yield model, [("%d x %d x %d" % shape, image(*shape)) for shape in shapes]
+        path = models.path(model)
+        if model == "ocr-detect":
+            path = without_last_sigmoid(path, tmp)
+        yield model, path, [("%d x %d x %d" % shape, image(*shape)) for shape in shapes]
+    for name, build in build_models.MODELS.items():
+        model, runs = build()
+        path = Path(tmp) / f"{name}.onnx"
+        onnx.save(model, path)
+        yield name, path, runs
 
 
 def main():
-    passed = failed = 0
-    for model, runs in cases():
-        with tempfile.TemporaryDirectory() as tmp:
-            path = models.path(model)
-            if model == "ocr-detect":
-                path = without_last_sigmoid(path, tmp)
-            session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            names = [i.name for i in session.get_inputs()]
-            artifact = Path(tmp) / "model.kiln"
-            subprocess.run([KILN, "compile", str(path), "-o", str(artifact)], check=True)
-            for shape, every in runs:
-                given = {n: every[n] for n in names}
-                np.savez(Path(tmp) / "in.npz", **given)
-                subprocess.run([KILN_RT, "run", str(artifact), "--inputs", f"{tmp}/in.npz", "--output-dir", tmp],
-                               check=True, stdout=subprocess.DEVNULL)
-                worst_relative = worst_element = 0.0
-                for out, want in zip(session.get_outputs(), session.run(None, given)):
-                    got = np.load(Path(tmp) / file_name(out.name)).astype(np.float64)
-                    want = want.astype(np.float64)
-                    assert got.shape == want.shape, (out.name, got.shape, want.shape)
-                    relative = np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30)
-                    element = np.abs(got - want).max() / max(np.abs(want).max(), 1e-30)
-                    worst_relative = max(worst_relative, relative)
-                    worst_element = max(worst_element, element)
-                ok = worst_relative <= 1e-4 and worst_element <= 1e-3
-                passed, failed = passed + ok, failed + (not ok)
-                print(f"{model:<14} {shape:<12} relative {worst_relative:.2e}  largest {worst_element:.2e}"
-                      f"{'' if ok else '  FAILED'}")
-    print(f"{passed} passed, {failed} failed")
-    sys.exit(1 if failed else 0)
+    kiln, kiln_rt, *only = sys.argv[1:]
+    total = np.zeros(2, int)
+    with tempfile.TemporaryDirectory() as tmp:
+        for name, path, runs in cases(tmp):
+            if not only or name in only:
+                total += against_ort.compare(kiln, kiln_rt, name, path, runs, tmp)
+    print(f"{total[0]} passed, {total[1]} failed")
+    sys.exit(1 if total[1] else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -98,7 +98,9 @@ fn cached(path: &Path) -> Option<Vec<u8>> {
 
 /// Keeps an object; a cache that cannot be written is no error.
 fn keep(path: &Path, object: &[u8]) {
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    // Two threads may make the same kernel at once.
+    let (process, thread) = (std::process::id(), std::thread::current().id());
+    let temporary = path.with_extension(format!("{process}-{thread:?}.tmp"));
     let mut bytes = object.to_vec();
     bytes.extend(xxhash_rust::xxh3::xxh3_64(object).to_le_bytes());
     let written = path

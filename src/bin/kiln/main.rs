@@ -6,6 +6,7 @@ mod draw;
 mod model;
 mod output;
 mod reduce;
+mod suite;
 mod verify;
 
 use args::Cli;

@@ -2,16 +2,17 @@
 
 use crate::args::CompileArgs;
 use crate::model::{self, Failure, Temporary};
-use crate::output::{self, outln};
+use crate::output::outln;
+use crate::suite;
 use kiln::compile;
 use kiln::import::{Diagnostic, ImportOptions, import_onnx, read_tensor};
 use kiln::ir::interp::Interpreter;
 use kiln::ir::{Module, Tensor};
 use kiln::runtime::{Model, Session, TensorRef};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What to verify.
+#[derive(Clone)]
 pub struct Request {
     pub model: Option<PathBuf>,
     pub data: Vec<PathBuf>,
@@ -87,6 +88,12 @@ pub fn interpret(
         .map_err(|e| Failure::run(format!("K0301: {e}")))
 }
 
+/// What compiled code gave, and the plan that gave it.
+pub struct Ran {
+    pub outputs: Vec<(String, Tensor)>,
+    pub model: std::sync::Arc<Model>,
+}
+
 /// Compiles and runs.
 pub fn run_compiled(
     module: Module,
@@ -94,8 +101,14 @@ pub fn run_compiled(
     inputs: &[(String, Tensor)],
     options: &compile::Options,
     threads: usize,
-) -> Result<Vec<(String, Tensor)>, Failure> {
-    let out = std::env::temp_dir().join(format!("kiln-verify-{}.kiln", std::process::id()));
+) -> Result<Ran, Failure> {
+    // Threads of one process verify different cases at once.
+    let name = format!(
+        "kiln-verify-{}-{:?}.kiln",
+        std::process::id(),
+        std::thread::current().id()
+    );
+    let out = std::env::temp_dir().join(name);
     let _temporary = Temporary(out.clone());
     compile::compile(module, options, &out)?;
     let model = Model::load(&out)?;
@@ -115,108 +128,66 @@ pub fn run_compiled(
         })
         .collect();
     session.run(index, &refs)?;
-    let mut results = vec![];
+    let mut outputs = vec![];
     for (i, port) in model.program().entries[index].outputs.iter().enumerate() {
         let Some(t) = session.output(i) else { continue };
         let t = Tensor::new(t.dtype, t.shape, t.bytes.to_vec())
             .map_err(|e| Failure::run(e.to_string()))?;
-        results.push((port.name.clone(), t));
+        outputs.push((port.name.clone(), t));
     }
-    Ok(results)
+    Ok(Ran { outputs, model })
 }
 
-enum Outcome {
-    Passed,
+/// A model and its data.
+pub struct Case {
+    /// The folder of cases that it is from; empty where there is one alone.
+    pub set: String,
+    pub name: String,
+    pub model: PathBuf,
+    pub data: Vec<PathBuf>,
+}
+
+pub enum Outcome {
+    Passed(suite::Passed),
     Failed(String),
     Skipped(String),
 }
 
 /// Runs `kiln verify`.
 pub fn run(r: &Request) -> Result<u8, Failure> {
-    let cases: Vec<(String, PathBuf, Vec<PathBuf>)> = match (&r.suite, &r.model) {
-        (Some(dir), _) => suite(dir)?,
-        (None, Some(m)) => {
-            let data = if r.data.is_empty() {
-                data_sets(m.parent().unwrap_or(Path::new(".")))
-            } else {
-                r.data.clone()
-            };
-            vec![(m.display().to_string(), m.clone(), data)]
-        }
-        (None, None) => return Err(Failure::usage("give a model, or --suite DIR")),
-    };
     let options = model::options(&CompileArgs::default())?;
-    // Thousands of small kernels: starting a process for each would cost more
-    // than compiling it here.
-    let options = compile::Options {
-        workers: compile::objects::Workers {
-            executable: None,
-            ..options.workers
-        },
-        // The bar counts cases.
-        progress: |_, _, _| {},
-        ..options
-    };
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    let mut table: BTreeMap<String, [usize; 3]> = BTreeMap::new();
-    let mut rows = vec![];
-    for (done, (name, path, data)) in cases.iter().enumerate() {
-        output::progress("verify", done + 1, cases.len());
-        let (op, outcome) = case(path, data, r, &options);
-        let row = table.entry(op).or_default();
-        let text = match outcome {
-            Outcome::Passed => {
-                passed += 1;
-                row[0] += 1;
-                continue;
-            }
-            Outcome::Failed(why) => {
-                failed += 1;
-                row[1] += 1;
-                format!("FAILED {name}: {why}")
-            }
-            Outcome::Skipped(why) => {
-                skipped += 1;
-                row[2] += 1;
-                format!("skipped {name}: {why}")
-            }
-        };
-        rows.push(text);
+    if let Some(dir) = &r.suite {
+        return suite::run(dir, r, options);
     }
+    let Some(path) = &r.model else {
+        return Err(Failure::usage("give a model, or --suite DIR"));
+    };
+    let data = match r.data.is_empty() {
+        true => data_sets(path.parent().unwrap_or(Path::new("."))),
+        false => r.data.clone(),
+    };
+    let outcome = case(path, &data, r, &options);
+    let name = path.display();
+    let (counts, note) = match outcome {
+        Outcome::Passed(_) => ([1, 0, 0], None),
+        Outcome::Failed(why) => ([0, 1, 0], Some(format!("FAILED {name}: {why}"))),
+        Outcome::Skipped(why) => ([0, 0, 1], Some(format!("skipped {name}: {why}"))),
+    };
+    let [passed, failed, skipped] = counts;
     if r.json {
-        let doc = serde_json::json!({ "passed": passed, "failed": failed, "skipped": skipped, "notes": rows, "by_operator": table });
-        outln!("{doc}");
+        outln!(
+            "{}",
+            serde_json::json!({ "passed": passed, "failed": failed, "skipped": skipped, "notes": note })
+        );
     } else {
-        rows.iter().for_each(|row| outln!("{row}"));
-        if r.suite.is_some() {
-            for (op, [p, f, s]) in &table {
-                outln!("{op:<28} {p:>4} passed {f:>4} failed {s:>4} skipped");
-            }
-        }
+        note.iter().for_each(|row| outln!("{row}"));
         outln!("{passed} passed, {failed} failed, {skipped} skipped");
     }
     Ok(if failed > 0 { 1 } else { 0 })
 }
 
-fn suite(dir: &Path) -> Result<Vec<(String, PathBuf, Vec<PathBuf>)>, Failure> {
-    let entries = std::fs::read_dir(dir)
-        .map_err(|e| Failure::input(format!("K0700: cannot open {}: {e}", dir.display())))?;
-    let mut cases: Vec<(String, PathBuf, Vec<PathBuf>)> = entries
-        .flatten()
-        .filter(|e| e.path().join("model.onnx").exists())
-        .map(|e| {
-            (
-                e.file_name().to_string_lossy().into_owned(),
-                e.path().join("model.onnx"),
-                data_sets(&e.path()),
-            )
-        })
-        .collect();
-    cases.sort();
-    Ok(cases)
-}
-
-fn data_sets(dir: &Path) -> Vec<PathBuf> {
+/// The folders of data beside a model.
+pub fn data_sets(dir: &Path) -> Vec<PathBuf> {
     let mut sets: Vec<PathBuf> = std::fs::read_dir(dir)
         .into_iter()
         .flatten()
@@ -232,52 +203,33 @@ fn data_sets(dir: &Path) -> Vec<PathBuf> {
     sets
 }
 
-/// One model with its data; the operator for the table.
-fn case(
-    path: &Path,
-    data: &[PathBuf],
-    r: &Request,
-    options: &compile::Options,
-) -> (String, Outcome) {
-    let module = match import(path, data) {
-        Ok(module) => module,
+/// One model with its data.
+pub fn case(path: &Path, data: &[PathBuf], r: &Request, options: &compile::Options) -> Outcome {
+    let (module, frozen) = match import(path, data) {
+        Ok(imported) => imported,
         Err(all) => {
             let first = all.first().map(|d| d.to_string()).unwrap_or_default();
-            return (
-                "(not imported)".into(),
-                Outcome::Skipped(first.lines().next().unwrap_or("").into()),
-            );
+            return Outcome::Skipped(first.lines().next().unwrap_or("").into());
         }
     };
-    let op = path
-        .parent()
-        .and_then(Path::file_name)
-        .map(|n| {
-            n.to_string_lossy()
-                .trim_start_matches("test_")
-                .split('_')
-                .next()
-                .unwrap_or("")
-                .to_string()
-        })
-        .unwrap_or_default();
     if data.is_empty() {
-        return (op, Outcome::Skipped("no test_data_set".into()));
+        return Outcome::Skipped("no test_data_set".into());
     }
+    let mut how = suite::Passed::Interpreted;
     for set in data {
-        match one_set(&module, set, r, options) {
-            Ok(()) => {}
-            Err(outcome) => return (op, outcome),
+        match one_set(&module, frozen, set, r, options) {
+            Ok(passed) => how = passed,
+            Err(outcome) => return outcome,
         }
     }
-    (op, Outcome::Passed)
+    Outcome::Passed(how)
 }
 
 /// Imports a model; where the importer asks for values that an input holds (axes,
-/// paddings), that input is frozen to what the first data set gives.
-fn import(path: &Path, data: &[PathBuf]) -> Result<Module, Vec<Diagnostic>> {
+/// paddings), that input is frozen to what the first data set gives. Whether one was.
+fn import(path: &Path, data: &[PathBuf]) -> Result<(Module, bool), Vec<Diagnostic>> {
     let first = match import_onnx(path, &ImportOptions::default()) {
-        Ok(i) => return Ok(i.module),
+        Ok(i) => return Ok((i.module, false)),
         Err(all) => all,
     };
     let structural = |t: &Tensor| t.shape().len() <= 1 && t.len() <= 64;
@@ -293,7 +245,7 @@ fn import(path: &Path, data: &[PathBuf]) -> Result<Module, Vec<Diagnostic>> {
     for (name, t) in given.iter().rev().filter(|(_, t)| structural(t)) {
         options.frozen.insert(name.clone(), t.clone());
         match import_onnx(path, &options) {
-            Ok(i) => return Ok(i.module),
+            Ok(i) => return Ok((i.module, true)),
             Err(all) if !asks(&all) => return Err(all),
             Err(_) => {}
         }
@@ -318,10 +270,11 @@ fn numbered(dir: &Path, what: &str) -> Result<Vec<(String, Tensor)>, Outcome> {
 
 fn one_set(
     module: &Module,
+    frozen: bool,
     set: &Path,
     r: &Request,
     options: &compile::Options,
-) -> Result<(), Outcome> {
+) -> Result<suite::Passed, Outcome> {
     let fail = |e: Failure| Outcome::Failed(e.render().lines().next().unwrap_or("").to_string());
     let (given, want) = (numbered(set, "input")?, numbered(set, "output")?);
     let f = module
@@ -338,46 +291,54 @@ fn one_set(
             named.map(|(_, t)| (p.name.to_string(), t.clone()))
         })
         .collect();
+    let mut how = suite::Passed::Interpreted;
     let got: Vec<Tensor> = if r.interpreter {
         interpret(module, &f.name, &inputs).map_err(fail)?
     } else {
         match run_compiled(module.clone(), &f.name, &inputs, options, 1) {
-            Ok(results) => results.into_iter().map(|r| r.1).collect(),
+            Ok(ran) => {
+                how = suite::Passed::of(f, &ran.model.program().entries[0], frozen);
+                ran.outputs.into_iter().map(|r| r.1).collect()
+            }
             Err(e) if e.render().contains("K0503") => return Err(Outcome::Skipped(e.render())),
             Err(e) => return Err(fail(e)),
         }
     };
-    for (i, (g, (name, w))) in got.iter().zip(&want).enumerate() {
+    compare(&got, &want, r).map_err(Outcome::Failed)?;
+    Ok(how)
+}
+
+/// Compares a case's outputs with what its data says.
+fn compare(got: &[Tensor], want: &[(String, Tensor)], r: &Request) -> Result<(), String> {
+    for (i, (g, (name, w))) in got.iter().zip(want).enumerate() {
         let d = difference(g, w);
         if let Some(m) = d.mismatch {
-            return Err(Outcome::Failed(format!("output {i} `{name}`: {m}")));
+            return Err(format!("output {i} `{name}`: {m}"));
         }
         // Half floats: what counts is the error of the whole (a function that
         // rounds between its steps differs by some units in single elements).
         if w.dtype().is_float() && w.dtype().bits() <= 16 {
             if d.relative > r.rtol.max(1e-2) {
-                return Err(Outcome::Failed(format!(
-                    "output {i} `{name}`: relative error {:.3e}",
-                    d.relative
-                )));
+                let relative = d.relative;
+                return Err(format!(
+                    "output {i} `{name}`: relative error {relative:.3e}"
+                ));
             }
             continue;
         }
         for k in 0..w.len() {
             let (a, b) = (g.get_f64(k), w.get_f64(k));
             if a.is_finite() && b.is_finite() && (a - b).abs() > r.atol + r.rtol * b.abs() {
-                return Err(Outcome::Failed(format!(
-                    "output {i} `{name}`: element {k} is {a}, not {b}"
-                )));
+                return Err(format!("output {i} `{name}`: element {k} is {a}, not {b}"));
             }
         }
     }
     if got.len() < want.len() {
-        return Err(Outcome::Failed(format!(
+        return Err(format!(
             "{} outputs where {} are expected",
             got.len(),
             want.len()
-        )));
+        ));
     }
     Ok(())
 }

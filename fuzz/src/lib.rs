@@ -5,6 +5,8 @@
 //! the crate that it concerns include it to replay the regressions.
 
 pub mod artifact;
+pub mod artifact_mutator;
+pub mod json;
 pub mod kir;
 pub mod kir_mutator;
 pub mod limit;
@@ -12,3 +14,4 @@ pub mod onnx;
 pub mod onnx_mutator;
 pub mod random;
 pub mod safetensors;
+pub mod safetensors_mutator;

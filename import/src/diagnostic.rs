@@ -74,6 +74,16 @@ pub(crate) mod code {
     pub const EXTERNAL: &str = "K0131";
     /// A constant holds NaN or infinity.
     pub const NOT_FINITE: &str = "K0140";
+    /// A safetensors file's header is missing, cut short or malformed.
+    pub const ST_HEADER: &str = "K0150";
+    /// A safetensors file's header is longer than the format allows.
+    pub const ST_LIMIT: &str = "K0151";
+    /// A tensor of a safetensors file has an element type that Kiln has not.
+    pub const ST_DTYPE: &str = "K0152";
+    /// Tensors of a safetensors file overlap, leave gaps or end beyond it.
+    pub const ST_LAYOUT: &str = "K0153";
+    /// The bytes of a tensor of a safetensors file do not fit its shape.
+    pub const ST_SIZE: &str = "K0154";
 }
 
 impl Diagnostic {

@@ -6,7 +6,11 @@
 //! more than the file is long.
 
 mod diagnostic;
+mod mapped;
 pub mod onnx;
+pub mod safetensors;
 
 pub use diagnostic::{Diagnostic, Place, Severity};
-pub use onnx::{Gap, ImportOptions, Imported, Report, check_onnx, import_onnx, read_tensor};
+pub use onnx::{
+    Gap, ImportOptions, Imported, Report, check_onnx, import_onnx, import_onnx_bytes, read_tensor,
+};

@@ -13,7 +13,7 @@
 
 use crate::error::{Error, Result};
 use crate::plan::Program;
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -156,11 +156,20 @@ impl Artifact {
         // in use gets what the documentation warns of.
         let map = unsafe { memmap2::MmapOptions::new().populate().map(&file) }
             .map_err(|e| Error::input("K0700", format!("cannot map {}: {e}", path.display())))?;
-        Artifact::check(map, path)
+        Artifact::check(map, &path.display().to_string())
     }
 
-    fn check(map: Mmap, path: &Path) -> Result<Artifact> {
-        let name = path.display();
+    /// The same over a copy of bytes in memory; `name` stands for the file in
+    /// errors.
+    pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Artifact> {
+        let none = |e| Error::run("K0715", format!("no memory for {} bytes: {e}", bytes.len()));
+        // A mapping of its own, because sections need more than a vector's alignment.
+        let mut map = MmapMut::map_anon(bytes.len()).map_err(none)?;
+        map.copy_from_slice(bytes);
+        Artifact::check(map.make_read_only().map_err(none)?, name)
+    }
+
+    fn check(map: Mmap, name: &str) -> Result<Artifact> {
         let foreign = || {
             Error::input("K0701", format!("{name} is not a Kiln artifact"))
                 .help("make one with `kiln compile MODEL -o OUT.kiln`")

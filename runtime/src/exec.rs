@@ -31,7 +31,11 @@ pub struct Model {
 impl Model {
     /// Opens an artifact and loads the best code for this machine.
     pub fn load(path: &Path) -> Result<Arc<Model>> {
-        let artifact = Artifact::open(path)?;
+        Model::from_artifact(Artifact::open(path)?)
+    }
+
+    /// Loads the best code of an opened artifact for this machine.
+    pub fn from_artifact(artifact: Artifact) -> Result<Arc<Model>> {
         let object = artifact
             .program
             .objects

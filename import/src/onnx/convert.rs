@@ -161,21 +161,31 @@ impl<'m> Importer<'m> {
             .filter(|name| !graph.input.iter().any(|i| i.name == **name))
             .collect();
         for name in stray {
-            let d = Diagnostic::error(code::OPTION, format!("the model has no input `{name}`"));
+            let d = Diagnostic::error(code::OPTION, format!("the model has no input `{name}`"))
+                .help("name an input of the model: `kiln inspect` lists them");
             self.say(d, "");
         }
         if let Some(d) = symbols.unused() {
             self.say(d, "");
         }
         self.nodes(b, &mut scope, &graph.node, env);
+        let mut outputs = HashSet::new();
         for output in &graph.output {
+            if !outputs.insert(&*output.name) {
+                let message = format!("`{}` is an output twice", output.name);
+                let d = Diagnostic::error(code::DUPLICATE, message)
+                    .help("outputs are told apart by their names: export the model again");
+                self.say(d, &output.name);
+                continue;
+            }
             match self.result(&scope, &output.name) {
                 Ok(v) => b.graph.add_result(&*output.name, PortKind::Caller, v),
                 Err(e) => self.fail(e, &output.name, "", 0),
             }
         }
         if graph.output.is_empty() {
-            let d = Diagnostic::error(code::FORMAT, "the graph has no outputs");
+            let d = Diagnostic::error(code::FORMAT, "the graph has no outputs")
+                .help("a model without results computes nothing: export it again");
             self.say(d, "");
         }
     }

@@ -125,6 +125,18 @@ impl<'m> Cx<'_, '_, 'm> {
         self.b.graph.shape(v).to_vec()
     }
 
+    /// A value's extents, of which there must be this many.
+    pub(crate) fn ranked(&self, v: Value, rank: usize) -> Result<Vec<Dim>, Fail> {
+        let shape = self.shape(v);
+        match shape.len() == rank {
+            true => Ok(shape),
+            false => Err(Fail::invalid(format!(
+                "an argument has rank {}, not {rank}",
+                shape.len()
+            ))),
+        }
+    }
+
     /// One extent of a value.
     pub(crate) fn extent(&self, v: Value, axis: usize) -> Result<Dim, Fail> {
         let shape = self.b.graph.shape(v);

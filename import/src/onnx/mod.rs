@@ -25,12 +25,13 @@ mod tensor;
 mod wire;
 
 use crate::diagnostic::{Diagnostic, Severity, code};
+use crate::mapped::Mapped;
 use convert::Importer;
-use files::{Files, Mapped};
-use kiln_ir::{Dim, Module, Tensor};
+use files::Files;
+use kiln_ir::{Bytes, Dim, Module, Tensor};
 use onnx_protobuf::{Message, ModelProto, TensorProto};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use report::{Gap, Report};
@@ -71,20 +72,30 @@ pub struct Imported {
 
 /// Imports an ONNX model; or everything that keeps it from being imported.
 pub fn import_onnx(path: &Path, options: &ImportOptions) -> Result<Imported, Vec<Diagnostic>> {
-    let (module, diagnostics) = attempt(path, options)?;
-    let failed = diagnostics.iter().any(|d| d.severity == Severity::Error);
-    if failed {
-        return Err(diagnostics);
-    }
-    Ok(Imported {
-        module,
-        warnings: diagnostics,
-    })
+    let source = open(path)?;
+    imported(source, options)
+}
+
+/// Imports an ONNX model from bytes; or everything that keeps it from being
+/// imported. `name` stands for the file in what is said of the model. There is no
+/// external data: a model that names some is refused (K0131).
+pub fn import_onnx_bytes(
+    name: &str,
+    bytes: impl Into<Bytes>,
+    options: &ImportOptions,
+) -> Result<Imported, Vec<Diagnostic>> {
+    let source = Source {
+        name: name.to_string(),
+        model: Arc::new(Mapped::Memory(bytes.into())),
+        folder: None,
+    };
+    imported(source, options)
 }
 
 /// Everything in an ONNX model that does not import, at once.
 pub fn check_onnx(path: &Path) -> Report {
-    match attempt(path, &ImportOptions::default()) {
+    let attempted = open(path).and_then(|source| attempt(source, &ImportOptions::default()));
+    match attempted {
         Ok((_, diagnostics)) => report::report(diagnostics),
         Err(errors) => report::report(errors),
     }
@@ -107,24 +118,55 @@ pub fn read_tensor(path: &Path) -> Result<(String, Tensor), Box<Diagnostic>> {
         at(d.help("the file is damaged or of another format"))
     };
     let proto = TensorProto::parse_from_bytes((*mapped).as_ref()).map_err(bad)?;
-    let mut files = Files::new(mapped, path);
+    let mut files = Files::new(mapped, folder(path));
     let (tensor, _) = tensor::load(&proto, &mut files).map_err(|e| at(e.diagnostic()))?;
     Ok((proto.name, tensor))
+}
+
+/// A model that is open.
+struct Source {
+    name: String,
+    model: Arc<Mapped>,
+    folder: Option<PathBuf>,
+}
+
+fn folder(path: &Path) -> Option<&Path> {
+    Some(path.parent().unwrap_or(Path::new("")))
+}
+
+fn open(path: &Path) -> Result<Source, Vec<Diagnostic>> {
+    let name = path.display().to_string();
+    let mapped = Mapped::open(path).map_err(|e| {
+        let d = Diagnostic::error(code::READ, format!("the file cannot be read: {e}"));
+        vec![d.help("check the path and its permissions").at(&name, "")]
+    })?;
+    Ok(Source {
+        name,
+        model: Arc::new(mapped),
+        folder: folder(path).map(Path::to_path_buf),
+    })
+}
+
+fn imported(source: Source, options: &ImportOptions) -> Result<Imported, Vec<Diagnostic>> {
+    let (module, diagnostics) = attempt(source, options)?;
+    let failed = diagnostics.iter().any(|d| d.severity == Severity::Error);
+    if failed {
+        return Err(diagnostics);
+    }
+    Ok(Imported {
+        module,
+        warnings: diagnostics,
+    })
 }
 
 /// Imports what can be imported, with all that was noticed on the way; an error
 /// where there is no graph to walk.
 fn attempt(
-    path: &Path,
+    source: Source,
     options: &ImportOptions,
 ) -> Result<(Module, Vec<Diagnostic>), Vec<Diagnostic>> {
-    let name = path.display().to_string();
+    let Source { name, model: mapped, folder } = source;
     let fail = |d: Diagnostic| vec![d.at(&name, "")];
-    let mapped = Mapped::open(path).map_err(|e| {
-        let d = Diagnostic::error(code::READ, format!("the file cannot be read: {e}"));
-        fail(d.help("check the path and its permissions"))
-    })?;
-    let mapped = Arc::new(mapped);
     let not_onnx = |what: String| {
         let d = Diagnostic::error(code::FORMAT, format!("this is no ONNX model: {what}"));
         fail(d.help("the file is damaged or of another format: export or fetch it again"))
@@ -138,7 +180,7 @@ fn attempt(
     for (input, value) in &options.frozen {
         freeze(&mut model, input, value).map_err(|d| fail(*d))?;
     }
-    let files = Files::new(mapped, path);
+    let files = Files::new(mapped, folder.as_deref());
     Ok(Importer::new(&name, &model, files, options).run())
 }
 

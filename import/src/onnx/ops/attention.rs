@@ -293,7 +293,7 @@ fn changed(cx: &mut Cx, name: &str, x: Value) -> One {
 
 /// Causality and lengths as a part of the bool mask.
 fn hide(cx: &mut Cx, m: &mut Masks, score: Value) -> Result<(), Fail> {
-    let shape = cx.shape(score);
+    let shape = cx.ranked(score, 4)?;
     let (rows, keys) = (shape[2].clone(), shape[3].clone());
     let key = index(cx, vec![Dim::ONE, keys], 1)?;
     if let Some(offset) = m.causal.take() {
@@ -329,7 +329,7 @@ fn softmax_or_nothing(cx: &mut Cx, score: Value) -> One {
 
 /// Grouped keys or values repeated for each query head.
 fn spread_heads(cx: &mut Cx, x: Value, q: Value) -> One {
-    let (s, heads) = (cx.shape(x), cx.shape(q)[1].clone());
+    let (s, heads) = (cx.ranked(x, 4)?, cx.extent(q, 1)?);
     if s[1] == heads {
         return Ok(x);
     }
@@ -389,7 +389,7 @@ fn rotate(cx: &mut Cx, x: Value, cos: usize, sin: usize, positions: Option<Value
             .and_then(Dim::as_const)
             .unwrap_or(0);
         let width = cx.shape(x)[2].as_const().unwrap_or(0);
-        heads = width.checked_div(2 * half).unwrap_or(0);
+        heads = width.checked_div(half.saturating_mul(2)).unwrap_or(0);
     }
     let x = heads_first(cx, x, heads)?;
     let op = Rope {

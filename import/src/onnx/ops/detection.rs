@@ -18,7 +18,7 @@ struct Corners {
 }
 
 fn corners(cx: &mut Cx, boxes: Value) -> Result<Corners, Fail> {
-    let shape = cx.shape(boxes);
+    let shape = cx.ranked(boxes, 3)?;
     let line = [shape[0].clone(), Dim::ONE, shape[1].clone()];
     let mut part = |i: i64| -> One {
         let v = cx.b.slice_axis(boxes, 2, i.into(), Dim::ONE)?;
@@ -303,6 +303,10 @@ pub(crate) fn roi_align(cx: &mut Cx) -> Out {
         );
     }
     let (ph, pw) = (cx.int("output_height", 1)?, cx.int("output_width", 1)?);
+    let bins = 1..=i64::from(i32::MAX);
+    if ![ph, pw, samples].iter().all(|n| bins.contains(n)) {
+        return Err(Fail::invalid(format!("{ph} by {pw} bins of {samples} samples")));
+    }
     let shape = cx.shape(x);
     let [n, c, h, w] = &shape[..] else {
         return Err(Fail::invalid(format!("a map of rank {}", shape.len())));

@@ -143,12 +143,18 @@ fn combine(
     }
 }
 
+/// Axes that are sampled together: each multiplies the taps by up to four.
+const MOST_AXES: usize = 3;
+
 pub(crate) fn grid_sample(cx: &mut Cx) -> Out {
     let (x, grid) = (cx.arg(0)?, cx.arg(1)?);
     let (shape, places) = (cx.shape(x), cx.shape(grid));
     let n = shape.len().saturating_sub(2);
     if n == 0 || places.len() != n + 2 || places[n + 1] != Dim::from(n) {
         return Err(Fail::invalid(format!("a grid of {places:?} over {n} axes")));
+    }
+    if n > MOST_AXES {
+        return Err(Fail::form(format!("sampling over {n} axes")));
     }
     let mode = cx.text("mode", "linear")?;
     let outside = match cx.text("padding_mode", "zeros")? {
@@ -238,7 +244,7 @@ pub(crate) fn affine_grid(cx: &mut Cx) -> Out {
     let (theta, size) = (cx.arg(0)?, cx.arg(1)?);
     let size = cx.sizes(size)?;
     let n = size.len().saturating_sub(2);
-    if n == 0 || cx.shape(theta)[1..] != [Dim::from(n), Dim::from(n + 1)] {
+    if n == 0 || cx.ranked(theta, 3)?[1..] != [Dim::from(n), Dim::from(n + 1)] {
         return Err(Fail::invalid(format!("a map for {n} axes")));
     }
     let corners = cx.flag("align_corners", false)?;

@@ -190,7 +190,7 @@ pub(crate) fn dft(cx: &mut Cx) -> Out {
         None => {
             let length = fixed(&cx.extent(x, axis)?, "the length of a transform")?;
             match inverse && onesided {
-                true => 2 * (length - 1),
+                true => (length - 1).saturating_mul(2),
                 false => length,
             }
         }

@@ -13,6 +13,12 @@ use kiln_ir::{BinaryFn, DType, Dim, ReduceFn, Tensor, UnaryFn};
 
 type One = Result<Value, Fail>;
 
+/// Windows, steps and paddings beyond this are mistakes; sums of products of two
+/// stay within 64 bits.
+const LARGEST: i64 = i32::MAX as i64;
+/// The most places that the importer lists one by one.
+const MOST_PLACES: i64 = 1 << 22;
+
 /// How windows lie over the spatial axes.
 struct Frame {
     kernel: Vec<usize>,
@@ -30,7 +36,7 @@ fn counts(cx: &Cx, name: &str, spatial: usize) -> Result<Vec<usize>, Fail> {
         Some(v) => v,
     };
     let all: Option<Vec<usize>> = (given.iter())
-        .map(|&i| usize::try_from(i).ok().filter(|&i| i > 0))
+        .map(|&i| usize::try_from(i).ok().filter(|_| (1..=LARGEST).contains(&i)))
         .collect();
     all.filter(|v| v.len() == spatial)
         .ok_or_else(|| Fail::invalid(format!("`{name}` is {given:?} for {spatial} axes")))
@@ -198,8 +204,8 @@ fn filter(cx: &Cx, w: Value, spatial: usize) -> Result<Vec<usize>, Fail> {
     let shape = cx.shape(w);
     let constant = |d: &Dim| {
         d.as_const()
+            .filter(|d| (1..=LARGEST).contains(d))
             .and_then(|d| usize::try_from(d).ok())
-            .filter(|&d| d > 0)
     };
     let kernel: Option<Vec<usize>> = shape.iter().skip(2).map(constant).collect();
     kernel.filter(|k| k.len() == spatial).ok_or_else(|| {
@@ -223,7 +229,8 @@ fn centred(cx: &mut Cx, x: Value, zero: Option<Value>, per_filter: bool) -> One 
     let z = match &cx.shape(z)[..] {
         [n] if per_filter && *n != Dim::ONE => {
             let mut column = vec![Dim::ONE; cx.rank(x)];
-            column[0] = n.clone();
+            let first = column.first_mut();
+            *first.ok_or_else(|| Fail::invalid("a scalar is no filter"))? = n.clone();
             cx.b.reshape(z, &column)?
         }
         [_] => cx.b.reshape(z, &[])?,
@@ -273,7 +280,7 @@ pub(crate) fn causal_conv(cx: &mut Cx) -> Out {
     let (x, w) = (cx.arg(0)?, cx.arg(1)?);
     let kernel = filter(cx, w, 1)?;
     let before = Dim::from(kernel[0] as i64 - 1);
-    let shape = cx.shape(x);
+    let shape = cx.ranked(x, 3)?;
     let past = match cx.opt(3) {
         Some(past) => past,
         None => {
@@ -321,7 +328,7 @@ pub(crate) fn conv_transpose(cx: &mut Cx) -> Out {
     let (strides, dilations) = (counts(cx, "strides", n)?, counts(cx, "dilations", n)?);
     let extra = match cx.ints("output_padding")? {
         None => vec![0; n],
-        Some(v) if v.len() == n => v.to_vec(),
+        Some(v) if v.len() == n && v.iter().all(|p| (0..=LARGEST).contains(p)) => v.to_vec(),
         Some(v) => return Err(Fail::invalid(format!("`output_padding` is {v:?}"))),
     };
     let span: Vec<i64> = (0..n)
@@ -647,12 +654,20 @@ pub(crate) fn col2im(cx: &mut Cx) -> Out {
     let (strides, dilations) = (counts(cx, "strides", n)?, counts(cx, "dilations", n)?);
     let pads = match cx.ints("pads")? {
         None => vec![0; 2 * n],
-        Some(p) if p.len() == 2 * n => p.to_vec(),
+        Some(p) if p.len() == 2 * n && p.iter().all(|p| p.unsigned_abs() <= LARGEST as u64) => {
+            p.to_vec()
+        }
         Some(p) => return Err(Fail::invalid(format!("`pads` is {p:?} for {n} axes"))),
     };
-    if block.len() != n || block.iter().chain(&image).any(|&d| d <= 0) {
+    let mut sizes = block.iter().chain(&image);
+    if block.len() != n || sizes.any(|d| !(1..=LARGEST).contains(d)) {
         return Err(Fail::invalid(format!("blocks of {block:?} in {image:?}")));
     }
+    let total = image.iter().try_fold(1i64, |n, &d| n.checked_mul(d));
+    let total = total
+        .filter(|&t| t < i64::MAX)
+        .ok_or_else(|| Fail::invalid(format!("an image of {image:?}")))?;
+    let shape = cx.ranked(x, 3)?;
     // For every element of a block and every block: where it lies, flattened, and
     // one place behind the image for what falls on the padding.
     let mut places = vec![(0i64, true)];
@@ -663,6 +678,10 @@ pub(crate) fn col2im(cx: &mut Cx) -> Out {
             return Err(Fail::invalid(format!("blocks of {block:?} in {image:?}")));
         }
         let blocks = room / strides[i] as i64 + 1;
+        let count = (block[i].saturating_mul(blocks)).saturating_mul(places.len() as i64);
+        if count > MOST_PLACES {
+            return Err(Fail::form(format!("blocks of {block:?} in {image:?}")));
+        }
         let mut axis = vec![];
         for b in 0..block[i] {
             for l in 0..blocks {
@@ -674,12 +693,14 @@ pub(crate) fn col2im(cx: &mut Cx) -> Out {
         let mut next = vec![];
         for &(base, inside) in &places {
             for &(at, here) in &axis {
-                next.push((base * image[i] + at, inside && here));
+                let inside = inside && here;
+                // What falls on the padding has no place to keep count of.
+                let place = if inside { base * image[i] + at } else { 0 };
+                next.push((place, inside));
             }
         }
         places = next;
     }
-    let total: i64 = image.iter().product();
     let flat: Vec<i64> = places
         .iter()
         .map(|&(at, inside)| if inside { at } else { total })
@@ -700,7 +721,6 @@ pub(crate) fn col2im(cx: &mut Cx) -> Out {
         .collect();
     let at = cx.b.transpose(at, &perm)?;
     let elements: i64 = block.iter().product();
-    let shape = cx.shape(x);
     let channels = shape[1].div_exact(&elements.into());
     let channels = channels.ok_or_else(|| Fail::invalid("the blocks do not divide the columns"))?;
     let all = Dim::from(elements) * shape[2].clone();
@@ -740,7 +760,8 @@ pub(crate) fn max_unpool(cx: &mut Cx) -> Out {
     let mut whole = shape[..2].to_vec();
     for i in 0..n {
         let grown = (shape[2 + i].clone() - Dim::ONE) * Dim::from(strides[i]);
-        whole.push(grown + Dim::from(kernel[i] - pads[i] - pads[n + i]));
+        let cut = Dim::from(pads[i]) + Dim::from(pads[n + i]);
+        whole.push(grown + Dim::from(kernel[i]) - cut);
     }
     let count = Dim::product(&shape);
     let flat = cx.b.reshape(x, std::slice::from_ref(&count))?;

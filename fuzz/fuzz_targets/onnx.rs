@@ -1,0 +1,17 @@
+//! ONNX models from bytes, through the importer, the verifier and the text form.
+
+#![no_main]
+
+use kiln_fuzz::limit::Limited;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
+
+#[global_allocator]
+static ALLOCATOR: Limited = Limited;
+
+fuzz_target!(|data: &[u8]| {
+    kiln_fuzz::onnx::check(data);
+});
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    kiln_fuzz::onnx_mutator::mutate(data, size, max_size, seed)
+});

@@ -3,9 +3,9 @@
 
 use super::cx::{Cx, Out};
 use super::ops::{
-    attention, control, detection, elementwise as e, grid, index, layout, linear, loss, ngrams,
-    norm, quant, recurrence, recurrent, recurrent::Cell, reduce, resize, signal, source, training,
-    window,
+    attention, control, detection, elementwise as e, grid, index, layout, linear, loss,
+    microsoft as ms, ngrams, norm, quant, recurrence, recurrent, recurrent::Cell, reduce, resize,
+    signal, source, training, window,
 };
 use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use std::collections::HashMap;
@@ -244,19 +244,60 @@ pub(crate) const ROWS: &[Row] = rows! {
         "Momentum" => training::momentum,
     }
     "com.microsoft" {
+        // Elementwise and layout.
         "BiasGelu" => e::bias_gelu,
-        "DequantizeLinear" => quant::dequantize,
+        "BiasSplitGelu" => ms::elementwise::bias_split_gelu,
+        "ExpandDims" => ms::norm::expand_dims,
         "FastGelu" => e::fast_gelu,
-        "FusedMatMul" => linear::fused_matmul,
         "Gelu" => e::gelu,
-        "QuantizeLinear" => quant::quantize,
+        "Pad" => |c| as_of(c, 18, layout::pad),
         "QuickGelu" => e::quick_gelu,
+        "Range" => source::range_from,
+        "Trilu" => layout::trilu,
+        // Attention.
+        "Attention" => ms::attention::attention,
+        "GroupQueryAttention" => ms::grouped::grouped,
+        "MultiHeadAttention" => ms::attention::multi_head,
+        "QAttention" => ms::attention::quantized,
+        // Products and convolutions.
+        "DynamicQuantizeMatMul" => ms::product::dynamic_quantize_matmul,
+        "FusedConv" => ms::fused::conv,
+        "FusedGemm" => ms::fused::gemm,
+        "FusedMatMul" => linear::fused_matmul,
+        "MatMulIntegerToFloat" => ms::product::matmul_integer_to_float,
+        "MatMulNBits" => ms::bits::matmul_n_bits,
+        "QGemm" => ms::product::qgemm,
+        "TransposeMatMul" => linear::fused_matmul,
+        // Quantized values.
+        "DequantizeLinear" => quant::dequantize,
+        "GatherBlockQuantized" => ms::bits::gather_block_quantized,
+        "NhwcMaxPool" => ms::qlinear::max_pool,
+        "QLinearAdd" => ms::qlinear::add,
+        "QLinearAveragePool" => ms::qlinear::average_pool,
+        "QLinearConcat" => ms::qlinear::concat,
+        "QLinearConv" => ms::qlinear::conv,
+        "QLinearGlobalAveragePool" => ms::qlinear::global_average_pool,
+        "QLinearLeakyRelu" => ms::qlinear::leaky_relu,
+        "QLinearMul" => ms::qlinear::mul,
+        "QLinearReduceMean" => ms::qlinear::reduce_mean,
+        "QLinearSigmoid" => ms::qlinear::sigmoid,
+        "QLinearSoftmax" => ms::qlinear::softmax,
+        "QLinearWhere" => ms::qlinear::select,
+        "QuantizeLinear" => quant::quantize,
+        // Norms.
+        "EmbedLayerNormalization" => ms::norm::embed,
         "RotaryEmbedding" => attention::microsoft_rotary_embedding,
         "SimplifiedLayerNormalization" => norm::rms_norm,
         "SkipLayerNormalization" => norm::skip_layer_norm,
         "SkipSimplifiedLayerNormalization" => norm::skip_rms_norm,
     }
 };
+
+/// Converts a node by the rules of ONNX's own operator at this opset.
+fn as_of(cx: &mut Cx, opset: i64, handler: Handler) -> Out {
+    cx.opset = opset;
+    handler(cx)
+}
 
 static INDEX: LazyLock<HashMap<(&str, &str), &Row>> =
     LazyLock::new(|| ROWS.iter().map(|r| ((r.domain, r.op), r)).collect());

@@ -139,9 +139,19 @@ fn data_passes(module: &Module, data: &Path) -> Result<(), String> {
 /// operators of ONNX Runtime, against ONNX Runtime.
 #[test]
 fn models_with_open_sizes_equal_onnxruntime() {
-    let folder = scratch("cases");
-    let script = root().join("import/tests/onnx/cases.py");
-    if python(&script, &[folder.to_str().unwrap()]).is_none() {
+    all_equal("import/tests/onnx/cases.py", "cases", 88);
+}
+
+/// The operators that ONNX Runtime's optimizer and quantizer emit.
+#[test]
+fn operators_of_microsoft_equal_onnxruntime() {
+    all_equal("scripts/microsoft_cases.py", "microsoft-cases", 150);
+}
+
+/// Every case that a script writes passes, and they are `at_least` so many.
+fn all_equal(script: &str, folder: &str, at_least: usize) {
+    let folder = scratch(folder);
+    if python(&root().join(script), &[folder.to_str().unwrap()]).is_none() {
         return;
     }
     let (mut count, mut wrong) = (0, vec![]);
@@ -156,5 +166,5 @@ fn models_with_open_sizes_equal_onnxruntime() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(count >= 88, "{count} cases");
+    assert!(count >= at_least, "{count} cases");
 }

@@ -11,7 +11,7 @@ use kiln_ir::{BinaryFn, CompareFn, DType, Dim, ReduceFn, Tri, UnaryFn};
 type One = Result<Value, Fail>;
 
 /// `[b, s, h·d]` as `[b, h, s, d]`; what has rank 4 already stays.
-fn heads_first(cx: &mut Cx, x: Value, heads: i64) -> One {
+pub(super) fn heads_first(cx: &mut Cx, x: Value, heads: i64) -> One {
     let shape = cx.shape(x);
     match &shape[..] {
         [_, _, _, _] => Ok(x),
@@ -30,14 +30,14 @@ fn heads_first(cx: &mut Cx, x: Value, heads: i64) -> One {
 }
 
 /// `[b, h, s, d]` as `[b, s, h·d]`.
-fn heads_last(cx: &mut Cx, x: Value) -> One {
+pub(super) fn heads_last(cx: &mut Cx, x: Value) -> One {
     let v = cx.b.transpose(x, &[0, 2, 1, 3])?;
     let s = cx.shape(v);
     let flat = [s[0].clone(), s[1].clone(), s[2].clone() * s[3].clone()];
     Ok(cx.b.reshape(v, &flat)?)
 }
 
-fn index(cx: &mut Cx, shape: Vec<Dim>, axis: usize) -> One {
+pub(super) fn index(cx: &mut Cx, shape: Vec<Dim>, axis: usize) -> One {
     let op = Iota {
         shape,
         axis,
@@ -46,7 +46,7 @@ fn index(cx: &mut Cx, shape: Vec<Dim>, axis: usize) -> One {
     Ok(cx.b.one(op, &[])?)
 }
 
-fn both(cx: &mut Cx, a: Option<Value>, b: Value) -> Result<Option<Value>, Fail> {
+pub(super) fn both(cx: &mut Cx, a: Option<Value>, b: Value) -> Result<Option<Value>, Fail> {
     match a {
         None => Ok(Some(b)),
         Some(a) => Ok(Some(cx.b.binary(BinaryFn::And, a, b)?)),
@@ -54,15 +54,15 @@ fn both(cx: &mut Cx, a: Option<Value>, b: Value) -> Result<Option<Value>, Fail> 
 }
 
 /// What restricts the keys that a query sees.
-struct Masks {
+pub(super) struct Masks {
     /// Bool, true where seen; broadcasts to the scores.
-    keep: Option<Value>,
+    pub(super) keep: Option<Value>,
     /// Added to the scores.
-    bias: Option<Value>,
+    pub(super) bias: Option<Value>,
     /// Causal with this many keys before the first query.
-    causal: Option<Dim>,
+    pub(super) causal: Option<Dim>,
     /// Keys of each row that count.
-    lengths: Option<Value>,
+    pub(super) lengths: Option<Value>,
 }
 
 pub(crate) fn attention(cx: &mut Cx) -> Out {
@@ -173,7 +173,7 @@ fn widen_mask(cx: &mut Cx, mask: Value, keys: &Dim) -> One {
     Ok(cx.b.one(op, &[mask, fill])?)
 }
 
-fn composite(cx: &mut Cx, qkv: [Value; 3], scale: f64, m: Masks) -> One {
+pub(super) fn composite(cx: &mut Cx, qkv: [Value; 3], scale: f64, m: Masks) -> One {
     let op = Attention {
         scale,
         mask: match m.causal {
@@ -292,7 +292,7 @@ fn changed(cx: &mut Cx, name: &str, x: Value) -> One {
 }
 
 /// Causality and lengths as a part of the bool mask.
-fn hide(cx: &mut Cx, m: &mut Masks, score: Value) -> Result<(), Fail> {
+pub(super) fn hide(cx: &mut Cx, m: &mut Masks, score: Value) -> Result<(), Fail> {
     let shape = cx.ranked(score, 4)?;
     let (rows, keys) = (shape[2].clone(), shape[3].clone());
     let key = index(cx, vec![Dim::ONE, keys], 1)?;
@@ -314,7 +314,7 @@ fn hide(cx: &mut Cx, m: &mut Masks, score: Value) -> Result<(), Fail> {
 }
 
 /// Softmax over the last axis; a row of −∞ gives zeros.
-fn softmax_or_nothing(cx: &mut Cx, score: Value) -> One {
+pub(super) fn softmax_or_nothing(cx: &mut Cx, score: Value) -> One {
     let m = cx.b.reduce(ReduceFn::Max, score, &[3], true)?;
     let (never, zero) = (cx.like(score, f64::NEG_INFINITY)?, cx.like(score, 0.0)?);
     let nothing = cx.b.compare(CompareFn::Eq, m, never)?;
@@ -328,7 +328,7 @@ fn softmax_or_nothing(cx: &mut Cx, score: Value) -> One {
 }
 
 /// Grouped keys or values repeated for each query head.
-fn spread_heads(cx: &mut Cx, x: Value, q: Value) -> One {
+pub(super) fn spread_heads(cx: &mut Cx, x: Value, q: Value) -> One {
     let (s, heads) = (cx.ranked(x, 4)?, cx.extent(q, 1)?);
     if s[1] == heads {
         return Ok(x);
@@ -356,11 +356,16 @@ pub(crate) fn microsoft_rotary_embedding(cx: &mut Cx) -> Out {
             "a rotary embedding with a scale is not supported",
         ));
     }
-    if cx.shape(positions) == [Dim::ONE] && cx.rank(positions) == 1 {
-        return Err(Fail::form(
-            "rotary positions given as an offset are not supported",
-        ));
-    }
+    let positions = match cx.rank(positions) {
+        // Of the first row, from which the others count on.
+        1 => {
+            let rows = cx.extent(x, cx.rank(x).saturating_sub(2))?;
+            let at = index(cx, vec![Dim::ONE, rows], 1)?;
+            let from = cx.b.cast(positions, DType::I64)?;
+            cx.b.add(at, from)?
+        }
+        _ => positions,
+    };
     rotate(cx, x, 2, 3, Some(positions))
 }
 

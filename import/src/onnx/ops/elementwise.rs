@@ -291,7 +291,7 @@ pub(crate) fn relu(cx: &mut Cx) -> Out {
     one(relu_of(cx, x))
 }
 
-fn relu_of(cx: &mut Cx, x: Value) -> One {
+pub(super) fn relu_of(cx: &mut Cx, x: Value) -> One {
     let zero = cx.like(x, 0.0)?;
     Ok(cx.b.binary(BinaryFn::Max, x, zero)?)
 }
@@ -324,7 +324,11 @@ fn exp_minus_one(cx: &mut Cx, x: Value) -> One {
 
 pub(crate) fn leaky_relu(cx: &mut Cx) -> Out {
     let (x, alpha) = (cx.arg(0)?, cx.float("alpha", 0.01)?);
-    one(where_positive(cx, x, |cx, x| scaled(cx, x, alpha)))
+    one(leaky_relu_of(cx, x, alpha))
+}
+
+pub(super) fn leaky_relu_of(cx: &mut Cx, x: Value, alpha: f64) -> One {
+    where_positive(cx, x, |cx, x| scaled(cx, x, alpha))
 }
 
 pub(crate) fn prelu(cx: &mut Cx) -> Out {
@@ -398,7 +402,7 @@ pub(crate) fn mish(cx: &mut Cx) -> Out {
     Ok(vec![cx.b.mul(x, t)?])
 }
 
-fn hard_sigmoid_of(cx: &mut Cx, x: Value, alpha: f64, beta: f64) -> One {
+pub(super) fn hard_sigmoid_of(cx: &mut Cx, x: Value, alpha: f64, beta: f64) -> One {
     let s = scaled(cx, x, alpha)?;
     let s = shifted(cx, s, beta)?;
     let (zero, top) = (cx.like(x, 0.0)?, cx.like(x, 1.0)?);

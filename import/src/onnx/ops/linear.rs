@@ -15,7 +15,7 @@ pub(crate) fn matmul(cx: &mut Cx) -> Out {
 
 /// A product in which vectors stand for a row on the left and a column on the
 /// right.
-fn product(cx: &mut Cx, a: Value, b: Value) -> One {
+pub(super) fn product(cx: &mut Cx, a: Value, b: Value) -> One {
     let (sa, sb) = (cx.shape(a), cx.shape(b));
     if sa.is_empty() || sb.is_empty() {
         return Err(Fail::invalid("a scalar is no matrix"));
@@ -73,12 +73,11 @@ fn times(cx: &mut Cx, v: Value, factor: f64) -> One {
 
 /// Of ONNX Runtime: a product with transposes and a factor.
 pub(crate) fn fused_matmul(cx: &mut Cx) -> Out {
-    if cx.flag("transBatchA", false)? || cx.flag("transBatchB", false)? {
-        return Err(Fail::form(
-            "a product with transposed batch axes is not supported",
-        ));
-    }
     let (a, b) = (cx.arg(0)?, cx.arg(1)?);
+    let (a, b) = (
+        batch_first(cx, a, "transBatchA")?,
+        batch_first(cx, b, "transBatchB")?,
+    );
     let (ta, tb) = (cx.flag("transA", false)?, cx.flag("transB", false)?);
     let alpha = cx.float("alpha", 1.0)?;
     let y = match (cx.rank(a), cx.rank(b)) {
@@ -88,19 +87,29 @@ pub(crate) fn fused_matmul(cx: &mut Cx) -> Out {
     Ok(vec![times(cx, y, alpha)?])
 }
 
+/// Where the flag says so: `[m, b…, k]` as `[b…, m, k]`.
+fn batch_first(cx: &mut Cx, x: Value, flag: &str) -> One {
+    let rank = cx.rank(x);
+    if !cx.flag(flag, false)? || rank < 3 {
+        return Ok(x);
+    }
+    let perm: Vec<usize> = (1..rank - 1).chain([0, rank - 1]).collect();
+    Ok(cx.b.transpose(x, &perm)?)
+}
+
 /// Integers widen, zero points are taken away, and the product is in i32.
 pub(crate) fn matmul_integer(cx: &mut Cx) -> Out {
     let (a, b) = (cx.arg(0)?, cx.arg(1)?);
-    let a = centred(cx, a, 2, true)?;
-    let b = centred(cx, b, 3, false)?;
+    let a = centred(cx, a, cx.opt(2), true)?;
+    let b = centred(cx, b, cx.opt(3), false)?;
     Ok(vec![product(cx, a, b)?])
 }
 
 /// `saturate(round(a·b · (sa·sb/sy)) + zy)`, the product exact in integers.
 pub(crate) fn qlinear_matmul(cx: &mut Cx) -> Out {
     let (a, b, z) = (cx.arg(0)?, cx.arg(3)?, cx.arg(7)?);
-    let a = centred(cx, a, 2, true)?;
-    let b = centred(cx, b, 5, false)?;
+    let a = centred(cx, a, cx.opt(2), true)?;
+    let b = centred(cx, b, cx.opt(5), false)?;
     let y = product(cx, a, b)?;
     let mut scale = |i: usize, row: bool| -> One {
         let s = cx.arg(i)?;
@@ -129,9 +138,10 @@ pub(crate) fn qlinear_matmul(cx: &mut Cx) -> Out {
     Ok(vec![cx.b.cast(y, to)?])
 }
 
-fn centred(cx: &mut Cx, x: Value, zero_point: usize, rows: bool) -> One {
+/// `x − zero` in i32.
+pub(super) fn centred(cx: &mut Cx, x: Value, zero: Option<Value>, rows: bool) -> One {
     let wide = cx.b.cast(x, DType::I32)?;
-    let Some(z) = cx.opt(zero_point) else {
+    let Some(z) = zero else {
         return Ok(wide);
     };
     let z = cx.b.cast(z, DType::I32)?;

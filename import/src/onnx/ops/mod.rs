@@ -9,6 +9,7 @@ pub(crate) mod index;
 pub(crate) mod layout;
 pub(crate) mod linear;
 pub(crate) mod loss;
+pub(crate) mod microsoft;
 pub(crate) mod ngrams;
 pub(crate) mod norm;
 pub(crate) mod quant;

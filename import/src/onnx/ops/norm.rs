@@ -89,7 +89,7 @@ pub(crate) fn layer_norm(cx: &mut Cx) -> Out {
 }
 
 /// The composite, its vectors brought to the shape of the normalised axes.
-fn layer_norm_of(
+pub(super) fn layer_norm_of(
     cx: &mut Cx,
     x: Value,
     scale: Value,
@@ -138,7 +138,17 @@ pub(crate) fn skip_layer_norm(cx: &mut Cx) -> Out {
     let axis = cx.axis(-1, cx.rank(sum))?;
     let beta = cx.opt(3);
     let y = layer_norm_of(cx, sum, gamma, beta, axis, eps)?;
-    skip_results(cx, y, sum)
+    let mut out = vec![y];
+    if cx.wants(1) || cx.wants(2) {
+        let wide = widened(cx, sum)?;
+        let mean = cx.b.reduce(ReduceFn::Mean, wide, &[axis], true)?;
+        let centred = cx.b.sub(wide, mean)?;
+        out.push(mean);
+        out.push(inverse_deviation(cx, centred, &[axis], eps)?);
+    }
+    out.resize(3, y);
+    out.push(sum);
+    Ok(out)
 }
 
 pub(crate) fn skip_rms_norm(cx: &mut Cx) -> Out {
@@ -150,16 +160,17 @@ pub(crate) fn skip_rms_norm(cx: &mut Cx) -> Out {
     }
     let axis = cx.axis(-1, cx.rank(sum))?;
     let y = cx.b.one(RmsNorm { axis, eps }, &[sum, gamma])?;
-    skip_results(cx, y, sum)
-}
-
-fn skip_results(cx: &mut Cx, y: Value, sum: Value) -> Out {
-    if cx.wants(1) || cx.wants(2) {
-        return Err(Fail::form(
-            "the mean and deviation of a skip norm are not supported",
-        ));
+    if cx.wants(1) {
+        return Err(Fail::form("an RMS norm has no mean"));
     }
-    Ok(vec![y, y, y, sum])
+    let deviation = match cx.wants(2) {
+        true => {
+            let wide = widened(cx, sum)?;
+            inverse_deviation(cx, wide, &[axis], eps)?
+        }
+        false => y,
+    };
+    Ok(vec![y, y, deviation, sum])
 }
 
 /// In inference: a factor and an offset for each channel.

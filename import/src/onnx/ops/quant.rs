@@ -85,9 +85,14 @@ pub(crate) fn quantize(cx: &mut Cx) -> Out {
     Ok(vec![cx.b.one(Quantize { axis, block, to }, &args)?])
 }
 
-/// The range of the data, zero included, spread over 0 … 255.
 pub(crate) fn dynamic_quantize(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
+    Ok(by_range(cx, x)?.to_vec())
+}
+
+/// The range of the data, zero included, spread over 0 … 255: the quantized
+/// values, their scale and their zero point.
+pub(super) fn by_range(cx: &mut Cx, x: Value) -> Result<[Value; 3], Fail> {
     let axes: Vec<usize> = (0..cx.rank(x)).collect();
     let zero = cx.like(x, 0.0)?;
     let low = cx.b.reduce(ReduceFn::Min, x, &axes, false)?;
@@ -109,5 +114,5 @@ pub(crate) fn dynamic_quantize(cx: &mut Cx) -> Out {
         to: DType::U8,
     };
     let y = cx.b.one(op, &[x, scale, z])?;
-    Ok(vec![y, scale, z])
+    Ok([y, scale, z])
 }

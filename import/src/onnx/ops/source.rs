@@ -87,6 +87,16 @@ pub(crate) fn range(cx: &mut Cx) -> Out {
     Ok(vec![v])
 }
 
+/// Of ONNX Runtime: the step is 1 where it is left out.
+pub(crate) fn range_from(cx: &mut Cx) -> Out {
+    if cx.opt(2).is_none() {
+        let one = cx.like(cx.arg(0)?, 1.0)?;
+        cx.args.resize(3, None);
+        cx.args[2] = Some(one);
+    }
+    range(cx)
+}
+
 fn range_count(cx: &mut Cx, start: Value, limit: Value, delta: Value) -> Result<Dim, Fail> {
     let known = |cx: &Cx, v| cx.b.graph.known(v).and_then(|k| k.dims.first().cloned());
     let dims = (known(cx, start), known(cx, limit), known(cx, delta));

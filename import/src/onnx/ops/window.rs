@@ -541,6 +541,10 @@ fn max_indices(cx: &mut Cx, f: &Frame, windows: Value, lengths: &[Dim]) -> One {
 
 pub(crate) fn average_pool(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
+    Ok(vec![average_pool_of(cx, x)?])
+}
+
+pub(super) fn average_pool_of(cx: &mut Cx, x: Value) -> One {
     let lengths = spatial(cx, x)?;
     let n = lengths.len();
     let f = frame(cx, &lengths, kernel_shape(cx, n)?)?;
@@ -554,7 +558,7 @@ pub(crate) fn average_pool(cx: &mut Cx) -> Out {
     if whole {
         let taps: usize = f.kernel.iter().product();
         let taps = cx.like(x, taps as f64)?;
-        return Ok(vec![cx.b.div(sum, taps)?]);
+        return Ok(cx.b.div(sum, taps)?);
     }
     // How many places count: a product of one vector for each axis.
     let mut y = sum;
@@ -585,7 +589,7 @@ pub(crate) fn average_pool(cx: &mut Cx) -> Out {
         let count = cx.b.reshape(count, &column)?;
         y = cx.b.div(y, count)?;
     }
-    Ok(vec![y])
+    Ok(y)
 }
 
 /// `(Σ |x|ᵖ)^(1/p)`.

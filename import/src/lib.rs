@@ -9,4 +9,7 @@ mod diagnostic;
 pub mod onnx;
 
 pub use diagnostic::{Diagnostic, Place, Severity};
-pub use onnx::{Gap, ImportOptions, Imported, Report, check_onnx, import_onnx, read_tensor};
+pub use onnx::{
+    DataSet, Gap, ImportOptions, Imported, Interface, Report, check_onnx, import_onnx,
+    read_data_set, read_tensor,
+};

@@ -4,7 +4,7 @@ use crate::args::CompileArgs;
 use crate::model::{self, Failure, Temporary};
 use crate::output::{self, outln};
 use kiln::compile;
-use kiln::import::{Diagnostic, ImportOptions, import_onnx, read_tensor};
+use kiln::import::{DataSet, Diagnostic, Interface, import_onnx, read_data_set};
 use kiln::ir::interp::Interpreter;
 use kiln::ir::{Module, Tensor};
 use kiln::runtime::{Model, Session, TensorRef};
@@ -239,16 +239,6 @@ fn case(
     r: &Request,
     options: &compile::Options,
 ) -> (String, Outcome) {
-    let module = match import(path, data) {
-        Ok(module) => module,
-        Err(all) => {
-            let first = all.first().map(|d| d.to_string()).unwrap_or_default();
-            return (
-                "(not imported)".into(),
-                Outcome::Skipped(first.lines().next().unwrap_or("").into()),
-            );
-        }
-    };
     let op = path
         .parent()
         .and_then(Path::file_name)
@@ -264,8 +254,22 @@ fn case(
     if data.is_empty() {
         return (op, Outcome::Skipped("no test_data_set".into()));
     }
+    let interface = Interface::of(path);
     for set in data {
-        match one_set(&module, set, r, options) {
+        let read = read_data_set(set, &interface);
+        let given = match read {
+            Ok(given) => given,
+            Err(e) => return (op, Outcome::Skipped(e.to_string())),
+        };
+        let module = match import(path, &given) {
+            Ok(module) => module,
+            Err(all) => {
+                let first = all.first().map(|d| d.to_string()).unwrap_or_default();
+                let first = first.lines().next().unwrap_or("").into();
+                return ("(not imported)".into(), Outcome::Skipped(first));
+            }
+        };
+        match one_set(&module, &given, r, options) {
             Ok(()) => {}
             Err(outcome) => return (op, outcome),
         }
@@ -273,23 +277,24 @@ fn case(
     (op, Outcome::Passed)
 }
 
-/// Imports a model; where the importer asks for values that an input holds (axes,
-/// paddings), that input is frozen to what the first data set gives.
-fn import(path: &Path, data: &[PathBuf]) -> Result<Module, Vec<Diagnostic>> {
-    let first = match import_onnx(path, &ImportOptions::default()) {
+/// Imports a model for its data: with as many elements of sequences as that has.
+/// Where the importer asks for values that an input holds (axes, paddings), that
+/// input is frozen to what the data gives.
+fn import(path: &Path, data: &DataSet) -> Result<Module, Vec<Diagnostic>> {
+    let mut options = data.options.clone();
+    let first = match import_onnx(path, &options) {
         Ok(i) => return Ok(i.module),
         Err(all) => all,
     };
     let structural = |t: &Tensor| t.shape().len() <= 1 && t.len() <= 64;
     let asks = |all: &[Diagnostic]| all.iter().any(|d| d.code == NEEDS_VALUE);
-    let given = data.first().map(|set| numbered(set, "input"));
-    let (true, Some(Ok(mut given))) = (asks(&first), given) else {
+    if !asks(&first) {
         return Err(first);
-    };
+    }
+    let mut given = data.inputs.clone();
     // Integers before floats, which are structure only as scales.
     given.sort_by_key(|(_, t)| t.dtype().is_int());
     // The structural inputs come last in ONNX's operators: the fewest, from the end.
-    let mut options = ImportOptions::default();
     for (name, t) in given.iter().rev().filter(|(_, t)| structural(t)) {
         options.frozen.insert(name.clone(), t.clone());
         match import_onnx(path, &options) {
@@ -304,26 +309,14 @@ fn import(path: &Path, data: &[PathBuf]) -> Result<Module, Vec<Diagnostic>> {
 /// The importer's code for a value that must be known.
 const NEEDS_VALUE: &str = "K0112";
 
-fn numbered(dir: &Path, what: &str) -> Result<Vec<(String, Tensor)>, Outcome> {
-    let mut out = vec![];
-    for i in 0.. {
-        let path = dir.join(format!("{what}_{i}.pb"));
-        if !path.exists() {
-            break;
-        }
-        out.push(read_tensor(&path).map_err(|e| Outcome::Skipped(e.to_string()))?);
-    }
-    Ok(out)
-}
-
 fn one_set(
     module: &Module,
-    set: &Path,
+    data: &DataSet,
     r: &Request,
     options: &compile::Options,
 ) -> Result<(), Outcome> {
     let fail = |e: Failure| Outcome::Failed(e.render().lines().next().unwrap_or("").to_string());
-    let (given, want) = (numbered(set, "input")?, numbered(set, "output")?);
+    let (given, want) = (&data.inputs, &data.outputs);
     let f = module
         .functions
         .first()
@@ -347,7 +340,16 @@ fn one_set(
             Err(e) => return Err(fail(e)),
         }
     };
-    for (i, (g, (name, w))) in got.iter().zip(&want).enumerate() {
+    if got.len() != want.len() {
+        return Err(Outcome::Failed(format!(
+            "{} outputs where {} are expected",
+            got.len(),
+            want.len()
+        )));
+    }
+    for (i, (g, port)) in got.iter().zip(&f.results).enumerate() {
+        let named = want.iter().find(|(n, _)| **n == *port.name);
+        let (name, w) = named.unwrap_or(&want[i]);
         let d = difference(g, w);
         if let Some(m) = d.mismatch {
             return Err(Outcome::Failed(format!("output {i} `{name}`: {m}")));
@@ -371,13 +373,6 @@ fn one_set(
                 )));
             }
         }
-    }
-    if got.len() < want.len() {
-        return Err(Outcome::Failed(format!(
-            "{} outputs where {} are expected",
-            got.len(),
-            want.len()
-        )));
     }
     Ok(())
 }

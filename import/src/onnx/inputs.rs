@@ -127,7 +127,7 @@ impl Symbols {
         }
         let Some(declared) = tensor.shape.as_ref() else {
             return Err(Fail::new(code::FORM, "the input declares no shape")
-                .help("give its shape in the import options, or export the model with shapes"));
+                .help("give it with --shape NAME=D,D…, or export the model with shapes"));
         };
         let mut dims = vec![];
         for (i, d) in declared.dim.iter().enumerate() {

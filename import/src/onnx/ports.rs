@@ -173,10 +173,8 @@ fn put_output(
         Item::Nothing => Ok(()),
         Item::Sequence(s) => {
             let all = super::item::elements(b, s)?;
-            let named = all.into_iter().enumerate();
-            named
-                .map(|(i, v)| put(b, element_name(name, i), v))
-                .collect()
+            let mut named = all.into_iter().enumerate();
+            named.try_for_each(|(i, v)| put(b, element_name(name, i), v))
         }
     }
 }

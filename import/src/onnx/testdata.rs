@@ -88,6 +88,12 @@ impl Interface {
             outputs: declared(&model.graph.output),
         })
     }
+
+    /// Whether this input is a sequence or an optional.
+    pub fn is_structure(&self, input: &str) -> bool {
+        let named = self.inputs.iter().find(|d| d.name == input);
+        named.is_some_and(|d| d.sequence || d.optional)
+    }
 }
 
 fn declared(info: &ValueInfoProto) -> Declared {
@@ -209,5 +215,63 @@ fn held(file: &[u8], d: &Declared, files: &mut Files) -> Result<Option<Vec<Tenso
             tensors(&inner.tensors, files).map(Some)
         }
         _ => tensors(&message.tensors, files).map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A length-delimited field.
+    fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+        [&[number << 3 | 2, bytes.len() as u8], bytes].concat()
+    }
+
+    fn kind(n: u8) -> Vec<u8> {
+        vec![2 << 3, n]
+    }
+
+    #[test]
+    fn sequences_and_optionals_are_read_in_every_form() {
+        let tensor = |x: f32| {
+            let proto = TensorProto {
+                dims: vec![1],
+                data_type: 1,
+                float_data: vec![x],
+                ..Default::default()
+            };
+            proto.write_to_bytes().unwrap()
+        };
+        let folder = std::env::temp_dir().join(format!("kiln-testdata-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("input_0.pb");
+        let reads = |sequence, optional, bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            let d = Declared {
+                name: "x".into(),
+                sequence,
+                optional,
+                shaped: true,
+            };
+            let held = read(&path, &d).map_err(|e| e.code)?;
+            Ok(held.map(|all| all.iter().map(|t| t.get_f64(0)).collect::<Vec<_>>()))
+        };
+        let name = field(1, b"x");
+        let both = [field(3, &tensor(1.0)), field(3, &tensor(2.0))].concat();
+        let sequence = [name.clone(), kind(1), both].concat();
+        let nothing = [name.clone(), kind(0)].concat();
+        let one = [name.clone(), kind(1), field(3, &tensor(3.0))].concat();
+        let inner = [name, kind(3), field(5, &sequence)].concat();
+        assert_eq!(reads(true, false, &sequence), Ok(Some(vec![1.0, 2.0])));
+        assert_eq!(reads(true, true, &sequence), Ok(Some(vec![1.0, 2.0])));
+        assert_eq!(reads(true, true, &inner), Ok(Some(vec![1.0, 2.0])));
+        assert_eq!(reads(true, true, &nothing), Ok(None));
+        assert_eq!(reads(false, true, &nothing), Ok(None));
+        assert_eq!(reads(false, true, &one), Ok(Some(vec![3.0])));
+        assert_eq!(reads(false, true, &tensor(4.0)), Ok(Some(vec![4.0])));
+        assert_eq!(reads(true, false, &kind(1)), Ok(Some(vec![])));
+        assert_eq!(reads(true, true, &kind(3)), Err(code::FORMAT));
+        assert_eq!(reads(true, false, &sequence[..9]), Err(code::FORMAT));
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

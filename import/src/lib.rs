@@ -12,5 +12,6 @@ pub mod safetensors;
 
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use onnx::{
-    Gap, ImportOptions, Imported, Report, check_onnx, import_onnx, import_onnx_bytes, read_tensor,
+    DataSet, Gap, ImportOptions, Imported, Interface, Report, check_onnx, import_onnx,
+    import_onnx_bytes, read_data_set, read_tensor,
 };

@@ -1,13 +1,14 @@
 //! The walk over the nodes.
 
 use super::constants::{self, Const, Constants, Key};
-use super::cx::{Cx, Fail};
+use super::cx::{Cx, Fail, Items};
 use super::files::Files;
-use super::inputs::Symbols;
+use super::item::Item;
 use super::scope::{Bound, Env, Scope, domain, initializer_names, node_name, opsets};
-use super::{ImportOptions, order, shapes, sweep, table};
+use super::table::{self, Convert};
+use super::{ImportOptions, order, shapes, sweep};
 use crate::diagnostic::{Diagnostic, code};
-use kiln_ir::graph::{Origin, Origins, PortKind, Value};
+use kiln_ir::graph::{Origin, Origins, Value};
 use kiln_ir::{Builder, Globals, Graph, Module};
 use onnx_protobuf::{FunctionProto, GraphProto, ModelProto, NodeProto};
 use std::collections::{HashMap, HashSet};
@@ -26,8 +27,8 @@ const MAX_DIAGNOSTICS: usize = 10_000;
 /// A model on its way into a module.
 pub(crate) struct Importer<'m> {
     file: Arc<str>,
-    model: &'m ModelProto,
-    options: &'m ImportOptions,
+    pub(crate) model: &'m ModelProto,
+    pub(crate) options: &'m ImportOptions,
     constants: HashMap<Key, Const>,
     globals: Globals,
     diagnostics: Vec<Diagnostic>,
@@ -132,64 +133,6 @@ impl<'m> Importer<'m> {
         meta
     }
 
-    fn forward(&mut self, b: &mut Builder, env: &Env<'m>) {
-        let graph: &'m GraphProto = &self.model.graph;
-        let mut scope = Scope::new(None);
-        let mut symbols = Symbols::new(self.options);
-        symbols.declare(graph);
-        self.initializers(b, &mut scope, graph);
-        let constant: HashSet<&str> = initializer_names(graph).collect();
-        for input in graph.input.iter().filter(|i| !constant.contains(&*i.name)) {
-            let shape = self.options.inputs.get(&input.name);
-            let value = match symbols.input_type(input, shape) {
-                Ok(ty) => match shapes::check(&ty) {
-                    Ok(()) => Some(b.graph.add_param(&*input.name, PortKind::Caller, ty)),
-                    Err(e) => {
-                        self.fail(e, &input.name, "", 0);
-                        None
-                    }
-                },
-                Err(e) => {
-                    self.fail(e, &input.name, "", 0);
-                    None
-                }
-            };
-            self.define(&mut scope, &input.name, value);
-        }
-        let stray = self.options.inputs.keys();
-        let stray: Vec<&String> = stray
-            .filter(|name| !graph.input.iter().any(|i| i.name == **name))
-            .collect();
-        for name in stray {
-            let d = Diagnostic::error(code::OPTION, format!("the model has no input `{name}`"))
-                .help("name an input of the model: `kiln inspect` lists them");
-            self.say(d, "");
-        }
-        if let Some(d) = symbols.unused() {
-            self.say(d, "");
-        }
-        self.nodes(b, &mut scope, &graph.node, env);
-        let mut outputs = HashSet::new();
-        for output in &graph.output {
-            if !outputs.insert(&*output.name) {
-                let message = format!("`{}` is an output twice", output.name);
-                let d = Diagnostic::error(code::DUPLICATE, message)
-                    .help("outputs are told apart by their names: export the model again");
-                self.say(d, &output.name);
-                continue;
-            }
-            match self.result(&scope, &output.name) {
-                Ok(v) => b.graph.add_result(&*output.name, PortKind::Caller, v),
-                Err(e) => self.fail(e, &output.name, "", 0),
-            }
-        }
-        if graph.output.is_empty() {
-            let d = Diagnostic::error(code::FORMAT, "the graph has no outputs")
-                .help("a model without results computes nothing: export it again");
-            self.say(d, "");
-        }
-    }
-
     /// A constant that was loaded before the walk.
     pub(crate) fn constant(&self, key: Key) -> Result<Const, Fail> {
         match self.constants.get(&key) {
@@ -204,11 +147,21 @@ impl<'m> Importer<'m> {
     }
 
     /// Takes back what an attempt said that is made again.
-    pub(crate) fn unsay(&mut self, said: usize) {
-        self.diagnostics.truncate(said);
+    pub(crate) fn unsay(&mut self, said: usize) -> Vec<Diagnostic> {
+        self.diagnostics.split_off(said)
     }
 
-    fn initializers(&mut self, b: &mut Builder, scope: &mut Scope<'_, 'm>, graph: &'m GraphProto) {
+    /// Says after all what was taken back.
+    pub(crate) fn say_all(&mut self, said: Vec<Diagnostic>) {
+        self.diagnostics.extend(said);
+    }
+
+    pub(crate) fn initializers(
+        &mut self,
+        b: &mut Builder,
+        scope: &mut Scope<'_, 'm>,
+        graph: &'m GraphProto,
+    ) {
         let dense = graph.initializer.iter().map(|t| (&t.name, Key::from(t)));
         let sparse = graph
             .sparse_initializer
@@ -222,7 +175,7 @@ impl<'m> Importer<'m> {
                 Ok(Const::Failed) | Err(_) => None,
             };
             self.name(b, value, name);
-            self.define(scope, name, value);
+            self.define(scope, name, value.map(Item::Tensor));
         }
     }
 
@@ -243,8 +196,8 @@ impl<'m> Importer<'m> {
         }
     }
 
-    fn define(&mut self, scope: &mut Scope<'_, 'm>, name: &'m str, value: Option<Value>) {
-        let bound = value.map_or(Bound::Reported, Bound::Value);
+    pub(crate) fn define(&mut self, scope: &mut Scope<'_, 'm>, name: &'m str, item: Option<Item>) {
+        let bound = item.map_or(Bound::Reported, Bound::Item);
         if scope.values.insert(name, bound).is_some() {
             let message = format!("`{name}` is defined twice");
             let d = Diagnostic::error(code::DUPLICATE, message)
@@ -253,9 +206,9 @@ impl<'m> Importer<'m> {
         }
     }
 
-    fn result(&self, scope: &Scope<'_, 'm>, name: &str) -> Result<Value, Fail> {
+    pub(crate) fn result(&self, scope: &Scope<'_, 'm>, name: &str) -> Result<Item, Fail> {
         match scope.find(name) {
-            Some(Bound::Value(v)) => Ok(v),
+            Some(Bound::Item(item)) => Ok(item),
             Some(Bound::Reported) => Err(Fail::reported()),
             Some(Bound::Absent) => Err(Fail::invalid("an output is an input that was left out")),
             None => Err(Fail::new(
@@ -267,7 +220,7 @@ impl<'m> Importer<'m> {
     }
 
     /// Converts nodes in an order that respects their dependencies.
-    fn nodes(
+    pub(crate) fn nodes(
         &mut self,
         b: &mut Builder,
         scope: &mut Scope<'_, 'm>,
@@ -310,7 +263,7 @@ impl<'m> Importer<'m> {
             d => format!("{d}.{}", node.op_type),
         };
         let converted = self.results(b, scope, node, env, &name, opset);
-        let results = match converted {
+        let mut results: Vec<Option<Item>> = match converted {
             Ok(results) => results.into_iter().map(Some).collect(),
             Err(e) => {
                 self.fail(e, &name, &shown, opset);
@@ -321,16 +274,18 @@ impl<'m> Importer<'m> {
             if output.is_empty() {
                 continue;
             }
-            let value = match results.get(i) {
-                Some(v) => *v,
+            let item = match results.get_mut(i) {
+                Some(item) => item.take(),
                 None => {
                     let e = Fail::form(format!("result {i} of the operator is not supported"));
                     self.fail(e, &name, &shown, opset);
                     None
                 }
             };
-            self.name(b, value, output);
-            self.define(scope, output, value);
+            if let Some(Item::Tensor(v)) = item {
+                self.name(b, Some(v), output);
+            }
+            self.define(scope, output, item);
         }
     }
 
@@ -343,7 +298,7 @@ impl<'m> Importer<'m> {
         env: &Env<'m>,
         name: &str,
         opset: i64,
-    ) -> Result<Vec<Value>, Fail> {
+    ) -> Items {
         self.nodes += 1;
         if self.nodes > MAX_NODES {
             return Err(Fail::new(
@@ -360,13 +315,13 @@ impl<'m> Importer<'m> {
         if function.is_none() {
             self.supported(in_domain, node, row, opset)?;
         }
-        let mut args = vec![];
+        let mut items = vec![];
         let mut reported = false;
         for input in &node.input {
             match scope.find(input) {
-                _ if input.is_empty() => args.push(None),
-                Some(Bound::Value(v)) => args.push(Some(v)),
-                Some(Bound::Absent) => args.push(None),
+                _ if input.is_empty() => items.push(None),
+                Some(Bound::Item(item)) => items.push(Some(item)),
+                Some(Bound::Absent) => items.push(None),
                 Some(Bound::Reported) => reported = true,
                 None => {
                     let message = format!("nothing defines its input `{input}`");
@@ -381,8 +336,12 @@ impl<'m> Importer<'m> {
         }
         b.origins = self.origin(name);
         let results = match (function, row) {
-            (Some(f), _) => self.inline(b, node, f, args, env)?,
+            (Some(f), _) => self.inline(b, node, f, items, env)?,
             (None, Some(row)) => {
+                let args = items.iter().map(|item| match item {
+                    Some(Item::Tensor(v)) => Some(*v),
+                    _ => None,
+                });
                 let mut cx = Cx {
                     b,
                     imp: self,
@@ -390,17 +349,23 @@ impl<'m> Importer<'m> {
                     env,
                     node,
                     opset,
-                    args,
+                    args: args.collect(),
+                    items,
                 };
-                (row.handler)(&mut cx)?
+                convert(row, &mut cx)?
             }
             (None, None) => return Err(Fail::reported()),
         };
         results
             .into_iter()
-            .map(|v| {
-                shapes::check(b.graph.ty(v))?;
-                shapes::settle(b, v)
+            .map(|item| {
+                for v in item.values() {
+                    shapes::check(b.graph.ty(v))?;
+                }
+                match item {
+                    Item::Tensor(v) => Ok(Item::Tensor(shapes::settle(b, v)?)),
+                    other => Ok(other),
+                }
             })
             .collect()
     }
@@ -468,9 +433,9 @@ impl<'m> Importer<'m> {
         b: &mut Builder,
         outer: &Scope<'_, 'm>,
         graph: &'m GraphProto,
-        params: &[Value],
+        params: &[Item],
         env: &Env<'m>,
-    ) -> Result<Vec<Value>, Fail> {
+    ) -> Items {
         let env = env.deeper(format!("{}{}/", env.prefix, graph.name))?;
         let mut scope = Scope::new(Some(outer));
         let origins = b.origins.clone();
@@ -485,9 +450,11 @@ impl<'m> Importer<'m> {
                 params.len()
             )));
         }
-        for (name, &v) in inputs.into_iter().zip(params) {
-            self.name(b, Some(v), name);
-            self.define(&mut scope, name, Some(v));
+        for (name, item) in inputs.into_iter().zip(params) {
+            if let Item::Tensor(v) = *item {
+                self.name(b, Some(v), name);
+            }
+            self.define(&mut scope, name, Some(item.clone()));
         }
         self.nodes(b, &mut scope, &graph.node, &env);
         b.origins = origins;
@@ -503,9 +470,9 @@ impl<'m> Importer<'m> {
         b: &mut Builder,
         node: &'m NodeProto,
         function: &'m FunctionProto,
-        args: Vec<Option<Value>>,
+        args: Vec<Option<Item>>,
         env: &Env<'m>,
-    ) -> Result<Vec<Value>, Fail> {
+    ) -> Items {
         let id = (&*function.domain, &*function.name);
         if env.stack.contains(&id) {
             return Err(Fail::invalid(format!(
@@ -527,10 +494,10 @@ impl<'m> Importer<'m> {
             .collect();
         let mut scope = Scope::new(None);
         for (i, name) in function.input.iter().enumerate() {
-            let bound = args.get(i).copied().flatten();
+            let bound = args.get(i).cloned().flatten();
             scope
                 .values
-                .insert(name, bound.map_or(Bound::Absent, Bound::Value));
+                .insert(name, bound.map_or(Bound::Absent, Bound::Item));
         }
         self.nodes(b, &mut scope, &function.node, &inner);
         function
@@ -541,7 +508,7 @@ impl<'m> Importer<'m> {
             .collect()
     }
 
-    fn fail(&mut self, e: Fail, node: &str, op: &str, opset: i64) {
+    pub(crate) fn fail(&mut self, e: Fail, node: &str, op: &str, opset: i64) {
         if e.code.is_empty() {
             return;
         }
@@ -549,10 +516,23 @@ impl<'m> Importer<'m> {
         self.say(d, node);
     }
 
-    fn say(&mut self, d: Diagnostic, node: &str) {
+    pub(crate) fn say(&mut self, d: Diagnostic, node: &str) {
         if self.diagnostics.len() < MAX_DIAGNOSTICS {
             let file = self.file.clone();
             self.diagnostics.push(d.at(&file, node));
+        }
+    }
+}
+
+/// Converts a node by its row. What takes tensors alone is given nothing else.
+fn convert(row: &table::Row, cx: &mut Cx) -> Items {
+    match row.convert {
+        Convert::Any(handler) => handler(cx),
+        Convert::Tensors(handler) => {
+            for item in cx.items.iter().flatten() {
+                item.tensor()?;
+            }
+            Ok(handler(cx)?.into_iter().map(Item::Tensor).collect())
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::attrs::{self, Given};
 use super::constants::{Const, Key};
 use super::convert::Importer;
+use super::item::{Item, Sequence};
 use super::scope::{Env, Scope};
 use crate::diagnostic::{Diagnostic, code};
 use kiln_ir::graph::Value;
@@ -23,6 +24,9 @@ pub(crate) struct Fail {
 
 /// What handlers give: the node's results, at least as many as it names.
 pub(crate) type Out = Result<Vec<Value>, Fail>;
+
+/// The same of operators that know sequences and optionals.
+pub(crate) type Items = Result<Vec<Item>, Fail>;
 
 impl Fail {
     pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Fail {
@@ -82,8 +86,10 @@ pub(crate) struct Cx<'c, 'b, 'm> {
     pub(crate) node: &'m NodeProto,
     /// The opset version of its domain.
     pub(crate) opset: i64,
-    /// Its arguments; none for those left out.
+    /// Its arguments that are tensors; none for those left out and for others.
     pub(crate) args: Vec<Option<Value>>,
+    /// All its arguments; none for those left out.
+    pub(crate) items: Vec<Option<Item>>,
 }
 
 impl<'m> Cx<'_, '_, 'm> {
@@ -96,6 +102,23 @@ impl<'m> Cx<'_, '_, 'm> {
     pub(crate) fn arg(&self, i: usize) -> Result<Value, Fail> {
         self.opt(i)
             .ok_or_else(|| Fail::invalid(format!("argument {i} is missing")))
+    }
+
+    /// Argument `i`, whatever it is.
+    pub(crate) fn item(&self, i: usize) -> Result<Item, Fail> {
+        let item = self.items.get(i).cloned().flatten();
+        item.ok_or_else(|| Fail::invalid(format!("argument {i} is missing")))
+    }
+
+    /// Argument `i`, a sequence.
+    pub(crate) fn sequence(&self, i: usize) -> Result<Sequence, Fail> {
+        match self.item(i)? {
+            Item::Sequence(s) => Ok(s),
+            other => Err(Fail::invalid(format!(
+                "argument {i} is {} where a sequence is wanted",
+                other.kind()
+            ))),
+        }
     }
 
     /// All arguments, of which there is at least one and none is left out.

@@ -3,10 +3,8 @@
 use super::tensor::dtype;
 use super::{ImportOptions, cx::Fail};
 use crate::diagnostic::{Diagnostic, code};
-use kiln_ir::{Dim, TensorType};
-use onnx_protobuf::{
-    GraphProto, TypeProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto,
-};
+use kiln_ir::{DType, Dim, TensorType};
+use onnx_protobuf::{GraphProto, TypeProto, tensor_shape_proto::dimension, type_proto};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The model's sizes by the names that it gives them.
@@ -15,6 +13,8 @@ pub(crate) struct Symbols {
     taken: BTreeSet<String>,
     dims: BTreeMap<String, i64>,
     unused: BTreeSet<String>,
+    /// Sequences and optionals, whose counts are sizes too.
+    known: BTreeSet<String>,
 }
 
 impl Symbols {
@@ -24,6 +24,7 @@ impl Symbols {
             taken: BTreeSet::new(),
             dims: options.dims.clone(),
             unused: options.dims.keys().cloned().collect(),
+            known: BTreeSet::new(),
         }
     }
 
@@ -51,7 +52,8 @@ impl Symbols {
     /// Options that named no size of the model.
     pub(crate) fn unused(&self) -> Option<Diagnostic> {
         let first = self.unused.first()?;
-        let names: Vec<&str> = self.taken.iter().map(String::as_str).collect();
+        let names = self.taken.union(&self.known);
+        let names: Vec<&str> = names.map(String::as_str).collect();
         let help = match names[..] {
             [] => "the model has no open sizes".to_string(),
             _ => format!("its open sizes are: {}", names.join(", ")),
@@ -102,37 +104,38 @@ impl Symbols {
         self.named(param)
     }
 
-    /// The type that a value of the graph declares.
-    pub(crate) fn input_type(
+    /// The number that the user gives for a name of the model (`--dim NAME=N`).
+    pub(crate) fn count(&mut self, name: &str) -> Option<i64> {
+        self.known.insert(name.to_string());
+        let n = *self.dims.get(name)?;
+        self.unused.remove(name);
+        Some(n)
+    }
+
+    /// The type of the port `name`, or of this element of a sequence: what names
+    /// its type gives to sizes are no element's own, so each gets names of its own.
+    pub(crate) fn port_type(
         &mut self,
-        info: &ValueInfoProto,
+        name: &str,
+        tensor: &type_proto::Tensor,
+        element: Option<usize>,
         shape: Option<&Vec<Dim>>,
     ) -> Result<TensorType, Fail> {
-        let name = &info.name;
-        let tensor = match &info.type_.value {
-            Some(type_proto::Value::TensorType(t)) => t,
-            Some(type_proto::Value::SequenceType(_)) => return Err(not_a_tensor("a sequence")),
-            Some(type_proto::Value::MapType(_)) => return Err(not_a_tensor("a map")),
-            Some(type_proto::Value::OptionalType(_)) => return Err(not_a_tensor("optional")),
-            Some(type_proto::Value::SparseTensorType(_)) => {
-                return Err(not_a_tensor("a sparse tensor"));
-            }
-            _ => return Err(not_a_tensor("of no type")),
-        };
-        let dtype = dtype(tensor.elem_type as i64)
-            .ok_or_else(|| Fail::invalid(format!("{} is no element type", tensor.elem_type)))?;
+        let dtype = element_type(tensor)?;
         if let Some(shape) = shape {
             return Ok(TensorType::new(dtype, shape.clone()));
         }
         let Some(declared) = tensor.shape.as_ref() else {
             return Err(Fail::new(code::FORM, "the input declares no shape")
-                .help("give its shape in the import options, or export the model with shapes"));
+                .help("give it with --shape NAME=D,D…, or export the model with shapes"));
         };
         let mut dims = vec![];
         for (i, d) in declared.dim.iter().enumerate() {
             dims.push(match &d.value {
                 Some(dimension::Value::DimValue(n)) if *n >= 0 => Dim::from(*n),
-                Some(dimension::Value::DimParam(p)) if names_something(p) => self.param(p),
+                Some(dimension::Value::DimParam(p)) if names_something(p) && element.is_none() => {
+                    self.param(p)
+                }
                 _ => self.fresh(&format!("{name}_dim{i}")),
             });
         }
@@ -140,12 +143,55 @@ impl Symbols {
     }
 }
 
-fn not_a_tensor(what: &str) -> Fail {
-    Fail::new(
-        code::FORM,
-        format!("the value is {what}, and only tensors are supported"),
-    )
-    .help("export the model with tensors as inputs and outputs")
+fn element_type(tensor: &type_proto::Tensor) -> Result<DType, Fail> {
+    dtype(tensor.elem_type as i64)
+        .ok_or_else(|| Fail::invalid(format!("{} is no element type", tensor.elem_type)))
+}
+
+/// What a value's declaration says that it is.
+pub(crate) enum Form<'m> {
+    /// A tensor.
+    Tensor(&'m type_proto::Tensor),
+    /// A sequence of such tensors.
+    Sequence(&'m type_proto::Tensor),
+}
+
+impl<'m> Form<'m> {
+    /// The form, and whether it may be missing.
+    pub(crate) fn of(ty: &'m TypeProto) -> Result<(Form<'m>, bool), Fail> {
+        use type_proto::Value;
+        match &ty.value {
+            Some(Value::TensorType(t)) => Ok((Form::Tensor(t), false)),
+            Some(Value::SequenceType(s)) => match &s.elem_type.value {
+                Some(Value::TensorType(t)) => Ok((Form::Sequence(t), false)),
+                _ => Err(not_supported("a sequence of something else than tensors")),
+            },
+            Some(Value::OptionalType(o)) => match Form::of(&o.elem_type)? {
+                (form, false) => Ok((form, true)),
+                _ => Err(not_supported("an optional of an optional")),
+            },
+            Some(Value::MapType(_)) => Err(not_supported("a map")),
+            Some(Value::SparseTensorType(_)) => Err(not_supported("a sparse tensor")),
+            _ => Err(not_supported("of no type")),
+        }
+    }
+
+    /// The tensor, or what each element is.
+    pub(crate) fn tensor(&self) -> &'m type_proto::Tensor {
+        match self {
+            Form::Tensor(t) | Form::Sequence(t) => t,
+        }
+    }
+
+    /// The element type of its tensors.
+    pub(crate) fn dtype(&self) -> Result<DType, Fail> {
+        element_type(self.tensor())
+    }
+}
+
+fn not_supported(what: &str) -> Fail {
+    Fail::new(code::FORM, format!("the value is {what}"))
+        .help("export the model with tensors, sequences of tensors or optionals of these as inputs and outputs")
 }
 
 fn tensor_dims(ty: &TypeProto) -> impl Iterator<Item = &Option<dimension::Value>> {

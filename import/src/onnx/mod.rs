@@ -14,14 +14,17 @@ mod convert;
 mod cx;
 mod files;
 mod inputs;
+mod item;
 mod ops;
 mod order;
+mod ports;
 mod report;
 mod scope;
 mod shapes;
 mod sweep;
 mod table;
 mod tensor;
+mod testdata;
 mod wire;
 
 use crate::diagnostic::{Diagnostic, Severity, code};
@@ -35,6 +38,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use report::{Gap, Report};
+pub use testdata::{DataSet, Interface, read_data_set, read_tensor};
 
 /// What a user may say about a model on import.
 #[derive(Clone, Debug)]
@@ -101,28 +105,6 @@ pub fn check_onnx(path: &Path) -> Report {
     }
 }
 
-/// Reads a file that holds one tensor (`input_0.pb` of ONNX's test data): its
-/// name and contents.
-pub fn read_tensor(path: &Path) -> Result<(String, Tensor), Box<Diagnostic>> {
-    let name = path.display().to_string();
-    let at = |d: Diagnostic| Box::new(d.at(&name, ""));
-    let read = |e| {
-        at(Diagnostic::error(
-            code::READ,
-            format!("the file cannot be read: {e}"),
-        ))
-    };
-    let mapped = Arc::new(Mapped::open(path).map_err(read)?);
-    let bad = |e: protobuf::Error| {
-        let d = Diagnostic::error(code::FORMAT, format!("this is no ONNX tensor: {e}"));
-        at(d.help("the file is damaged or of another format"))
-    };
-    let proto = TensorProto::parse_from_bytes((*mapped).as_ref()).map_err(bad)?;
-    let mut files = Files::new(mapped, folder(path));
-    let (tensor, _) = tensor::load(&proto, &mut files).map_err(|e| at(e.diagnostic()))?;
-    Ok((proto.name, tensor))
-}
-
 /// A model that is open.
 struct Source {
     name: String,
@@ -130,7 +112,7 @@ struct Source {
     folder: Option<PathBuf>,
 }
 
-fn folder(path: &Path) -> Option<&Path> {
+pub(crate) fn folder(path: &Path) -> Option<&Path> {
     Some(path.parent().unwrap_or(Path::new("")))
 }
 
@@ -188,6 +170,10 @@ fn attempt(
 fn freeze(model: &mut ModelProto, input: &str, value: &Tensor) -> Result<(), Box<Diagnostic>> {
     let graph = model.graph.mut_or_insert_default();
     let Some(at) = graph.input.iter().position(|i| i.name == input) else {
+        if graph.input.iter().any(|i| ports::is_element(i, input)) {
+            // Its port becomes a constant.
+            return Ok(());
+        }
         let names: Vec<&str> = graph.input.iter().map(|i| &i.name[..]).collect();
         let d = Diagnostic::error(
             code::OPTION,

@@ -2,8 +2,8 @@
 
 use super::attrs::Given;
 use super::cx::Fail;
+use super::item::Item;
 use crate::diagnostic::code;
-use kiln_ir::graph::Value;
 use onnx_protobuf::{GraphProto, NodeProto, OperatorSetIdProto};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -24,10 +24,10 @@ pub(crate) struct Env<'m> {
 }
 
 /// What a name stands for.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) enum Bound {
-    /// A value.
-    Value(Value),
+    /// A tensor, a sequence or an empty optional.
+    Item(Item),
     /// Something that failed and was reported.
     Reported,
     /// An input that a function's caller left out.
@@ -50,7 +50,7 @@ impl<'p, 'm> Scope<'p, 'm> {
 
     pub(crate) fn find(&self, name: &str) -> Option<Bound> {
         match self.values.get(name) {
-            Some(v) => Some(*v),
+            Some(v) => Some(v.clone()),
             None => self.parent?.find(name),
         }
     }

@@ -1,18 +1,23 @@
 //! The operators: one row each. A handler knows the versions at which its
 //! operator's meaning changed; adding an operator is adding a row.
 
-use super::cx::{Cx, Out};
+use super::cx::{Cx, Items, Out};
 use super::ops::{
-    attention, control, detection, elementwise as e, grid, index, layout, linear, loss,
+    attention, control, detection, elementwise as e, grid, index, layout, linear, loops, loss,
     microsoft as ms, ngrams, norm, quant, recurrence, recurrent, recurrent::Cell, reduce, resize,
-    signal, source, training, window,
+    sequence, signal, source, training, window,
 };
 use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 /// Converts one node.
-pub(crate) type Handler = fn(&mut Cx) -> Out;
+pub(crate) enum Convert {
+    /// Of tensors, and of nothing else.
+    Tensors(fn(&mut Cx) -> Out),
+    /// Of tensors, sequences and optionals.
+    Any(fn(&mut Cx) -> Items),
+}
 
 /// An operator of a domain.
 pub(crate) struct Row {
@@ -21,17 +26,17 @@ pub(crate) struct Row {
     /// The operator.
     pub(crate) op: &'static str,
     /// What converts it.
-    pub(crate) handler: Handler,
+    pub(crate) convert: Convert,
 }
 
 macro_rules! rows {
-    ($($domain:literal { $($op:literal => $handler:expr,)* })*) => {
-        &[$($(Row { domain: $domain, op: $op, handler: $handler },)*)*]
+    ($convert:ident: $($domain:literal { $($op:literal => $handler:expr,)* })*) => {
+        &[$($(Row { domain: $domain, op: $op, convert: Convert::$convert($handler) },)*)*]
     };
 }
 
-/// Every operator that converts.
-pub(crate) const ROWS: &[Row] = rows! {
+/// Operators of tensors.
+const TENSORS: &[Row] = rows! { Tensors:
     "" {
         // Elementwise, one argument.
         "Abs" => |c| e::unary(c, UnaryFn::Abs),
@@ -109,7 +114,6 @@ pub(crate) const ROWS: &[Row] = rows! {
         "Cast" => e::cast,
         "CastLike" => e::cast_like,
         "Dropout" => e::dropout,
-        "Identity" => e::identity,
         // Constants and sizes.
         "Constant" => source::constant,
         "ConstantOfShape" => source::constant_of_shape,
@@ -226,10 +230,6 @@ pub(crate) const ROWS: &[Row] = rows! {
         "DequantizeLinear" => quant::dequantize,
         "DynamicQuantizeLinear" => quant::dynamic_quantize,
         "QuantizeLinear" => quant::quantize,
-        // Control flow.
-        "If" => control::branch,
-        "Loop" => control::repeat,
-        "Scan" => control::scan,
     }
     "ai.onnx.ml" {
         "ArrayFeatureExtractor" => index::array_feature_extractor,
@@ -299,8 +299,35 @@ fn as_of(cx: &mut Cx, opset: i64, handler: Handler) -> Out {
     handler(cx)
 }
 
+/// Operators that take or give sequences and optionals too.
+const STRUCTURES: &[Row] = rows! { Any:
+    "" {
+        "ConcatFromSequence" => sequence::concat_from_sequence,
+        "Identity" => sequence::identity,
+        "If" => control::branch,
+        "Loop" => loops::repeat,
+        "Optional" => sequence::optional,
+        "OptionalGetElement" => sequence::get_element,
+        "OptionalHasElement" => sequence::has_element,
+        "Scan" => control::scan,
+        "SequenceAt" => sequence::at,
+        "SequenceConstruct" => sequence::construct,
+        "SequenceEmpty" => sequence::empty,
+        "SequenceErase" => sequence::erase,
+        "SequenceInsert" => sequence::insert,
+        "SequenceLength" => sequence::length,
+        "SequenceMap" => sequence::map,
+        "SplitToSequence" => sequence::split_to_sequence,
+    }
+};
+
+/// Every operator that converts.
+pub(crate) fn rows() -> impl Iterator<Item = &'static Row> {
+    TENSORS.iter().chain(STRUCTURES)
+}
+
 static INDEX: LazyLock<HashMap<(&str, &str), &Row>> =
-    LazyLock::new(|| ROWS.iter().map(|r| ((r.domain, r.op), r)).collect());
+    LazyLock::new(|| rows().map(|r| ((r.domain, r.op), r)).collect());
 
 /// The operator's row.
 pub(crate) fn find(domain: &str, op: &str) -> Option<&'static Row> {
@@ -311,15 +338,6 @@ pub(crate) fn find(domain: &str, op: &str) -> Option<&'static Row> {
 pub(crate) fn suggestion(domain: &str, op: &str) -> &'static str {
     let starts = |names: &[&str]| names.iter().any(|n| op.starts_with(n));
     match domain {
-        "" if starts(&[
-            "Sequence",
-            "SplitToSequence",
-            "ConcatFromSequence",
-            "Optional",
-        ]) =>
-        {
-            "export the model without sequences and optionals: with fixed numbers of tensors"
-        }
         "" if starts(&["String", "Regex", "Tfidf"]) => {
             "strings are not compiled: do this step before the model"
         }
@@ -343,6 +361,6 @@ mod tests {
 
     #[test]
     fn every_operator_has_one_row() {
-        assert_eq!(INDEX.len(), ROWS.len());
+        assert_eq!(INDEX.len(), rows().count());
     }
 }

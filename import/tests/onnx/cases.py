@@ -37,16 +37,26 @@ def node(op, inputs, outputs, **attrs):
 
 
 def info(text):
-    """`x:f[b,3]`"""
+    """`x:f[b,3]`; `x:*f[b,3]` is a sequence of such tensors."""
     name, rest = text.split(":")
-    kind, dims = rest[:-1].split("[")
+    sequence = rest.startswith("*")
+    kind, dims = rest.lstrip("*")[:-1].split("[")
     dims = [int(d) if d.lstrip("-").isdigit() else d for d in dims.split(",") if d]
     types = {"f": F, "i": I, "b": B, "u": U8, "h": TensorProto.FLOAT16}
+    if sequence:
+        element = helper.make_tensor_type_proto(types[kind], dims if rest[-2:] != "?]" else None)
+        return helper.make_value_info(name, helper.make_sequence_type_proto(element))
     return helper.make_tensor_value_info(name, types[kind], dims)
 
 
+def data(value, name):
+    if isinstance(value, list):
+        return numpy_helper.from_list(value, name)
+    return numpy_helper.from_array(np.asarray(value), name)
+
+
 def case(name, nodes, inputs, outputs, feeds, opset=17, consts={}, functions=(), domains=()):
-    outputs = [helper.make_empty_tensor_value_info(o) for o in outputs.split()]
+    outputs = [info(o) if ":" in o else helper.make_empty_tensor_value_info(o) for o in outputs.split()]
     graph = helper.make_graph(
         nodes, name, [info(i) for i in inputs.split()], outputs,
         [numpy_helper.from_array(np.asarray(v), k) for k, v in consts.items()],
@@ -64,16 +74,16 @@ def case(name, nodes, inputs, outputs, feeds, opset=17, consts={}, functions=(),
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for k, feed in enumerate(feeds):
-        feed = {name: np.asarray(value) for name, value in feed.items()}
-        data = os.path.join(folder, f"test_data_set_{k}")
-        os.makedirs(data, exist_ok=True)
+        feed = {name: value if isinstance(value, list) else np.asarray(value) for name, value in feed.items()}
+        place = os.path.join(folder, f"test_data_set_{k}")
+        os.makedirs(place, exist_ok=True)
         results = session.run(None, feed)
         pairs = [("input", i.name, feed[i.name]) for i in session.get_inputs()]
         pairs += [("output", o.name, v) for o, v in zip(session.get_outputs(), results)]
         counts = {"input": 0, "output": 0}
         for kind, tensor, value in pairs:
-            with open(os.path.join(data, f"{kind}_{counts[kind]}.pb"), "wb") as f:
-                f.write(numpy_helper.from_array(np.asarray(value), tensor).SerializeToString())
+            with open(os.path.join(place, f"{kind}_{counts[kind]}.pb"), "wb") as f:
+                f.write(data(value, tensor).SerializeToString())
             counts[kind] += 1
 
 
@@ -216,6 +226,85 @@ def control_flow():
              "x:f[n,m] s0:f[3]", "last all", [{"x": f32(*shape), "s0": f32(3)}])
 
 
+def sequences():
+    def graph(name, nodes, inputs, outputs, consts={}):
+        return helper.make_graph(
+            nodes, name, [info(i) for i in inputs.split()], [info(o) for o in outputs.split()],
+            [numpy_helper.from_array(np.asarray(v), k) for k, v in consts.items()])
+
+    at = {"zero": np.array(0), "one": np.array(1), "two": np.array(2), "last": np.array(-1), "three": np.array(3)}
+    xy = [{"x": f32(2, 3), "y": f32(4, 3)}, {"x": f32(1, 3), "y": f32(1, 3)}]
+    case("sequence-edit", [
+        node("SequenceConstruct", "x y", "s"), node("SequenceInsert", "s y zero", "t"),
+        node("SequenceInsert", "t x last", "u"), node("SequenceErase", "u one", "v"),
+        node("ConcatFromSequence", "u", "c", axis=0), node("ConcatFromSequence", "v", "d", axis=-2),
+        node("SequenceAt", "u last", "e"), node("SequenceLength", "v", "n"), node("SequenceErase", "v", "w")],
+         "x:f[n,3] y:f[m,3]", "c d e n w:*f[?]", xy, 17, at)
+    same = [{"x": f32(2, 3), "y": f32(2, 3), "p": np.array(p)} for p in (0, -1, 1, -2)]
+    case("sequence-at-by-data", [
+        node("SequenceConstruct", "x y", "s"), node("SequenceAt", "s p", "e"),
+        node("ConcatFromSequence", "s", "c", axis=-1, new_axis=1)], "x:f[2,3] y:f[2,3] p:i[]", "e c", same)
+    for keep in (0, 1):
+        case(f"split-open-{keep}", [
+            node("SplitToSequence", "x", "s", axis=1, keepdims=keep), node("SequenceLength", "s", "n"),
+            node("SequenceAt", "s p", "e"), node("SequenceAt", "s last", "f"), node("SequenceAt", "s one", "g"),
+            node("SequenceErase", "s", "t"), node("SequenceErase", "t one", "u"),
+            node("SequenceInsert", "u f", "v"), node("ConcatFromSequence", "v", "c", axis=0),
+            node("ConcatFromSequence", "v", "d", axis=1, new_axis=1)],
+             "x:f[3,m] p:i[]", "n e f g c d", [{"x": f32(3, m), "p": np.array(p)} for m, p in [(5, 2), (3, -1)]], 17, at)
+    case("split-known", [
+        node("SplitToSequence", "x two", "s", axis=1), node("SplitToSequence", "x sizes", "t", axis=1)],
+         "x:f[n,5]", "s:*f[?] t:*f[?]", [{"x": f32(2, 5)}], 17, {**at, "sizes": i64(1, 4)})
+
+    append = graph("body", [
+        node("Cast", "i", "f", to=F), node("Mul", "x f", "e"), node("SequenceInsert", "s e", "t"),
+        node("Identity", "go_in", "go"), node("Add", "a e", "b")],
+        "i:i[] go_in:b[] a:f[n] s:*f[n]", "go:b[] b:f[n] t:*f[n] e:f[n]")
+    looped = [
+        node("SequenceConstruct", "x", "s0"), node("Loop", "trip _ x s0", "a s all", body=append),
+        node("ConcatFromSequence", "s", "c", axis=0, new_axis=1), node("SequenceAt", "s last", "e"),
+        node("SequenceLength", "s", "n")]
+    case("loop-appending", looped, "x:f[n] trip:i[]", "a all c e n",
+         [{"x": f32(4), "trip": np.array(t)} for t in (1, 3)], 17, at)
+    case("loop-appending-40", looped, "x:f[n]", "a all c e n s:*f[n]", [{"x": f32(4)}], 17, {**at, "trip": np.array(40)})
+    case("loop-appending-3", looped, "x:f[n]", "a all c e n", [{"x": f32(4)}], 17, {**at, "trip": np.array(3)})
+    until = graph("body", [
+        node("Add", "i one", "end"), node("Unsqueeze", "end axes", "ends"), node("Slice", "x axes ends", "e"),
+        node("SequenceInsert", "s e", "t"), node("Less", "end three", "go")],
+        "i:i[] go_in:b[] s:*f[?]", "go:b[] t:*f[?]", {"axes": i64(0)})
+    case("loop-of-slices", [
+        node("SequenceEmpty", "", "s0"), node("Loop", "_ yes s0", "s", body=until),
+        node("ConcatFromSequence", "s", "c", axis=0)], "x:f[4]", "s:*f[?] c", [{"x": f32(4)}], 17,
+         {**at, "yes": np.array(True)})
+    shrink = graph("body", [
+        node("SequenceAt", "s zero", "e"), node("ReduceSum", "e", "r", keepdims=0), node("Add", "a r", "b"),
+        node("SequenceErase", "s zero", "t"), node("SequenceLength", "t", "n"), node("Greater", "n zero", "go")],
+        "i:i[] go_in:b[] s:*f[?] a:f[]", "go:b[] t:*f[?] b:f[]")
+    case("loop-erasing", [node("Loop", "_ yes s a", "t b", body=shrink)], "s:*f[?] a:f[]", "b",
+         [{"s": [f32(n) for n in sizes], "a": f32()} for sizes in [(2, 3), (1, 4, 1)]], 17,
+         {**at, "yes": np.array(True)})
+    reading = graph("body", [
+        node("SequenceAt", "s i", "e"), node("ReduceSum", "e", "r", keepdims=0), node("Add", "a r", "b"),
+        node("Identity", "go_in", "go")], "i:i[] go_in:b[] a:f[]", "go:b[] b:f[]")
+    sums = [node("SequenceLength", "s", "n"), node("Loop", "n _ a", "b", body=reading)]
+    case("loop-reading", sums, "s:*f[k] a:f[]", "b", [{"s": [f32(n) for n in (2, 3, 1)], "a": f32()}])
+    case("loop-reading-open", [node("SplitToSequence", "x", "s"), *sums], "x:f[n,3] a:f[]", "b",
+         [{"x": f32(n, 3), "a": f32()} for n in (1, 6)])
+    twice = graph("body", [node("Add", "e f", "g"), node("Shape", "g", "h")], "e:f[k] f:f[k]", "g:f[k] h:i[1]")
+    case("map-known", [node("SequenceMap", "s x", "t u", body=twice)], "s:*f[k] x:f[1]", "t:*f[k] u:*i[1]",
+         [{"s": [f32(n) for n in (2, 3, 1)], "x": f32(1)}])
+    case("map-open", [
+        node("SplitToSequence", "x", "s", keepdims=0), node("SequenceMap", "s s", "t u", body=twice),
+        node("ConcatFromSequence", "t", "c", axis=0, new_axis=1), node("ConcatFromSequence", "u", "d", axis=0)],
+         "x:f[n,3]", "c d", [{"x": f32(n, 3)} for n in (1, 5)])
+    yes = graph("yes", [node("SequenceConstruct", "x y", "t")], "", "t:*f[?]")
+    no = graph("no", [node("Neg", "x", "nx"), node("SequenceConstruct", "y nx", "f")], "", "f:*f[?]")
+    case("if-of-sequences", [node("If", "c", "s", then_branch=yes, else_branch=no)], "x:f[n] y:f[m] c:b[]", "s:*f[?]",
+         [{"x": f32(2), "y": f32(3), "c": np.array(c)} for c in (True, False)])
+    case("sequence-ports", [node("Identity", "s", "t"), node("SequenceInsert", "t x zero", "u")], "s:*f[?] x:f[n]",
+         "t:*f[?] u:*f[?]", [{"s": [f32(2), f32(3, 1)], "x": f32(4)}, {"s": [f32(2)], "x": f32(1)}], 17, at)
+
+
 def functions():
     inner = helper.make_function(
         "local", "Scaled", ["a", "b"], ["r"],
@@ -261,5 +350,5 @@ def of_onnxruntime():
          {"w": RNG.integers(-128, 127, (8, 5)).astype(np.int8), "s": np.abs(f32(5)), "z": np.zeros(5, np.int8)})
 
 
-for group in [older_opsets, open_sizes, data_dependent, control_flow, functions, of_onnxruntime]:
+for group in [older_opsets, open_sizes, data_dependent, control_flow, sequences, functions, of_onnxruntime]:
     group()

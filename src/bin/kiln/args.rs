@@ -172,9 +172,14 @@ pub struct CompileArgs {
     /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4. May be repeated.
     #[arg(long)]
     pub target: Vec<String>,
-    /// Fix or give a size, NAME=N. May be repeated.
+    /// Fix or give a size, or how many elements the input sequence NAME has, NAME=N;
+    /// of an optional input without a value, NAME=-1. May be repeated.
     #[arg(long, value_name = "NAME=N")]
     pub dim: Vec<String>,
+    /// The shape of an input that declares none, NAME=D,D…: numbers and names of
+    /// sizes. May be repeated.
+    #[arg(long, value_name = "NAME=D,D…")]
+    pub shape: Vec<String>,
     /// Make an input a constant, NAME=FILE.npy: for axes, paddings and other values
     /// that decide what is computed. May be repeated.
     #[arg(long, value_name = "NAME=FILE.npy")]

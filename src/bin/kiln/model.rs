@@ -2,8 +2,8 @@
 
 use crate::args::CompileArgs;
 use kiln::compile::{self, CompileError, objects::Workers};
-use kiln::import::{Diagnostic, ImportOptions, import_onnx};
-use kiln::ir::{Module, Tensor};
+use kiln::import::{Diagnostic, ImportOptions, Interface, import_onnx};
+use kiln::ir::{Dim, Module, Tensor};
 use std::path::{Path, PathBuf};
 
 /// Why a command failed: the text for people, and the exit status.
@@ -216,8 +216,20 @@ pub fn import(path: &Path, args: &CompileArgs, fix_dims: bool) -> Result<Module,
         )));
     }
     let mut options = ImportOptions::default();
-    if fix_dims {
-        options.dims = dims(&args.dim)?.into_iter().collect();
+    options.dims = dims(&args.dim)?.into_iter().collect();
+    if !fix_dims && !options.dims.is_empty() {
+        // How many elements a sequence has decides the ports: it is always told.
+        let interface = Interface::of(path);
+        options.dims.retain(|name, _| interface.is_structure(name));
+    }
+    for text in &args.shape {
+        let wrong = || Failure::usage(format!("`--shape {text}` is not NAME=D,D…"));
+        let (name, list) = text.split_once('=').ok_or_else(wrong)?;
+        let list = list.split(',').map(str::trim).filter(|d| !d.is_empty());
+        let shape = list.map(str::parse).collect::<Result<Vec<Dim>, _>>();
+        options
+            .inputs
+            .insert(name.to_string(), shape.map_err(|_| wrong())?);
     }
     for text in &args.freeze {
         let (name, file) = text

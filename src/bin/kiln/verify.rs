@@ -5,9 +5,9 @@ use crate::model::{self, Failure, Temporary};
 use crate::output::outln;
 use crate::suite;
 use kiln::compile;
-use kiln::import::{Diagnostic, ImportOptions, import_onnx, read_tensor};
+use kiln::import::{DataSet, Diagnostic, Interface, import_onnx, read_data_set};
 use kiln::ir::interp::Interpreter;
-use kiln::ir::{Module, Tensor};
+use kiln::ir::{Graph, Module, Tensor};
 use kiln::runtime::{Model, Session, TensorRef};
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,9 @@ pub struct Request {
     pub rtol: f64,
     pub atol: f64,
     pub interpreter: bool,
+    /// CPU levels to compile for, one after the other; this machine's if empty.
+    pub targets: Vec<String>,
+    pub threads: usize,
     pub json: bool,
 }
 
@@ -88,12 +91,6 @@ pub fn interpret(
         .map_err(|e| Failure::run(format!("K0301: {e}")))
 }
 
-/// What compiled code gave, and the plan that gave it.
-pub struct Ran {
-    pub outputs: Vec<(String, Tensor)>,
-    pub model: std::sync::Arc<Model>,
-}
-
 /// Compiles and runs.
 pub fn run_compiled(
     module: Module,
@@ -101,41 +98,60 @@ pub fn run_compiled(
     inputs: &[(String, Tensor)],
     options: &compile::Options,
     threads: usize,
-) -> Result<Ran, Failure> {
-    // Threads of one process verify different cases at once.
-    let name = format!(
-        "kiln-verify-{}-{:?}.kiln",
-        std::process::id(),
-        std::thread::current().id()
-    );
-    let out = std::env::temp_dir().join(name);
-    let _temporary = Temporary(out.clone());
-    compile::compile(module, options, &out)?;
-    let model = Model::load(&out)?;
-    let index = model.entry(Some(entry))?;
-    let mut session = Session::new(model.clone(), threads.max(1))?;
-    let refs: Vec<(&str, TensorRef)> = inputs
-        .iter()
-        .map(|(n, t)| {
-            (
-                &n[..],
-                TensorRef {
-                    dtype: t.dtype(),
-                    shape: t.shape(),
-                    bytes: t.bytes(),
-                },
-            )
+) -> Result<Vec<(String, Tensor)>, Failure> {
+    Machine::compile(module, options)?.run(entry, inputs, threads)
+}
+
+/// A compiled model. Its artifact is removed with it.
+struct Machine {
+    /// The CPU level.
+    level: String,
+    model: std::sync::Arc<Model>,
+    _artifact: Temporary,
+}
+
+impl Machine {
+    fn compile(module: Module, options: &compile::Options) -> Result<Machine, Failure> {
+        let level = options.targets.first().map_or(String::new(), |t| t.name.clone());
+        // Threads of one process verify different cases at once.
+        let (process, thread) = (std::process::id(), std::thread::current().id());
+        let name = format!("kiln-verify-{process}-{thread:?}-{level}.kiln");
+        let out = std::env::temp_dir().join(name);
+        let artifact = Temporary(out.clone());
+        compile::compile(module, options, &out)?;
+        Ok(Machine {
+            level,
+            model: Model::load(&out)?,
+            _artifact: artifact,
         })
-        .collect();
-    session.run(index, &refs)?;
-    let mut outputs = vec![];
-    for (i, port) in model.program().entries[index].outputs.iter().enumerate() {
-        let Some(t) = session.output(i) else { continue };
-        let t = Tensor::new(t.dtype, t.shape, t.bytes.to_vec())
-            .map_err(|e| Failure::run(e.to_string()))?;
-        outputs.push((port.name.clone(), t));
     }
-    Ok(Ran { outputs, model })
+
+    fn run(
+        &self,
+        entry: &str,
+        inputs: &[(String, Tensor)],
+        threads: usize,
+    ) -> Result<Vec<(String, Tensor)>, Failure> {
+        let index = self.model.entry(Some(entry))?;
+        let mut session = Session::new(self.model.clone(), threads.max(1))?;
+        let refs: Vec<(&str, TensorRef)> = inputs
+            .iter()
+            .map(|(n, t)| {
+                let (dtype, shape, bytes) = (t.dtype(), t.shape(), t.bytes());
+                (&n[..], TensorRef { dtype, shape, bytes })
+            })
+            .collect();
+        session.run(index, &refs)?;
+        let ports = &self.model.program().entries[index].outputs;
+        let mut outputs = vec![];
+        for (i, port) in ports.iter().enumerate() {
+            let Some(t) = session.output(i) else { continue };
+            let t = Tensor::new(t.dtype, t.shape, t.bytes.to_vec())
+                .map_err(|e| Failure::run(e.to_string()))?;
+            outputs.push((port.name.clone(), t));
+        }
+        Ok(outputs)
+    }
 }
 
 /// A model and its data.
@@ -155,7 +171,10 @@ pub enum Outcome {
 
 /// Runs `kiln verify`.
 pub fn run(r: &Request) -> Result<u8, Failure> {
-    let options = model::options(&CompileArgs::default())?;
+    let options = model::options(&CompileArgs {
+        target: r.targets.clone(),
+        ..CompileArgs::default()
+    })?;
     if let Some(dir) = &r.suite {
         return suite::run(dir, r, options);
     }
@@ -203,45 +222,129 @@ pub fn data_sets(dir: &Path) -> Vec<PathBuf> {
     sets
 }
 
-/// One model with its data.
+/// One model with its data: in the interpreter, or as code compiled once for each
+/// level, or in both where levels are named beside `--interpreter`.
 pub fn case(path: &Path, data: &[PathBuf], r: &Request, options: &compile::Options) -> Outcome {
-    let (module, frozen) = match import(path, data) {
-        Ok(imported) => imported,
-        Err(all) => {
-            let first = all.first().map(|d| d.to_string()).unwrap_or_default();
-            return Outcome::Skipped(first.lines().next().unwrap_or("").into());
-        }
-    };
-    if data.is_empty() {
-        return Outcome::Skipped("no test_data_set".into());
-    }
-    let mut how = suite::Passed::Interpreted;
+    let interface = Interface::of(path);
+    let mut ready: Option<Ready> = None;
+    let mut how = None;
     for set in data {
-        match one_set(&module, frozen, set, r, options) {
-            Ok(passed) => how = passed,
+        let given = match read_data_set(set, &interface) {
+            Ok(given) => given,
+            Err(e) => return Outcome::Skipped(e.to_string()),
+        };
+        // What was made for the data before serves this too, unless that data's
+        // values or numbers of elements went into it.
+        let plain = given.options.dims.is_empty() && given.options.inputs.is_empty();
+        let one = match ready.take().filter(|old| plain && !old.special) {
+            Some(old) => Ok(old),
+            None => Ready::of(path, &given, r, options),
+        };
+        match one.and_then(|one| one.check(set, &given, r).map(|passed| (one, passed))) {
+            Ok((one, passed)) => (ready, how) = (Some(one), Some(passed)),
             Err(outcome) => return outcome,
         }
     }
-    Outcome::Passed(how)
+    match how {
+        Some(how) => Outcome::Passed(how),
+        None => Outcome::Skipped("no test_data_set".into()),
+    }
 }
 
-/// Imports a model; where the importer asks for values that an input holds (axes,
-/// paddings), that input is frozen to what the first data set gives. Whether one was.
-fn import(path: &Path, data: &[PathBuf]) -> Result<(Module, bool), Vec<Diagnostic>> {
-    let first = match import_onnx(path, &ImportOptions::default()) {
+/// A model imported and compiled for a data set.
+struct Ready {
+    module: Module,
+    /// Inputs were made constants.
+    frozen: bool,
+    /// It serves data like the one that it was made for, and no other.
+    special: bool,
+    machines: Vec<Machine>,
+}
+
+impl Ready {
+    fn of(
+        path: &Path,
+        data: &DataSet,
+        r: &Request,
+        options: &compile::Options,
+    ) -> Result<Ready, Outcome> {
+        let (module, frozen) = import(path, data).map_err(|all| {
+            let first = all.first().map(|d| d.to_string()).unwrap_or_default();
+            Outcome::Skipped(first.lines().next().unwrap_or("").into())
+        })?;
+        let compiles = !r.interpreter || !r.targets.is_empty();
+        let one = |target: &kiln_codegen::CpuTarget| {
+            let options = compile::Options {
+                targets: vec![target.clone()],
+                ..options.clone()
+            };
+            Machine::compile(module.clone(), &options).map_err(|e| refused(&e))
+        };
+        let machines = options.targets.iter().filter(|_| compiles).map(one);
+        Ok(Ready {
+            machines: machines.collect::<Result<_, _>>()?,
+            special: frozen || !data.options.dims.is_empty() || !data.options.inputs.is_empty(),
+            module,
+            frozen,
+        })
+    }
+
+    /// Runs one data set on all there is, and compares.
+    fn check(&self, set: &Path, data: &DataSet, r: &Request) -> Result<suite::Passed, Outcome> {
+        let f = self.module.functions.first();
+        let f = f.ok_or_else(|| Outcome::Failed("no entry".into()))?;
+        // Data names its tensors as the model does, or comes in order.
+        let given = |(i, p): (usize, &kiln::ir::Port)| {
+            let named = data.inputs.iter().find(|(n, _)| **n == *p.name);
+            let (_, t) = named.or(data.inputs.get(i))?;
+            Some((p.name.to_string(), t.clone()))
+        };
+        let inputs: Vec<_> = f.params.iter().enumerate().filter_map(given).collect();
+        let set = set.file_name().unwrap_or_default().to_string_lossy();
+        let mut how = suite::Passed::Interpreted;
+        for machine in &self.machines {
+            let got = machine.run(&f.name, &inputs, r.threads).map_err(|e| refused(&e))?;
+            let got: Vec<Tensor> = got.into_iter().map(|r| r.1).collect();
+            compare(&got, f, data, r)
+                .map_err(|why| Outcome::Failed(format!("{}, {set}: {why}", machine.level)))?;
+            how = suite::Passed::of(f, &machine.model.program().entries[0], self.frozen);
+        }
+        if r.interpreter {
+            let got = interpret(&self.module, &f.name, &inputs).map_err(|e| refused(&e))?;
+            compare(&got, f, data, r)
+                .map_err(|why| Outcome::Failed(format!("interpreter, {set}: {why}")))?;
+        }
+        Ok(how)
+    }
+}
+
+/// What has no kernel yet is skipped; any other failure counts.
+fn refused(e: &Failure) -> Outcome {
+    let text = e.render();
+    match text.contains("K0503") {
+        true => Outcome::Skipped(text),
+        false => Outcome::Failed(text.lines().next().unwrap_or("").to_string()),
+    }
+}
+
+/// Imports a model for its data: with as many elements of sequences as that has.
+/// Where the importer asks for values that an input holds (axes, paddings), that
+/// input is frozen to what the data gives. Whether one was.
+fn import(path: &Path, data: &DataSet) -> Result<(Module, bool), Vec<Diagnostic>> {
+    let mut options = data.options.clone();
+    let first = match import_onnx(path, &options) {
         Ok(i) => return Ok((i.module, false)),
         Err(all) => all,
     };
     let structural = |t: &Tensor| t.shape().len() <= 1 && t.len() <= 64;
     let asks = |all: &[Diagnostic]| all.iter().any(|d| d.code == NEEDS_VALUE);
-    let given = data.first().map(|set| numbered(set, "input"));
-    let (true, Some(Ok(mut given))) = (asks(&first), given) else {
+    if !asks(&first) {
         return Err(first);
-    };
+    }
+    let mut given = data.inputs.clone();
     // Integers before floats, which are structure only as scales.
     given.sort_by_key(|(_, t)| t.dtype().is_int());
     // The structural inputs come last in ONNX's operators: the fewest, from the end.
-    let mut options = ImportOptions::default();
     for (name, t) in given.iter().rev().filter(|(_, t)| structural(t)) {
         options.frozen.insert(name.clone(), t.clone());
         match import_onnx(path, &options) {
@@ -256,61 +359,16 @@ fn import(path: &Path, data: &[PathBuf]) -> Result<(Module, bool), Vec<Diagnosti
 /// The importer's code for a value that must be known.
 const NEEDS_VALUE: &str = "K0112";
 
-fn numbered(dir: &Path, what: &str) -> Result<Vec<(String, Tensor)>, Outcome> {
-    let mut out = vec![];
-    for i in 0.. {
-        let path = dir.join(format!("{what}_{i}.pb"));
-        if !path.exists() {
-            break;
-        }
-        out.push(read_tensor(&path).map_err(|e| Outcome::Skipped(e.to_string()))?);
-    }
-    Ok(out)
-}
-
-fn one_set(
-    module: &Module,
-    frozen: bool,
-    set: &Path,
-    r: &Request,
-    options: &compile::Options,
-) -> Result<suite::Passed, Outcome> {
-    let fail = |e: Failure| Outcome::Failed(e.render().lines().next().unwrap_or("").to_string());
-    let (given, want) = (numbered(set, "input")?, numbered(set, "output")?);
-    let f = module
-        .functions
-        .first()
-        .ok_or_else(|| Outcome::Failed("no entry".into()))?;
-    // Data names its tensors as the model does, or comes in order.
-    let inputs: Vec<(String, Tensor)> = f
-        .params
-        .iter()
-        .enumerate()
-        .filter_map(|(i, p)| {
-            let named = given.iter().find(|(n, _)| **n == *p.name).or(given.get(i));
-            named.map(|(_, t)| (p.name.to_string(), t.clone()))
-        })
-        .collect();
-    let mut how = suite::Passed::Interpreted;
-    let got: Vec<Tensor> = if r.interpreter {
-        interpret(module, &f.name, &inputs).map_err(fail)?
-    } else {
-        match run_compiled(module.clone(), &f.name, &inputs, options, 1) {
-            Ok(ran) => {
-                how = suite::Passed::of(f, &ran.model.program().entries[0], frozen);
-                ran.outputs.into_iter().map(|r| r.1).collect()
-            }
-            Err(e) if e.render().contains("K0503") => return Err(Outcome::Skipped(e.render())),
-            Err(e) => return Err(fail(e)),
-        }
-    };
-    compare(&got, &want, r).map_err(Outcome::Failed)?;
-    Ok(how)
-}
-
 /// Compares a case's outputs with what its data says.
-fn compare(got: &[Tensor], want: &[(String, Tensor)], r: &Request) -> Result<(), String> {
-    for (i, (g, (name, w))) in got.iter().zip(want).enumerate() {
+fn compare(got: &[Tensor], f: &Graph, data: &DataSet, r: &Request) -> Result<(), String> {
+    let want = &data.outputs;
+    if got.len() != want.len() {
+        let (have, need) = (got.len(), want.len());
+        return Err(format!("{have} outputs where {need} are expected"));
+    }
+    for (i, (g, port)) in got.iter().zip(&f.results).enumerate() {
+        let named = want.iter().find(|(n, _)| **n == *port.name);
+        let (name, w) = named.unwrap_or(&want[i]);
         let d = difference(g, w);
         if let Some(m) = d.mismatch {
             return Err(format!("output {i} `{name}`: {m}"));
@@ -332,13 +390,6 @@ fn compare(got: &[Tensor], want: &[(String, Tensor)], r: &Request) -> Result<(),
                 return Err(format!("output {i} `{name}`: element {k} is {a}, not {b}"));
             }
         }
-    }
-    if got.len() < want.len() {
-        return Err(format!(
-            "{} outputs where {} are expected",
-            got.len(),
-            want.len()
-        ));
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Attention and rotary position embedding (opset 23 on).
 
 use crate::onnx::cx::{Cx, Fail, Out};
+use crate::onnx::item::Item;
 use crate::onnx::tensor;
 use kiln_ir::graph::Value;
 use kiln_ir::ops::attention::{Attention, MaskKind, Rope};
@@ -286,9 +287,13 @@ fn changed(cx: &mut Cx, name: &str, x: Value) -> One {
         return Ok(x);
     }
     let graph = cx.graph(name)?;
-    let out = cx.imp.subgraph(cx.b, cx.scope, graph, &[x], cx.env)?;
-    let first = out.first().copied();
-    first.ok_or_else(|| Fail::invalid(format!("`{name}` yields nothing")))
+    let out = cx
+        .imp
+        .subgraph(cx.b, cx.scope, graph, &[Item::Tensor(x)], cx.env)?;
+    let first = out.first();
+    first
+        .ok_or_else(|| Fail::invalid(format!("`{name}` yields nothing")))?
+        .tensor()
 }
 
 /// Causality and lengths as a part of the bool mask.

@@ -1,16 +1,14 @@
 //! Control flow.
 
+use super::loops::body;
 use crate::diagnostic::code;
-use crate::onnx::cx::{Cx, Fail, Out};
+use crate::onnx::cx::{Cx, Fail, Items};
+use crate::onnx::item::{Item, unknown};
 use kiln_ir::graph::{RegionId, Value};
 use kiln_ir::ops::control::{If, Loop, MintedSize};
 use kiln_ir::ops::index::DynamicSlice;
 use kiln_ir::{BinaryFn, CompareFn, DType, Dim, Op, Tensor, TensorType, Tri};
 use onnx_protobuf::GraphProto;
-
-/// How often a loop's body is converted again because it changes the extents of
-/// what it carries.
-const MAX_TRIES: usize = 4;
 
 impl<'m> Cx<'_, '_, 'm> {
     /// The truth that a value holds, if it is known.
@@ -25,27 +23,27 @@ impl<'m> Cx<'_, '_, 'm> {
         Some(t.get_i64(0) != 0)
     }
 
-    fn in_region(
+    pub(super) fn in_region(
         &mut self,
         region: RegionId,
         graph: &'m GraphProto,
-        params: &[Value],
-    ) -> Result<Vec<Value>, Fail> {
+        params: &[Item],
+    ) -> Items {
         let (imp, scope, env) = (&mut *self.imp, self.scope, self.env);
         self.b
             .in_region(region, |b| imp.subgraph(b, scope, graph, params, env))
     }
 
-    fn constant_i64(&mut self, v: i64) -> Result<Value, Fail> {
+    pub(super) fn constant_i64(&mut self, v: i64) -> Result<Value, Fail> {
         Ok(self.b.constant(Tensor::scalar_i64(DType::I64, v))?)
     }
 
-    fn constant_true(&mut self) -> Result<Value, Fail> {
+    pub(super) fn constant_true(&mut self) -> Result<Value, Fail> {
         Ok(self.b.constant(Tensor::scalar_i64(DType::Bool, 1))?)
     }
 
     /// A truth of rank 0.
-    fn truth(&mut self, v: Value) -> Result<Value, Fail> {
+    pub(super) fn truth(&mut self, v: Value) -> Result<Value, Fail> {
         let v = self.b.cast(v, DType::Bool)?;
         Ok(self.b.reshape(v, &[])?)
     }
@@ -53,7 +51,7 @@ impl<'m> Cx<'_, '_, 'm> {
 
 /// A condition that is known takes its branch in place. Extents that differ
 /// between the branches get names.
-pub(crate) fn branch(cx: &mut Cx) -> Out {
+pub(crate) fn branch(cx: &mut Cx) -> Items {
     let cond = cx.arg(0)?;
     let (yes, no) = (cx.graph("then_branch")?, cx.graph("else_branch")?);
     if let Some(c) = cx.known_truth(cond) {
@@ -66,7 +64,10 @@ pub(crate) fn branch(cx: &mut Cx) -> Out {
     let (then, other) = (cx.b.graph.add_region(), cx.b.graph.add_region());
     let a = cx.in_region(then, yes, &[])?;
     let b = cx.in_region(other, no, &[])?;
-    let ranks = |cx: &Cx, vs: &[Value]| vs.iter().map(|&v| cx.rank(v)).collect::<Vec<_>>();
+    let ranks = |cx: &Cx, items: &[Item]| {
+        let values = items.iter().flat_map(Item::values);
+        values.map(|v| cx.rank(v)).collect::<Vec<_>>()
+    };
     if let Some((size, special)) = size
         && ranks(cx, &a) != ranks(cx, &b)
     {
@@ -82,6 +83,16 @@ pub(crate) fn branch(cx: &mut Cx) -> Out {
             "the branches yield different numbers of values",
         ));
     }
+    if let Some((a, b)) = (a.iter().zip(&b)).find(|(a, b)| !a.like(b, cx.b.graph)) {
+        return Err(unknown(format!(
+            "the branches yield {} and {} of another structure, and which is taken depends on data",
+            a.kind(),
+            b.kind()
+        )));
+    }
+    let structure = a.clone();
+    let tensors = |items: &[Item]| items.iter().flat_map(Item::values).collect::<Vec<_>>();
+    let (a, b) = (tensors(&a), tensors(&b));
     let mut sizes = vec![];
     for (result, (&a, &b)) in a.iter().zip(&b).enumerate() {
         let (a, b) = (cx.ty(a), cx.ty(b));
@@ -96,9 +107,13 @@ pub(crate) fn branch(cx: &mut Cx) -> Out {
     }
     cx.b.graph.region_mut(then).results = a;
     cx.b.graph.region_mut(other).results = b;
-    Ok(cx
-        .b
-        .push_with_regions(If { sizes }, &[cond], vec![then, other])?)
+    let results =
+        cx.b.push_with_regions(If { sizes }, &[cond], vec![then, other])?;
+    let mut results = results.into_iter();
+    Ok(structure
+        .iter()
+        .map(|item| item.with(&mut results))
+        .collect())
 }
 
 /// The size and the small number whose equality a condition tells.
@@ -124,7 +139,7 @@ fn compared_size(cx: &Cx, mut cond: Value) -> Option<(Dim, i64)> {
 }
 
 /// Axes whose extents are not known to be the same.
-fn different_axes(a: &TensorType, b: &TensorType) -> Result<Vec<usize>, Fail> {
+pub(super) fn different_axes(a: &TensorType, b: &TensorType) -> Result<Vec<usize>, Fail> {
     if a.dtype != b.dtype || a.rank() != b.rank() {
         let message = format!("control flow yields different types: {a} and {b}");
         return Err(Fail::new(code::DATA_SHAPE, message)
@@ -136,135 +151,6 @@ fn different_axes(a: &TensorType, b: &TensorType) -> Result<Vec<usize>, Fail> {
         .collect())
 }
 
-/// A loop's region, converted.
-struct Body {
-    region: RegionId,
-    /// All that the graph yields, in its order.
-    results: Vec<Value>,
-    sizes: Vec<MintedSize>,
-}
-
-/// What a body's graph takes, given its region, the step and the carried values.
-type More<'f, 'm> =
-    dyn Fn(&mut Cx<'_, '_, 'm>, RegionId, Value, &[Value]) -> Result<Vec<Value>, Fail> + 'f;
-
-/// Converts a body: `(i, carried…)` and what `more` adds become its inputs in
-/// the order that `more` gives; `first` of its results stand before the carried
-/// ones. Axes that the body changes get names, and it is converted again.
-fn body<'m>(
-    cx: &mut Cx<'_, '_, 'm>,
-    graph: &'m GraphProto,
-    carried: &[Value],
-    first: usize,
-    more: &More<'_, 'm>,
-) -> Result<Body, Fail> {
-    let mut types: Vec<TensorType> = carried.iter().map(|&v| cx.ty(v)).collect();
-    let mut sizes: Vec<MintedSize> = vec![];
-    for _ in 0..MAX_TRIES {
-        let (guards, said) = (cx.b.graph.guards.len(), cx.imp.said());
-        let region = cx.b.graph.add_region();
-        let i =
-            cx.b.graph
-                .add_region_param(region, TensorType::scalar(DType::I64));
-        let mut params = vec![];
-        for ty in &types {
-            params.push(cx.b.graph.add_region_param(region, ty.clone()));
-        }
-        let given = more(cx, region, i, &params)?;
-        let results = cx.in_region(region, graph, &given)?;
-        let next = results
-            .get(first..first + carried.len())
-            .ok_or_else(|| Fail::invalid("the body yields fewer values than are carried"))?;
-        let mut changed = false;
-        for (result, &v) in next.iter().enumerate() {
-            let ty = cx.ty(v);
-            for axis in different_axes(&types[result], &ty)? {
-                if sizes.iter().any(|m| m.result == result && m.axis == axis) {
-                    continue;
-                }
-                let symbol = cx.b.graph.fresh_symbol("carried");
-                types[result].shape[axis] = Dim::sym(symbol.clone());
-                sizes.push(MintedSize {
-                    result,
-                    axis,
-                    symbol,
-                });
-                changed = true;
-            }
-        }
-        if !changed {
-            return Ok(Body {
-                region,
-                results,
-                sizes,
-            });
-        }
-        cx.b.graph.guards.truncate(guards);
-        cx.imp.unsay(said);
-    }
-    Err(Fail::new(
-        code::DATA_SHAPE,
-        "the extents of carried values do not settle",
-    )
-    .help("export the model so that carried values keep their shape"))
-}
-
-/// Loop keeps its meaning: a trip count (negative: none), a condition, carried
-/// values and stacked ones.
-pub(crate) fn repeat(cx: &mut Cx) -> Out {
-    let graph = cx.graph("body")?;
-    let trip = match cx.opt(0) {
-        Some(v) => {
-            let v = cx.b.cast(v, DType::I64)?;
-            cx.b.reshape(v, &[])?
-        }
-        None => cx.constant_i64(-1)?,
-    };
-    let cond = match cx.opt(1) {
-        Some(v) => cx.truth(v)?,
-        None => cx.constant_true()?,
-    };
-    let carried: Vec<Value> = (2..cx.args.len())
-        .map(|i| cx.arg(i))
-        .collect::<Result<_, _>>()?;
-    // The body's second input is the condition, true whenever it runs.
-    let always = cx.constant_true()?;
-    let inner = body(cx, graph, &carried, 1, &|_, _, i, params| {
-        let mut given = vec![i, always];
-        given.extend_from_slice(params);
-        Ok(given)
-    })?;
-    let next = cx.b.in_region(inner.region, |b| {
-        let v = b.cast(inner.results[0], DType::Bool)?;
-        b.reshape(v, &[])
-    })?;
-    // A body that passes its condition on goes on.
-    let goes_on = next == always || cx.known_truth(next) == Some(true);
-    let starts = cx.known_truth(cond) == Some(true);
-    let counted = goes_on && starts && known_count(cx, trip);
-    let scanned = inner.results.len() - 1 - carried.len();
-    let symbol = (scanned > 0 && !counted).then(|| cx.b.graph.fresh_symbol("steps"));
-    let mut yielded = vec![next];
-    yielded.extend_from_slice(&inner.results[1..]);
-    cx.b.graph.region_mut(inner.region).results = yielded;
-    let op = Loop {
-        carried: carried.len(),
-        symbol,
-        sizes: inner.sizes,
-    };
-    let mut args = vec![trip, cond];
-    args.extend(carried);
-    Ok(cx.b.push_with_regions(op, &args, vec![inner.region])?)
-}
-
-/// Whether the trip count is a size.
-fn known_count(cx: &Cx, trip: Value) -> bool {
-    let known = cx.b.graph.known(trip);
-    known
-        .and_then(|k| k.dims.first())
-        .is_some_and(Dim::is_nonneg)
-}
-
 /// A scanned input: the value, its axis and whether it runs backwards.
 struct Scanned {
     value: Value,
@@ -274,7 +160,7 @@ struct Scanned {
 
 /// Scan as a loop: each step slices its inputs, and what it yields is stacked
 /// (then moved to its axis, and turned round).
-pub(crate) fn scan(cx: &mut Cx) -> Out {
+pub(crate) fn scan(cx: &mut Cx) -> Items {
     if cx.opset < 9 {
         return Err(Fail::form("Scan of opset 8 is not supported")
             .help("convert the model with onnx.version_converter to opset 17"));
@@ -288,10 +174,11 @@ pub(crate) fn scan(cx: &mut Cx) -> Out {
     let (carried, scanned) = all.split_at(all.len() - n);
     let scanned = scan_inputs(cx, scanned)?;
     let steps = cx.shape(scanned[0].value)[scanned[0].axis].clone();
-    let inner = body(cx, graph, carried, 0, &|cx, region, i, params| {
+    let start: Vec<Item> = carried.iter().map(|&v| Item::Tensor(v)).collect();
+    let inner = body(cx, graph, &start, 0, &|cx, region, i, params| {
         let mut given = params.to_vec();
         for s in &scanned {
-            given.push(step_slice(cx, region, s, i)?);
+            given.push(Item::Tensor(step_slice(cx, region, s, i)?));
         }
         Ok(given)
     })?;
@@ -299,7 +186,9 @@ pub(crate) fn scan(cx: &mut Cx) -> Out {
         b.constant(Tensor::scalar_i64(DType::Bool, 1))
     })?;
     let mut yielded = vec![always];
-    yielded.extend_from_slice(&inner.results);
+    for item in &inner.results {
+        yielded.push(item.tensor()?);
+    }
     cx.b.graph.region_mut(inner.region).results = yielded;
     let (trip, go) = (cx.scalar_dim(steps)?, cx.constant_true()?);
     let op = Loop {
@@ -322,7 +211,7 @@ pub(crate) fn scan(cx: &mut Cx) -> Out {
         perm.insert(axis, 0);
         *slot = cx.b.transpose(v, &perm)?;
     }
-    Ok(results)
+    Ok(results.into_iter().map(Item::Tensor).collect())
 }
 
 fn scan_inputs(cx: &mut Cx, values: &[Value]) -> Result<Vec<Scanned>, Fail> {

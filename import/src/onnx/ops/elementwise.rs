@@ -162,10 +162,6 @@ pub(crate) fn is_inf(cx: &mut Cx) -> Out {
     Ok(vec![cx.b.binary(BinaryFn::And, inf, side)?])
 }
 
-pub(crate) fn identity(cx: &mut Cx) -> Out {
-    Ok(vec![cx.arg(0)?])
-}
-
 /// In inference nothing drops, and the mask is all true.
 pub(crate) fn dropout(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;

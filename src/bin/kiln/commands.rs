@@ -54,6 +54,8 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             rtol,
             atol,
             interpreter,
+            target,
+            threads,
             json,
         } => verify::run(&verify::Request {
             model,
@@ -62,6 +64,8 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             rtol,
             atol,
             interpreter,
+            targets: target,
+            threads,
             json,
         }),
         Command::Diff {

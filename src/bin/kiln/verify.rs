@@ -19,6 +19,9 @@ pub struct Request {
     pub rtol: f64,
     pub atol: f64,
     pub interpreter: bool,
+    /// CPU levels to compile for, one after the other; this machine's if empty.
+    pub targets: Vec<String>,
+    pub threads: usize,
     pub json: bool,
 }
 
@@ -95,40 +98,81 @@ pub fn run_compiled(
     options: &compile::Options,
     threads: usize,
 ) -> Result<Vec<(String, Tensor)>, Failure> {
-    let out = std::env::temp_dir().join(format!("kiln-verify-{}.kiln", std::process::id()));
-    let _temporary = Temporary(out.clone());
-    compile::compile(module, options, &out)?;
-    let model = Model::load(&out)?;
-    let index = model.entry(Some(entry))?;
-    let mut session = Session::new(model.clone(), threads.max(1))?;
-    let refs: Vec<(&str, TensorRef)> = inputs
-        .iter()
-        .map(|(n, t)| {
-            (
-                &n[..],
-                TensorRef {
-                    dtype: t.dtype(),
-                    shape: t.shape(),
-                    bytes: t.bytes(),
-                },
-            )
+    let machine = Machine::compile(module, options)?;
+    machine.run(entry, inputs, threads)
+}
+
+/// A compiled model. Its artifact is removed with it.
+struct Machine {
+    model: std::sync::Arc<Model>,
+    _artifact: Temporary,
+}
+
+impl Machine {
+    fn compile(module: Module, options: &compile::Options) -> Result<Machine, Failure> {
+        let level = options.targets.first().map_or("", |t| &t.name);
+        let name = format!("kiln-verify-{}-{level}.kiln", std::process::id());
+        let out = std::env::temp_dir().join(name);
+        let artifact = Temporary(out.clone());
+        compile::compile(module, options, &out)?;
+        Ok(Machine {
+            model: Model::load(&out)?,
+            _artifact: artifact,
         })
-        .collect();
-    session.run(index, &refs)?;
-    let mut results = vec![];
-    for (i, port) in model.program().entries[index].outputs.iter().enumerate() {
-        let Some(t) = session.output(i) else { continue };
-        let t = Tensor::new(t.dtype, t.shape, t.bytes.to_vec())
-            .map_err(|e| Failure::run(e.to_string()))?;
-        results.push((port.name.clone(), t));
     }
-    Ok(results)
+
+    fn run(
+        &self,
+        entry: &str,
+        inputs: &[(String, Tensor)],
+        threads: usize,
+    ) -> Result<Vec<(String, Tensor)>, Failure> {
+        let index = self.model.entry(Some(entry))?;
+        let mut session = Session::new(self.model.clone(), threads.max(1))?;
+        let refs: Vec<(&str, TensorRef)> = inputs
+            .iter()
+            .map(|(n, t)| {
+                (
+                    &n[..],
+                    TensorRef {
+                        dtype: t.dtype(),
+                        shape: t.shape(),
+                        bytes: t.bytes(),
+                    },
+                )
+            })
+            .collect();
+        session.run(index, &refs)?;
+        let mut results = vec![];
+        for (i, port) in self.model.program().entries[index]
+            .outputs
+            .iter()
+            .enumerate()
+        {
+            let Some(t) = session.output(i) else { continue };
+            let t = Tensor::new(t.dtype, t.shape, t.bytes.to_vec())
+                .map_err(|e| Failure::run(e.to_string()))?;
+            results.push((port.name.clone(), t));
+        }
+        Ok(results)
+    }
 }
 
 enum Outcome {
     Passed,
     Failed(String),
     Skipped(String),
+}
+
+impl Outcome {
+    /// Says where a case failed.
+    fn at(self, machine: &str, set: &Path) -> Outcome {
+        let set = set.file_name().unwrap_or_default().to_string_lossy();
+        match self {
+            Outcome::Failed(why) => Outcome::Failed(format!("{machine}, {set}: {why}")),
+            other => other,
+        }
+    }
 }
 
 /// Runs `kiln verify`.
@@ -145,7 +189,10 @@ pub fn run(r: &Request) -> Result<u8, Failure> {
         }
         (None, None) => return Err(Failure::usage("give a model, or --suite DIR")),
     };
-    let options = model::options(&CompileArgs::default())?;
+    let options = model::options(&CompileArgs {
+        target: r.targets.clone(),
+        ..CompileArgs::default()
+    })?;
     // Thousands of small kernels: starting a process for each would cost more
     // than compiling it here.
     let options = compile::Options {
@@ -264,13 +311,47 @@ fn case(
     if data.is_empty() {
         return (op, Outcome::Skipped("no test_data_set".into()));
     }
-    for set in data {
-        match one_set(&module, set, r, options) {
-            Ok(()) => {}
-            Err(outcome) => return (op, outcome),
+    match sets(&module, data, r, options) {
+        Ok(()) => (op, Outcome::Passed),
+        Err(outcome) => (op, outcome),
+    }
+}
+
+/// All data sets of a model in the interpreter, or as code compiled once for each
+/// level, or in both where levels are named beside `--interpreter`.
+fn sets(
+    module: &Module,
+    data: &[PathBuf],
+    r: &Request,
+    options: &compile::Options,
+) -> Result<(), Outcome> {
+    let compiles = !r.interpreter || !r.targets.is_empty();
+    for target in options.targets.iter().filter(|_| compiles) {
+        let one = compile::Options {
+            targets: vec![target.clone()],
+            ..options.clone()
+        };
+        let machine = Machine::compile(module.clone(), &one).map_err(|e| refused(&e))?;
+        for set in data {
+            one_set(module, set, r, Some(&machine)).map_err(|o| match r.targets.len() {
+                0 => o,
+                _ => o.at(&target.name, set),
+            })?;
         }
     }
-    (op, Outcome::Passed)
+    for set in data.iter().filter(|_| r.interpreter) {
+        one_set(module, set, r, None).map_err(|o| o.at("interpreter", set))?;
+    }
+    Ok(())
+}
+
+/// What has no kernel yet is skipped; any other failure counts.
+fn refused(e: &Failure) -> Outcome {
+    let text = e.render();
+    match text.contains("K0503") {
+        true => Outcome::Skipped(text),
+        false => Outcome::Failed(text.lines().next().unwrap_or("").to_string()),
+    }
 }
 
 /// Imports a model; where the importer asks for values that an input holds (axes,
@@ -320,7 +401,7 @@ fn one_set(
     module: &Module,
     set: &Path,
     r: &Request,
-    options: &compile::Options,
+    machine: Option<&Machine>,
 ) -> Result<(), Outcome> {
     let fail = |e: Failure| Outcome::Failed(e.render().lines().next().unwrap_or("").to_string());
     let (given, want) = (numbered(set, "input")?, numbered(set, "output")?);
@@ -338,14 +419,12 @@ fn one_set(
             named.map(|(_, t)| (p.name.to_string(), t.clone()))
         })
         .collect();
-    let got: Vec<Tensor> = if r.interpreter {
-        interpret(module, &f.name, &inputs).map_err(fail)?
-    } else {
-        match run_compiled(module.clone(), &f.name, &inputs, options, 1) {
+    let got: Vec<Tensor> = match machine {
+        None => interpret(module, &f.name, &inputs).map_err(fail)?,
+        Some(machine) => match machine.run(&f.name, &inputs, r.threads) {
             Ok(results) => results.into_iter().map(|r| r.1).collect(),
-            Err(e) if e.render().contains("K0503") => return Err(Outcome::Skipped(e.render())),
-            Err(e) => return Err(fail(e)),
-        }
+            Err(e) => return Err(refused(&e)),
+        },
     };
     for (i, (g, (name, w))) in got.iter().zip(&want).enumerate() {
         let d = difference(g, w);

@@ -105,13 +105,27 @@ fn with_llvm<T>(
     target: &CpuTarget,
     f: impl FnOnce(&LlvmModule, &TargetMachine) -> Result<T, CodegenError>,
 ) -> Result<T, CodegenError> {
-    let context = mlir_context();
+    CONTEXT.with(|context| with_context(context, functions, target, f))
+}
+
+thread_local! {
+    // Making one costs more than translating a small kernel; one a thread also keeps
+    // what it interns (types, attributes) for the kernels that follow.
+    static CONTEXT: Context = mlir_context();
+}
+
+fn with_context<T>(
+    context: &Context,
+    functions: &[String],
+    target: &CpuTarget,
+    f: impl FnOnce(&LlvmModule, &TargetMachine) -> Result<T, CodegenError>,
+) -> Result<T, CodegenError> {
     let text = module_text(functions);
-    let mut module = Module::parse(&context, &text).ok_or_else(|| CodegenError {
+    let mut module = Module::parse(context, &text).ok_or_else(|| CodegenError {
         stage: "MLIR parsing",
         message: "the built module does not parse".into(),
     })?;
-    let passes = PassManager::new(&context);
+    let passes = PassManager::new(context);
     for create in [
         mlir_sys::mlirCreateConversionSCFToControlFlowPass
             as unsafe extern "C" fn() -> mlir_sys::MlirPass,

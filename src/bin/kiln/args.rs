@@ -92,9 +92,15 @@ pub enum Command {
         rtol: f64,
         #[arg(long, default_value_t = 1e-5)]
         atol: f64,
-        /// Run the reference interpreter instead of compiled code.
+        /// Run the reference interpreter instead of compiled code; with --target,
+        /// beside it.
         #[arg(long)]
         interpreter: bool,
+        /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4. May be repeated.
+        #[arg(long)]
+        target: Vec<String>,
+        #[arg(long, default_value_t = 1)]
+        threads: usize,
         #[arg(long)]
         json: bool,
     },

@@ -55,6 +55,8 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             rtol,
             atol,
             interpreter,
+            target,
+            threads,
             json,
         } => verify::run(&verify::Request {
             model,
@@ -63,6 +65,8 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             rtol,
             atol,
             interpreter,
+            targets: target,
+            threads,
             json,
         }),
         Command::Diff {

@@ -1,0 +1,1 @@
+"""Random, valid, typed ONNX graphs whose results are numerically tame."""

@@ -67,10 +67,7 @@ impl SafeTensors {
     }
 
     /// The same over bytes in memory; `name` stands for the file in errors.
-    pub fn from_bytes(
-        name: &str,
-        bytes: impl Into<Bytes>,
-    ) -> Result<SafeTensors, Box<Diagnostic>> {
+    pub fn from_bytes(name: &str, bytes: impl Into<Bytes>) -> Result<SafeTensors, Box<Diagnostic>> {
         SafeTensors::new(name, Mapped::Memory(bytes.into()))
     }
 
@@ -166,8 +163,7 @@ impl<'de> Deserialize<'de> for Header {
 
 /// The header, and where the tensors start.
 fn header(bytes: &[u8]) -> Result<(Header, usize), Diagnostic> {
-    let malformed =
-        |what: String| Diagnostic::error(code::ST_HEADER, what).help(DAMAGED);
+    let malformed = |what: String| Diagnostic::error(code::ST_HEADER, what).help(DAMAGED);
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH>() else {
         let what = format!("{} bytes are no safetensors file", bytes.len());
         return Err(malformed(what));
@@ -181,7 +177,9 @@ fn header(bytes: &[u8]) -> Result<(Header, usize), Diagnostic> {
     // Within the limit it fits a usize.
     let text = rest.get(..length as usize).ok_or_else(|| {
         let left = rest.len();
-        malformed(format!("the header is {length} bytes long, {left} are left"))
+        malformed(format!(
+            "the header is {length} bytes long, {left} are left"
+        ))
     })?;
     let header = serde_json::from_slice(text)
         .map_err(|e| malformed(format!("the header is malformed: {e}")))?;
@@ -288,6 +286,8 @@ fn dtype(name: &str) -> Result<DType, Diagnostic> {
         Dtype::I64 => Ok(DType::I64),
         Dtype::U64 => Ok(DType::U64),
         // Six-bit floats, and what later versions of the format add.
-        _ => Err(refused(format!("the element type {shown} is not supported yet"))),
+        _ => Err(refused(format!(
+            "the element type {shown} is not supported yet"
+        ))),
     }
 }

@@ -294,7 +294,7 @@ const TENSORS: &[Row] = rows! { Tensors:
 };
 
 /// Converts a node by the rules of ONNX's own operator at this opset.
-fn as_of(cx: &mut Cx, opset: i64, handler: Handler) -> Out {
+fn as_of(cx: &mut Cx, opset: i64, handler: fn(&mut Cx) -> Out) -> Out {
     cx.opset = opset;
     handler(cx)
 }

@@ -7,10 +7,10 @@
 
 use super::cx::Fail;
 use super::files::Files;
-use crate::mapped::Mapped;
 use super::inputs::Form;
 use super::{ImportOptions, ports, tensor, wire};
 use crate::diagnostic::{Diagnostic, code};
+use crate::mapped::Mapped;
 use kiln_ir::{Dim, Tensor};
 use onnx_protobuf::{Message, ModelProto, TensorProto, ValueInfoProto};
 use protobuf::CodedInputStream;

@@ -534,8 +534,7 @@ fn diff(path: &Path, args: &CompileArgs, run: &RunArgs, rtol: f64) -> Result<u8,
         &tensors,
         &model::options(args)?,
         run.threads,
-    )?
-    .outputs;
+    )?;
     let mut worst = 0;
     for ((name, g), w) in got.iter().zip(&want) {
         let d = verify::difference(g, w);

@@ -112,7 +112,10 @@ struct Machine {
 
 impl Machine {
     fn compile(module: Module, options: &compile::Options) -> Result<Machine, Failure> {
-        let level = options.targets.first().map_or(String::new(), |t| t.name.clone());
+        let level = options
+            .targets
+            .first()
+            .map_or(String::new(), |t| t.name.clone());
         // Threads of one process verify different cases at once.
         let (process, thread) = (std::process::id(), std::thread::current().id());
         let name = format!("kiln-verify-{process}-{thread:?}-{level}.kiln");
@@ -138,7 +141,14 @@ impl Machine {
             .iter()
             .map(|(n, t)| {
                 let (dtype, shape, bytes) = (t.dtype(), t.shape(), t.bytes());
-                (&n[..], TensorRef { dtype, shape, bytes })
+                (
+                    &n[..],
+                    TensorRef {
+                        dtype,
+                        shape,
+                        bytes,
+                    },
+                )
             })
             .collect();
         session.run(index, &refs)?;
@@ -303,7 +313,9 @@ impl Ready {
         let set = set.file_name().unwrap_or_default().to_string_lossy();
         let mut how = suite::Passed::Interpreted;
         for machine in &self.machines {
-            let got = machine.run(&f.name, &inputs, r.threads).map_err(|e| refused(&e))?;
+            let got = machine
+                .run(&f.name, &inputs, r.threads)
+                .map_err(|e| refused(&e))?;
             let got: Vec<Tensor> = got.into_iter().map(|r| r.1).collect();
             compare(&got, f, data, r)
                 .map_err(|why| Outcome::Failed(format!("{}, {set}: {why}", machine.level)))?;

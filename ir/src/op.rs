@@ -491,7 +491,6 @@ ops! {
     Kernel any_kernel {
         "arg_reduce" => ArgReduce(reduce::ArgReduce),
         "cumulate" => Cumulate(reduce::Cumulate),
-        "top_k" => TopK(reduce::TopK),
         "scatter_elements" => ScatterElements(index::ScatterElements),
         "scatter_nd" => ScatterNd(index::ScatterNd),
         "dynamic_slice" => DynamicSlice(index::DynamicSlice),
@@ -505,6 +504,7 @@ ops! {
         "reshape" => Reshape(layout::Reshape),
         "bit_cast" => BitCast(elementwise::BitCast),
         "nonzero" => NonZero(index::NonZero),
+        "top_k" => TopK(reduce::TopK),
         "bind_dim" => BindDim(index::BindDim),
         "pack" => Pack(contract::Pack),
         "decode" => Decode(contract::Decode),

@@ -294,7 +294,8 @@ fn max_scratch(steps: &[Step], binding: &Binding) -> Result<usize> {
             | Step::BindDim { .. }
             | Step::SetDims { .. }
             | Step::Repack { .. }
-            | Step::NonZero { .. } => 0,
+            | Step::NonZero { .. }
+            | Step::TopK { .. } => 0,
         });
     }
     Ok(most.max(64))
@@ -338,18 +339,18 @@ pub struct Session {
 }
 
 /// What the steps of one run share.
-struct Run<'a> {
+pub(crate) struct Run<'a> {
     model: &'a Model,
     entry: &'a Entry,
-    pool: &'a mut Pool,
+    pub(crate) pool: &'a mut Pool,
     scratch: &'a mut Vec<Block>,
     base: Vec<*mut u8>,
-    sizes: Vec<Option<usize>>,
+    pub(crate) sizes: Vec<Option<usize>>,
     dynamic: Vec<Option<Block>>,
-    binding: Binding,
+    pub(crate) binding: Binding,
     ready: &'a [Option<Ready>],
-    cancel: &'a AtomicBool,
-    profile: Option<&'a mut Vec<StepTime>>,
+    pub(crate) cancel: &'a AtomicBool,
+    pub(crate) profile: Option<&'a mut Vec<StepTime>>,
 }
 
 impl Session {
@@ -777,7 +778,8 @@ fn prepare(steps: &[Step], binding: &Binding, out: &mut Vec<Option<Ready>>) -> R
             | Step::BindDim { .. }
             | Step::SetDims { .. }
             | Step::Repack { .. }
-            | Step::NonZero { .. } => {}
+            | Step::NonZero { .. }
+            | Step::TopK { .. } => {}
         }
     }
     Ok(())
@@ -797,7 +799,8 @@ fn count_launches(steps: &[Step]) -> usize {
             | Step::BindDim { .. }
             | Step::SetDims { .. }
             | Step::Repack { .. }
-            | Step::NonZero { .. } => 0,
+            | Step::NonZero { .. }
+            | Step::TopK { .. } => 0,
         })
         .sum()
 }
@@ -891,6 +894,7 @@ impl Run<'_> {
                     to,
                     symbol,
                 } => self.nonzero(*from, *dtype, dims, *to, symbol)?,
+                Step::TopK { .. } => self.top_k(step)?,
                 Step::If {
                     cond,
                     then,
@@ -913,7 +917,7 @@ impl Run<'_> {
     }
 
     /// Where a buffer is; buffers of late sizes get memory here.
-    fn pointer(&mut self, buffer: u32) -> Result<*mut u8> {
+    pub(crate) fn pointer(&mut self, buffer: u32) -> Result<*mut u8> {
         let i = buffer as usize;
         if !self.base[i].is_null() {
             return Ok(self.base[i]);
@@ -978,43 +982,6 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Packs elements of less than a byte, or gives each its own.
-    fn repack(&mut self, from: u32, to: u32, dtype: DType, count: &Dim, pack: bool) -> Result<()> {
-        let n = count
-            .eval(&self.binding)
-            .map_err(|e| Error::run("K0720", e.to_string()))?;
-        let n = usize::try_from(n).unwrap_or(0);
-        let (bits, signed) = (dtype.bits(), dtype.kind() == kiln_ir::Kind::Int);
-        let (per, mask) = (8 / bits, (1u8 << bits) - 1);
-        let (from, to) = (self.pointer(from)?, self.pointer(to)?);
-        let packed = n.div_ceil(per);
-        let (have, want) = if pack { (n, packed) } else { (packed, n) };
-        // SAFETY: both buffers have at least these bytes by lowering, and they are
-        // two buffers.
-        let (from, to) = unsafe {
-            (
-                std::slice::from_raw_parts(from, have),
-                std::slice::from_raw_parts_mut(to, want),
-            )
-        };
-        if pack {
-            to.fill(0);
-            for (i, v) in from.iter().enumerate() {
-                to[i / per] |= (v & mask) << (bits * (i % per));
-            }
-        } else {
-            for (i, v) in to.iter_mut().enumerate() {
-                let raw = from[i / per] >> (bits * (i % per)) & mask;
-                let up = 8 - bits;
-                *v = match signed {
-                    true => ((raw << up) as i8 >> up) as u8,
-                    false => raw,
-                };
-            }
-        }
-        Ok(())
-    }
-
     fn launch(&mut self, l: &Launch, r: &Ready) -> Result<()> {
         // Sizes that came up during the run may ask for more than was planned.
         if self.scratch.iter().any(|s| s.len() < r.scratch) {
@@ -1069,53 +1036,6 @@ impl Run<'_> {
                 format!("a kernel gave up with status {n} in {}", l.label),
             )),
         }
-    }
-
-    fn nonzero(
-        &mut self,
-        from: u32,
-        dtype: DType,
-        dims: &[Dim],
-        to: u32,
-        symbol: &str,
-    ) -> Result<()> {
-        let shape: Vec<usize> = dims
-            .iter()
-            .map(|d| {
-                d.eval(&self.binding)
-                    .ok()
-                    .and_then(|v| usize::try_from(v).ok())
-            })
-            .collect::<Option<_>>()
-            .ok_or_else(|| Error::run("K0720", "the size of nonzero's argument is not known"))?;
-        let total: usize = shape.iter().product();
-        let size = dtype.size().unwrap_or(1);
-        let source = self.pointer(from)?;
-        // SAFETY: the buffer holds `total` elements by lowering.
-        let bytes = unsafe { std::slice::from_raw_parts(source, total * size) };
-        let float = dtype.is_float();
-        let found: Vec<usize> = (0..total)
-            .filter(|&i| {
-                if float {
-                    kiln_ir::tensor::read_f64(dtype, bytes, i) != 0.0
-                } else {
-                    bytes[i * size..(i + 1) * size].iter().any(|&b| b != 0)
-                }
-            })
-            .collect();
-        self.binding.insert(symbol.into(), found.len() as i64);
-        let out = self.pointer(to)?.cast::<i64>();
-        for (axis, _) in shape.iter().enumerate() {
-            let inner: usize = shape[axis + 1..].iter().product();
-            for (k, &i) in found.iter().enumerate() {
-                // SAFETY: the buffer has rank × count elements.
-                unsafe {
-                    out.add(axis * found.len() + k)
-                        .write((i / inner.max(1) % shape[axis]) as i64)
-                };
-            }
-        }
-        Ok(())
     }
 
     /// Carries values whose extents change: all are taken before any size is, since

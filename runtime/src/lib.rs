@@ -6,10 +6,12 @@ pub mod cli;
 pub mod elf;
 pub mod error;
 pub mod exec;
+mod host_steps;
 pub mod memory;
 pub mod npy;
 pub mod plan;
 pub mod pool;
+mod top_k;
 
 pub use artifact::{Artifact, ArtifactWriter};
 pub use error::{Error, Fault, Result};

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the plan. An artifact of another version is refused: it is made
 /// anew from its model.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 
 /// Everything an artifact holds besides bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -204,6 +204,27 @@ pub enum Step {
         /// The name of `count`.
         symbol: String,
     },
+    /// The best elements along an axis, and where they were.
+    TopK {
+        /// The elements.
+        from: u32,
+        /// Their type.
+        dtype: DType,
+        /// Their extents.
+        dims: Vec<Dim>,
+        /// Which axis.
+        axis: u32,
+        /// How many are taken.
+        k: Dim,
+        /// The largest, not the smallest.
+        largest: bool,
+        /// The elements taken, best first.
+        values: u32,
+        /// i64 indices along the axis.
+        indices: u32,
+        /// What it stems from, for errors and profiles.
+        label: String,
+    },
     /// One of two blocks.
     If {
         /// A bool scalar.
@@ -381,6 +402,20 @@ impl Program {
                     buffers.extend([*from, *to]);
                     if dtype.size().is_none() {
                         return bad("nonzero of sub-byte elements");
+                    }
+                }
+                Step::TopK {
+                    from,
+                    dtype,
+                    dims,
+                    axis,
+                    values,
+                    indices,
+                    ..
+                } => {
+                    buffers.extend([*from, *values, *indices]);
+                    if dtype.size().is_none() || *axis as usize >= dims.len() {
+                        return bad("a selection of sub-byte elements, or along no axis");
                     }
                 }
                 Step::If {

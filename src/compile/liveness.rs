@@ -39,6 +39,12 @@ impl FunctionLowerer<'_, '_> {
                 Step::Repack { from, to, .. } => touch(&[*from, *to], *at, live),
                 Step::BindDim { from, .. } => touch(&[*from], *at, live),
                 Step::NonZero { from, to, .. } => touch(&[*from, *to], *at, live),
+                Step::TopK {
+                    from,
+                    values,
+                    indices,
+                    ..
+                } => touch(&[*from, *values, *indices], *at, live),
                 Step::If {
                     cond,
                     then,

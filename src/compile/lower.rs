@@ -441,6 +441,25 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                     symbol: z.symbol.to_string(),
                 });
             }
+            Op::TopK(t) => {
+                let ty = self.graph.ty(node.args[0]).clone();
+                if ty.dtype.size().is_none() {
+                    return self.fail(Some(n), "elements of less than a byte have no kernel");
+                }
+                let (values, indices) =
+                    (self.result(node.results[0]), self.result(node.results[1]));
+                steps.push(Step::TopK {
+                    from: args[0],
+                    dtype: ty.dtype,
+                    dims: ty.shape,
+                    axis: t.axis as u32,
+                    k: t.k.clone(),
+                    largest: t.largest,
+                    values,
+                    indices,
+                    label: describe(self.graph, n),
+                });
+            }
             Op::BindDim(b) => steps.push(Step::BindDim {
                 symbol: b.symbol.to_string(),
                 from: args[0],

@@ -49,7 +49,7 @@ use crate::graph::Value;
 use crate::op::*;
 use crate::ops::util::*;
 use crate::tensor::{Encoder, computes_in_integers};
-use crate::{Builder, GlobalKind, TensorType};
+use crate::{BinaryFn, Builder, CompareFn, GlobalKind, TensorType};
 
 fn whole() -> AxisMap {
     AxisMap::Whole {
@@ -304,16 +304,80 @@ impl OpDef for Philox {
         Attrs::none().with("shape", Attr::Dims(self.shape.clone()))
     }
 
-    primitive!();
+    fn donates(&self) -> &'static [usize] {
+        &[]
+    }
+
+    /// In integers of 64 bits, each element on its own: what code is compiled from.
+    fn expand(&self, b: &mut Builder, args: &[Value]) -> Result<Option<Vec<Value>>, TypeError> {
+        let n = Dim::product(&self.shape);
+        let flat = Iota {
+            shape: vec![n],
+            axis: 0,
+            dtype: DType::U64,
+        };
+        let i = b.one(flat, &[])?;
+        let word = |b: &mut Builder, v: i64| b.constant(Tensor::scalar_i64(DType::U64, v));
+        let (two, three, half) = (word(b, 2)?, word(b, 3)?, word(b, 32)?);
+        let low = word(b, 0xffff_ffff)?;
+        let quarter = b.binary(BinaryFn::Shr, i, two)?;
+        let block = b.binary(BinaryFn::Add, args[1], quarter)?;
+        let lower = |b: &mut Builder, v| b.binary(BinaryFn::And, v, low);
+        let upper = |b: &mut Builder, v| b.binary(BinaryFn::Shr, v, half);
+        let zero = word(b, 0)?;
+        let mut c = [lower(b, block)?, upper(b, block)?, zero, zero];
+        let mut k = [lower(b, args[0])?, upper(b, args[0])?];
+        let factors = [
+            word(b, PHILOX_FACTORS[0] as i64)?,
+            word(b, PHILOX_FACTORS[1] as i64)?,
+        ];
+        let steps = [
+            word(b, PHILOX_STEPS[0] as i64)?,
+            word(b, PHILOX_STEPS[1] as i64)?,
+        ];
+        for _ in 0..10 {
+            let p0 = b.mul(c[0], factors[0])?;
+            let p1 = b.mul(c[2], factors[1])?;
+            let mixed = |b: &mut Builder, p, c, k| {
+                let h = upper(b, p)?;
+                let h = b.binary(BinaryFn::Xor, h, c)?;
+                b.binary(BinaryFn::Xor, h, k)
+            };
+            c = [
+                mixed(b, p1, c[1], k[0])?,
+                lower(b, p1)?,
+                mixed(b, p0, c[3], k[1])?,
+                lower(b, p0)?,
+            ];
+            for (k, step) in k.iter_mut().zip(steps) {
+                let sum = b.add(*k, step)?;
+                *k = lower(b, sum)?;
+            }
+        }
+        let lane = b.binary(BinaryFn::And, i, three)?;
+        let mut out = c[3];
+        for (j, &word_j) in c.iter().enumerate().take(3).rev() {
+            let j = word(b, j as i64)?;
+            let here = b.compare(CompareFn::Eq, lane, j)?;
+            out = b.select(here, word_j, out)?;
+        }
+        let out = b.cast(out, DType::U32)?;
+        Ok(Some(vec![b.reshape(out, &self.shape)?]))
+    }
 }
+
+/// Multipliers of the two halves of a round.
+const PHILOX_FACTORS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
+/// What the key's halves grow by from round to round.
+const PHILOX_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// One block of Philox4x32 with ten rounds: counter (offset, 0), key split in two.
 pub fn philox4x32_10(key: u64, offset: u64) -> [u32; 4] {
     let mut c = [offset as u32, (offset >> 32) as u32, 0, 0];
     let mut k = [key as u32, (key >> 32) as u32];
     for _ in 0..10 {
-        let p0 = 0xD251_1F53u64 * c[0] as u64;
-        let p1 = 0xCD9E_8D57u64 * c[2] as u64;
+        let p0 = PHILOX_FACTORS[0] * c[0] as u64;
+        let p1 = PHILOX_FACTORS[1] * c[2] as u64;
         c = [
             (p1 >> 32) as u32 ^ c[1] ^ k[0],
             p1 as u32,
@@ -321,8 +385,8 @@ pub fn philox4x32_10(key: u64, offset: u64) -> [u32; 4] {
             p0 as u32,
         ];
         k = [
-            k[0].wrapping_add(0x9E37_79B9),
-            k[1].wrapping_add(0xBB67_AE85),
+            k[0].wrapping_add(PHILOX_STEPS[0]),
+            k[1].wrapping_add(PHILOX_STEPS[1]),
         ];
     }
     c

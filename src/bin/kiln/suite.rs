@@ -34,8 +34,8 @@ pub enum Passed {
     Frozen,
     /// An output is a constant of the artifact, or written from sizes alone.
     Folded,
-    /// The runtime itself computes elements: the indices of nonzero elements, or
-    /// sizes as numbers.
+    /// The runtime itself computes elements: the indices of nonzero elements, a
+    /// selection (top k), or sizes as numbers.
     OnHost,
     /// It has arithmetic (any op but moves, views, data, sizes and control flow), and
     /// no kernel runs.
@@ -77,7 +77,7 @@ impl Passed {
             Passed::NoInputs
         } else if plan.outputs.iter().any(|p| known(p.buffer)) {
             Passed::Folded
-        } else if work.nonzero || !work.sizes.is_empty() {
+        } else if work.host || !work.sizes.is_empty() {
             Passed::OnHost
         } else if work.kernels == 0 && has_arithmetic(imported) {
             Passed::NoKernel
@@ -105,7 +105,7 @@ fn has_arithmetic(g: &Graph) -> bool {
 #[derive(Default)]
 struct Work {
     kernels: usize,
-    nonzero: bool,
+    host: bool,
     /// Where sizes are written as elements.
     sizes: Vec<u32>,
 }
@@ -116,7 +116,7 @@ impl Work {
             match step {
                 Step::Launch(_) => self.kernels += 1,
                 Step::WriteDims { to, .. } => self.sizes.push(*to),
-                Step::NonZero { .. } => self.nonzero = true,
+                Step::NonZero { .. } | Step::TopK { .. } => self.host = true,
                 Step::If {
                     then, otherwise, ..
                 } => {

@@ -1,13 +1,12 @@
 //! Operators that read or write where other values say.
 
 use crate::onnx::cx::{Cx, Fail, Out};
-use kiln_ir::graph::Value;
 use kiln_ir::ops::index::{
     GatherElements, GatherNd, NonZero, ScatterElements, ScatterFn, ScatterNd,
 };
-use kiln_ir::ops::reduce::ArgReduce;
+use kiln_ir::ops::reduce::{ArgReduce, TopK};
 use kiln_ir::ops::source::Iota;
-use kiln_ir::{BinaryFn, CompareFn, DType, Dim, ReduceFn};
+use kiln_ir::{BinaryFn, CompareFn, DType, Dim};
 
 pub(crate) fn gather(cx: &mut Cx) -> Out {
     let (x, indices) = (cx.arg(0)?, cx.arg(1)?);
@@ -144,53 +143,7 @@ pub(crate) fn top_k(cx: &mut Cx) -> Out {
     };
     let axis = cx.axis_attr(-1, cx.rank(x))?;
     let largest = cx.flag("largest", true)?;
-    ranked(cx, x, axis, &k, largest)
-}
-
-/// The `k` largest (or smallest) in order, each found by how many stand before it:
-/// `n²` comparisons of a row, without a sort and in any order of work.
-fn ranked(cx: &mut Cx, x: Value, axis: usize, k: &Dim, largest: bool) -> Out {
-    let shape = cx.shape(x);
-    let last = shape.len() - 1;
-    let mut perm: Vec<usize> = (0..shape.len()).collect();
-    perm.swap(axis, last);
-    let x = cx.b.transpose(x, &perm)?;
-    let rows = cx.shape(x)[..last].to_vec();
-    let n = shape[axis].clone();
-    let with = |tail: &[Dim]| [&rows[..], tail].concat();
-    // Element i in a row, against each other element j.
-    let mine = cx.b.reshape(x, &with(&[n.clone(), Dim::ONE]))?;
-    let other = cx.b.reshape(x, &with(&[Dim::ONE, n.clone()]))?;
-    let index = |cx: &mut Cx, shape: Vec<Dim>, axis: usize| {
-        let dtype = DType::I64;
-        cx.b.one(Iota { shape, axis, dtype }, &[])
-    };
-    let i = index(cx, vec![n.clone(), Dim::ONE], 0)?;
-    let j = index(cx, vec![Dim::ONE, n.clone()], 1)?;
-    let before = if largest {
-        CompareFn::Gt
-    } else {
-        CompareFn::Lt
-    };
-    let ahead = cx.b.compare(before, other, mine)?;
-    let equal = cx.b.compare(CompareFn::Eq, other, mine)?;
-    let earlier = cx.b.compare(CompareFn::Lt, j, i)?;
-    let tie = cx.b.binary(BinaryFn::And, equal, earlier)?;
-    let ahead = cx.b.binary(BinaryFn::Or, ahead, tie)?;
-    let ahead = cx.b.cast(ahead, DType::I64)?;
-    let rank = cx.b.reduce(ReduceFn::Sum, ahead, &[last + 1], false)?;
-    // The element whose rank is r is the only one of which that is true.
-    let rank = cx.b.reshape(rank, &with(&[Dim::ONE, n.clone()]))?;
-    let r = index(cx, vec![k.clone(), Dim::ONE], 0)?;
-    let here = cx.b.compare(CompareFn::Eq, rank, r)?;
-    let zero = cx.like(j, 0.0)?;
-    let at = cx.b.select(here, j, zero)?;
-    let at = cx.b.reduce(ReduceFn::Sum, at, &[last + 1], false)?;
-    let values = cx.b.one(GatherElements { axis: last }, &[x, at])?;
-    Ok(vec![
-        cx.b.transpose(values, &perm)?,
-        cx.b.transpose(at, &perm)?,
-    ])
+    Ok(cx.b.push(TopK { axis, k, largest }, &[x])?)
 }
 
 /// Runs of each row (of length `sequence_lens`) turned round along an axis.

@@ -1,0 +1,196 @@
+//! Steps that the runtime itself computes: what has no kernel because its results'
+//! sizes depend on data, because it sorts, or because elements share bytes.
+
+use crate::error::{Error, Result};
+use crate::exec::{Run, StepTime};
+use crate::plan::Step;
+use crate::top_k::{Keys, TopK};
+use kiln_ir::{DType, Dim};
+use std::time::Instant;
+
+/// Elements below which a selection is not worth a second thread.
+const SERIAL_ELEMENTS: usize = 8_000;
+
+impl Run<'_> {
+    /// Packs elements of less than a byte, or gives each its own.
+    pub(crate) fn repack(
+        &mut self,
+        from: u32,
+        to: u32,
+        dtype: DType,
+        count: &Dim,
+        pack: bool,
+    ) -> Result<()> {
+        let n = count
+            .eval(&self.binding)
+            .map_err(|e| Error::run("K0720", e.to_string()))?;
+        let n = usize::try_from(n).unwrap_or(0);
+        let (bits, signed) = (dtype.bits(), dtype.kind() == kiln_ir::Kind::Int);
+        let (per, mask) = (8 / bits, (1u8 << bits) - 1);
+        let (from, to) = (self.pointer(from)?, self.pointer(to)?);
+        let packed = n.div_ceil(per);
+        let (have, want) = if pack { (n, packed) } else { (packed, n) };
+        // SAFETY: both buffers have at least these bytes by lowering, and they are
+        // two buffers.
+        let (from, to) = unsafe {
+            (
+                std::slice::from_raw_parts(from, have),
+                std::slice::from_raw_parts_mut(to, want),
+            )
+        };
+        if pack {
+            to.fill(0);
+            for (i, v) in from.iter().enumerate() {
+                to[i / per] |= (v & mask) << (bits * (i % per));
+            }
+        } else {
+            for (i, v) in to.iter_mut().enumerate() {
+                let raw = from[i / per] >> (bits * (i % per)) & mask;
+                let up = 8 - bits;
+                *v = match signed {
+                    true => ((raw << up) as i8 >> up) as u8,
+                    false => raw,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the nonzero elements and names their number.
+    pub(crate) fn nonzero(
+        &mut self,
+        from: u32,
+        dtype: DType,
+        dims: &[Dim],
+        to: u32,
+        symbol: &str,
+    ) -> Result<()> {
+        let shape: Vec<usize> = dims
+            .iter()
+            .map(|d| {
+                d.eval(&self.binding)
+                    .ok()
+                    .and_then(|v| usize::try_from(v).ok())
+            })
+            .collect::<Option<_>>()
+            .ok_or_else(|| Error::run("K0720", "the size of nonzero's argument is not known"))?;
+        let total: usize = shape.iter().product();
+        let size = dtype.size().unwrap_or(1);
+        let source = self.pointer(from)?;
+        // SAFETY: the buffer holds `total` elements by lowering.
+        let bytes = unsafe { std::slice::from_raw_parts(source, total * size) };
+        let float = dtype.is_float();
+        let found: Vec<usize> = (0..total)
+            .filter(|&i| {
+                if float {
+                    kiln_ir::tensor::read_f64(dtype, bytes, i) != 0.0
+                } else {
+                    bytes[i * size..(i + 1) * size].iter().any(|&b| b != 0)
+                }
+            })
+            .collect();
+        self.binding.insert(symbol.into(), found.len() as i64);
+        let out = self.pointer(to)?.cast::<i64>();
+        for (axis, _) in shape.iter().enumerate() {
+            let inner: usize = shape[axis + 1..].iter().product();
+            for (k, &i) in found.iter().enumerate() {
+                // SAFETY: the buffer has rank × count elements.
+                unsafe {
+                    out.add(axis * found.len() + k)
+                        .write((i / inner.max(1) % shape[axis]) as i64)
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// Selects the best elements of every lane, lanes on all threads.
+    pub(crate) fn top_k(&mut self, step: &Step) -> Result<()> {
+        let Step::TopK {
+            from,
+            dtype,
+            dims,
+            axis,
+            k,
+            largest,
+            values,
+            indices,
+            label,
+        } = step
+        else {
+            return Err(Error::run("K0720", "a step is not what it was taken for"));
+        };
+        let size = |d: &Dim| {
+            let n = d
+                .eval(&self.binding)
+                .ok()
+                .and_then(|v| usize::try_from(v).ok());
+            n.ok_or_else(|| Error::run("K0720", format!("{label}: the size `{d}` has no value")))
+        };
+        let shape = dims.iter().map(size).collect::<Result<Vec<usize>>>()?;
+        let (axis, k) = (*axis as usize, size(k)?);
+        let n = shape[axis];
+        if k > n {
+            let message = format!("{label}: k = {k} is more than the {n} elements of axis {axis}");
+            return Err(Error::run("K0716", message).help("give a smaller k"));
+        }
+        let inner: usize = shape[axis + 1..].iter().product();
+        let lanes = shape[..axis].iter().product::<usize>() * inner;
+        let width = dtype.size().unwrap_or(1);
+        let (source, to, at) = (
+            self.pointer(*from)?,
+            self.pointer(*values)?,
+            self.pointer(*indices)?,
+        );
+        let holds = |b: u32, bytes: usize| self.sizes[b as usize].is_none_or(|s| s >= bytes);
+        let planned = holds(*from, lanes * n * width)
+            && holds(*values, lanes * k * width)
+            && holds(*indices, lanes * k * 8);
+        if !planned {
+            return Err(Error::run(
+                "K0725",
+                format!("{label}: a buffer is too small"),
+            ));
+        }
+        struct Places(*mut u8, *mut u8);
+        // SAFETY: every lane writes places of its own.
+        unsafe impl Sync for Places {}
+        let places = &Places(to, at);
+        let top = TopK {
+            dtype: *dtype,
+            // SAFETY: the buffer holds this many bytes, as was just checked.
+            from: unsafe { std::slice::from_raw_parts(source, lanes * n * width) },
+            n,
+            inner: inner.max(1),
+            k,
+            largest: *largest,
+        };
+        let start = self.profile.is_some().then(Instant::now);
+        let serial = lanes * n < SERIAL_ELEMENTS;
+        let bytes = top.from;
+        self.pool.run(lanes as i64, serial, &|_, begin, end| {
+            let mut keys = Keys::default();
+            for lane in begin as usize..end as usize {
+                top.lane(lane, &mut keys, |place, i, index| {
+                    // SAFETY: places lie inside `lanes · k` elements.
+                    unsafe {
+                        let element = bytes[i * width..].as_ptr();
+                        std::ptr::copy_nonoverlapping(element, places.0.add(place * width), width);
+                        places.1.cast::<i64>().add(place).write_unaligned(index);
+                    }
+                });
+            }
+            0
+        });
+        if let (Some(profile), Some(start)) = (&mut self.profile, start) {
+            profile.push(StepTime {
+                label: label.clone(),
+                kernel: "top_k".into(),
+                ns: start.elapsed().as_nanos() as u64,
+                flops: 0,
+                bytes: (lanes * (n * width + k * (width + 8))) as i64,
+            });
+        }
+        Ok(())
+    }
+}

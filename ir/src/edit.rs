@@ -2,11 +2,11 @@
 //! moving nodes into a `fused` region and out of it.
 
 use crate::builder::Builder;
-use crate::graph::{Def, Graph, NodeId, Origins, RegionId, Value};
+use crate::graph::{Def, Graph, NodeId, Origins, PortKind, RegionId, Value};
 use crate::module::Globals;
 use crate::op::{Op, TypeError, type_err};
 use crate::ops::control::Fused;
-use crate::{ShardSpec, TensorType};
+use crate::{Dim, ShardSpec, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -325,4 +325,81 @@ pub fn inline(graph: &mut Graph, globals: &Globals, fused: NodeId) -> Result<(),
     graph.replace_all(&to);
     graph.remove_nodes(&BTreeSet::from([fused]));
     Ok(())
+}
+
+/// Puts other sizes in the place of named ones, in every type, attribute and guard.
+/// False where an op cannot have them: the graph is then to be thrown away.
+pub fn substitute_sizes(g: &mut Graph, with: &dyn Fn(&str) -> Option<Dim>) -> bool {
+    let all: Vec<Value> = (0..g.value_count() as u32).map(Value).collect();
+    for v in all {
+        let data = g.value_mut(v);
+        for d in &mut data.ty.shape {
+            *d = d.substitute(with);
+        }
+        if let Some(known) = &mut data.known {
+            let mut new = (**known).clone();
+            new.dims.iter_mut().for_each(|d| *d = d.substitute(with));
+            *known = new.into();
+        }
+    }
+    for n in g.nodes_in_order() {
+        let op = &g.node(n).op;
+        let mut attrs = op.def().attrs();
+        attrs.substitute(with);
+        match Op::parse(op.def().mnemonic(), &attrs) {
+            Ok(op) => g.node_mut(n).op = op,
+            Err(_) => return false,
+        }
+    }
+    for guard in &mut g.guards {
+        guard.left = guard.left.substitute(with);
+        guard.right = guard.right.substitute(with);
+    }
+    g.guards.retain(|g| g.left != g.right);
+    true
+}
+
+/// Puts a function's body in the place of a call of it. False, and nothing changed,
+/// where that is not said by copying: a callee with state, or one that mints sizes.
+pub fn inline_call(
+    graph: &mut Graph,
+    globals: &Globals,
+    call: NodeId,
+    callee: &Graph,
+) -> Result<bool, TypeError> {
+    let (args, old) = (
+        graph.node(call).args.clone(),
+        graph.node(call).results.clone(),
+    );
+    let mut ports = callee.params.iter().chain(&callee.results);
+    let mints = |n: &NodeId| crate::shrink::names_a_size(&callee.node(*n).op);
+    if ports.any(|p| p.kind != PortKind::Caller) || callee.nodes_in_order().iter().any(mints) {
+        return Ok(false);
+    }
+    let mut body = callee.clone();
+    let mut sizes: BTreeMap<Arc<str>, Dim> = BTreeMap::new();
+    for (&param, &arg) in body.body().params.iter().zip(&args) {
+        for (d, given) in body.shape(param).iter().zip(graph.shape(arg)) {
+            if let Some(symbol) = d.as_sym() {
+                sizes.entry(symbol.clone()).or_insert_with(|| given.clone());
+            }
+        }
+    }
+    if !substitute_sizes(&mut body, &|s| sizes.get(s).cloned()) {
+        return type_err(format!(
+            "@{} does not type with the call's sizes",
+            callee.name
+        ));
+    }
+    body.guards.iter().for_each(|g| graph.add_guard(g.clone()));
+    let snippet = Snippet::of(&body, &body.body().nodes);
+    let params = body.body().params.iter().copied();
+    let mut map: BTreeMap<Value, Value> = params.zip(args).collect();
+    let mut b = Builder::before(graph, globals, call);
+    snippet.paste(&mut b, &mut map)?;
+    let new = body.body().results.iter().map(|v| map[v]);
+    let to: BTreeMap<Value, Value> = old.into_iter().zip(new).collect();
+    graph.replace_all(&to);
+    graph.remove_nodes(&BTreeSet::from([call]));
+    Ok(true)
 }

@@ -14,6 +14,7 @@
 //! away (their values become inputs), a node passed by (its value is its argument's),
 //! sizes as small constants, unused inputs. What does not verify is not tried.
 
+use crate::edit::substitute_sizes;
 use crate::graph::{Graph, NodeId, PortKind, Value};
 use crate::module::{ConstSource, GlobalKind, Module};
 use crate::verify::verify_module;
@@ -239,7 +240,7 @@ impl Shrinker<'_, '_> {
                 for n in [1, 2, 3, 5, 19] {
                     let mut edited = self.best.clone();
                     let with = |s: &str| (*s == *symbol).then(|| Dim::from(n));
-                    if fix(&mut edited.functions[f], &with) && self.attempt(edited) {
+                    if substitute_sizes(&mut edited.functions[f], &with) && self.attempt(edited) {
                         break;
                     }
                 }
@@ -263,41 +264,8 @@ impl Shrinker<'_, '_> {
     }
 }
 
-/// Gives a size its value in the types of inputs, and types everything anew. False
-/// where something does not type then.
-fn fix(g: &mut Graph, with: &dyn Fn(&str) -> Option<Dim>) -> bool {
-    // Ops that hold sizes of their own (reshape, broadcast, iota) would have to be
-    // rewritten: values' types alone are not enough.
-    let all: Vec<Value> = (0..g.value_count() as u32).map(Value).collect();
-    for v in all {
-        let data = g.value_mut(v);
-        for d in &mut data.ty.shape {
-            *d = d.substitute(with);
-        }
-        if let Some(known) = &mut data.known {
-            let mut new = (**known).clone();
-            new.dims.iter_mut().for_each(|d| *d = d.substitute(with));
-            *known = new.into();
-        }
-    }
-    for n in g.nodes_in_order() {
-        let op = &g.node(n).op;
-        let mut attrs = op.def().attrs();
-        attrs.substitute(with);
-        match Op::parse(op.def().mnemonic(), &attrs) {
-            Ok(op) => g.node_mut(n).op = op,
-            Err(_) => return false,
-        }
-    }
-    for guard in &mut g.guards {
-        guard.left = guard.left.substitute(with);
-        guard.right = guard.right.substitute(with);
-    }
-    g.guards.retain(|g| g.left != g.right);
-    true
-}
-
-fn names_a_size(op: &Op) -> bool {
+/// Whether a node mints a size.
+pub(crate) fn names_a_size(op: &Op) -> bool {
     match op {
         Op::BindDim(_) | Op::NonZero(_) => true,
         Op::If(x) => !x.sizes.is_empty(),

@@ -10,6 +10,7 @@ pub mod differentiate;
 pub mod eliminate_dead;
 pub mod fold_constants;
 pub mod fuse;
+pub mod inline_calls;
 pub mod manager;
 pub mod pipeline;
 pub mod recognise;

@@ -51,6 +51,8 @@ pub struct PassCx<'a> {
     pub globals: &'a mut Globals,
     /// The compilation's options.
     pub options: &'a Options,
+    /// The module's other functions.
+    pub functions: &'a [Graph],
 }
 
 /// Why a pass gave up.
@@ -155,16 +157,20 @@ impl Manager<'_> {
         for index in 0..module.functions.len() {
             let start = Instant::now();
             let name = module.functions[index].name.to_string();
+            // Taken out while it is worked on, so that the pass can read the others.
+            let mut graph = std::mem::replace(&mut module.functions[index], Graph::new(""));
             let mut cx = PassCx {
                 globals: &mut module.globals,
                 options,
+                functions: &module.functions,
             };
-            let changed =
-                (pass.run)(&mut cx, &mut module.functions[index]).map_err(|e| PassError {
-                    pass: pass.name,
-                    function: name.clone(),
-                    ..e
-                })?;
+            let done = (pass.run)(&mut cx, &mut graph);
+            module.functions[index] = graph;
+            let changed = done.map_err(|e| PassError {
+                pass: pass.name,
+                function: name.clone(),
+                ..e
+            })?;
             let graph = &module.functions[index];
             let nodes = graph.nodes_in_order().len();
             self.timings.push(Timing {

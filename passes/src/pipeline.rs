@@ -2,10 +2,14 @@
 
 use crate::manager::Pass;
 use crate::{
-    canonicalize, choose_layouts, decompose, eliminate_dead, fold_constants, fuse, recognise,
-    share_common, simplify,
+    canonicalize, choose_layouts, decompose, eliminate_dead, fold_constants, fuse, inline_calls,
+    recognise, share_common, simplify,
 };
 
+const INLINE: Pass = Pass {
+    name: "inline-calls",
+    run: inline_calls::inline_calls,
+};
 const CANONICALIZE: Pass = Pass {
     name: "canonicalize",
     run: canonicalize::canonicalize,
@@ -45,6 +49,7 @@ const FUSE: Pass = Pass {
 
 /// Every pass there is.
 pub const ALL: &[Pass] = &[
+    INLINE,
     CANONICALIZE,
     FOLD,
     SHARE,
@@ -58,6 +63,8 @@ pub const ALL: &[Pass] = &[
 
 /// From an imported module to groups of which each is a kernel.
 pub const COMPILE: &[Pass] = &[
+    // A kernel does not call: every later pass sees whole bodies.
+    INLINE,
     // Exporters' no-ops and repeated sub-graphs go first: every later rule then
     // sees one way to say a thing.
     CANONICALIZE,

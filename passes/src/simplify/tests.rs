@@ -85,6 +85,7 @@ fn simplified(module: &Module, exact: bool) -> Module {
     let mut cx = PassCx {
         globals: &mut out.globals,
         options: &options,
+        functions: &[],
     };
     simplify(&mut cx, &mut out.functions[0]).unwrap();
     out

@@ -95,11 +95,15 @@ impl LoopNest {
                 if when.is_some_and(|w| self.exprs.dtype(w) != DType::Bool) {
                     return fail("a store's condition is not bool".into());
                 }
+                // Of no points, none meet: an empty buffer's strides are 0.
+                let empty = self.axes.iter().any(|s| s.as_const() == Some(0));
                 let walked = (0..self.outer).chain(stage.axes.iter().copied());
                 let meets = walked
                     .filter(|&a| self.axes[a as usize].as_const().is_some_and(|n| n > 1))
                     .find(|&a| index.stride(a) == Size::ZERO);
-                if let (Some(a), true, None) = (meets, index.gathers.is_empty(), update) {
+                if let (Some(a), true, None, false) =
+                    (meets, index.gathers.is_empty(), update, empty)
+                {
                     return fail(format!("points along axis {a} store to one element"));
                 }
             }

@@ -3,9 +3,9 @@
 
 use super::cx::{Cx, Out};
 use super::ops::{
-    attention, control, detection, elementwise as e, grid, index, layout, linear, loss,
-    microsoft as ms, ngrams, norm, quant, recurrence, recurrent, recurrent::Cell, reduce, resize,
-    signal, source, training, window,
+    attention, control, deform, detection, elementwise as e, eliminate, grid, index, layout,
+    linear, loss, microsoft as ms, ml, ngrams, norm, quant, random, recurrence, recurrent,
+    recurrent::Cell, reduce, resize, signal, source, training, unique, window,
 };
 use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use std::collections::HashMap;
@@ -146,6 +146,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "ScatterND" => index::scatter_nd,
         "TensorScatter" => index::tensor_scatter,
         "TopK" => index::top_k,
+        "Unique" => unique::unique,
         "ArgMax" => |c| index::arg_reduce(c, true),
         "ArgMin" => |c| index::arg_reduce(c, false),
         // Reductions.
@@ -168,6 +169,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "Conv" => window::conv,
         "ConvInteger" => window::conv_integer,
         "ConvTranspose" => window::conv_transpose,
+        "DeformConv" => deform::deform_conv,
         "GlobalLpPool" => window::global_lp_pool,
         "LRN" => window::lrn,
         "CausalConvWithState" => window::causal_conv,
@@ -190,7 +192,15 @@ pub(crate) const ROWS: &[Row] = rows! {
         "DFT" => signal::dft,
         "HammingWindow" => |c| signal::window(c, [25.0 / 46.0, 21.0 / 46.0, 0.0]),
         "HannWindow" => |c| signal::window(c, [0.5, 0.5, 0.0]),
+        "MelWeightMatrix" => signal::mel_weights,
         "STFT" => signal::stft,
+        // Random numbers.
+        "Bernoulli" => random::bernoulli,
+        "Multinomial" => random::multinomial,
+        "RandomNormal" => |c| random::random_normal(c, false),
+        "RandomNormalLike" => |c| random::random_normal(c, true),
+        "RandomUniform" => |c| random::random_uniform(c, false),
+        "RandomUniformLike" => |c| random::random_uniform(c, true),
         // Detection.
         "NonMaxSuppression" => detection::non_max_suppression,
         "RoiAlign" => detection::roi_align,
@@ -234,6 +244,19 @@ pub(crate) const ROWS: &[Row] = rows! {
     "ai.onnx.ml" {
         "ArrayFeatureExtractor" => index::array_feature_extractor,
         "Binarizer" => e::binarizer,
+        "FeatureVectorizer" => ml::features::vectorizer,
+        "Imputer" => ml::features::imputer,
+        "LabelEncoder" => ml::labels::label_encoder,
+        "LinearClassifier" => ml::linear::classifier,
+        "LinearRegressor" => ml::linear::regressor,
+        "Normalizer" => ml::features::normalizer,
+        "OneHotEncoder" => ml::features::one_hot,
+        "SVMClassifier" => ml::svm::classifier,
+        "SVMRegressor" => ml::svm::regressor,
+        "Scaler" => ml::features::scaler,
+        "TreeEnsemble" => ml::trees::ensemble,
+        "TreeEnsembleClassifier" => ml::trees::classifier,
+        "TreeEnsembleRegressor" => ml::trees::regressor,
     }
     "ai.onnx.preview" {
         "FlexAttention" => attention::flex_attention,
@@ -254,6 +277,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "QuickGelu" => e::quick_gelu,
         "Range" => source::range_from,
         "Trilu" => layout::trilu,
+        "Unique" => unique::in_order,
         // Attention.
         "Attention" => ms::attention::attention,
         "GroupQueryAttention" => ms::grouped::grouped,
@@ -267,6 +291,7 @@ pub(crate) const ROWS: &[Row] = rows! {
         "MatMulIntegerToFloat" => ms::product::matmul_integer_to_float,
         "MatMulNBits" => ms::bits::matmul_n_bits,
         "QGemm" => ms::product::qgemm,
+        "Inverse" => eliminate::inverse,
         "TransposeMatMul" => linear::fused_matmul,
         // Quantized values.
         "DequantizeLinear" => quant::dequantize,
@@ -323,13 +348,12 @@ pub(crate) fn suggestion(domain: &str, op: &str) -> &'static str {
         "" if starts(&["String", "Regex", "Tfidf"]) => {
             "strings are not compiled: do this step before the model"
         }
-        "" if starts(&["Random", "Bernoulli", "Multinomial"]) => {
-            "pass random numbers to the model as an input"
-        }
         "" => {
             "export the model without it, or with the operators that it is defined by (a function body)"
         }
-        "ai.onnx.ml" => "classical ML operators are not compiled: do this step outside the model",
+        "ai.onnx.ml" => {
+            "of this domain, models of numbers are compiled: do this step outside the model"
+        }
         "com.microsoft" => {
             "this is an operator of ONNX Runtime's own optimizer: export the model without that optimization"
         }

@@ -6,7 +6,7 @@ use crate::output::{self, outln};
 use kiln::compile;
 use kiln::import::{Diagnostic, ImportOptions, import_onnx, read_tensor};
 use kiln::ir::interp::Interpreter;
-use kiln::ir::{Module, Tensor};
+use kiln::ir::{Graph, Module, Op, Tensor};
 use kiln::runtime::{Model, Session, TensorRef};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -301,6 +301,11 @@ fn import(path: &Path, data: &[PathBuf]) -> Result<Module, Vec<Diagnostic>> {
     Err(first)
 }
 
+/// Whether a function draws random numbers.
+fn draws(f: &Graph) -> bool {
+    (f.nodes_in_order().into_iter()).any(|n| matches!(f.node(n).op, Op::Philox(_)))
+}
+
 /// The importer's code for a value that must be known.
 const NEEDS_VALUE: &str = "K0112";
 
@@ -349,6 +354,11 @@ fn one_set(
     };
     for (i, (g, (name, w))) in got.iter().zip(&want).enumerate() {
         let d = difference(g, w);
+        if g.dtype() == w.dtype() && g.shape() == w.shape() && d.relative > 0.0 && draws(f) {
+            return Err(Outcome::Skipped(
+                "random numbers: only types and shapes can be compared".into(),
+            ));
+        }
         if let Some(m) = d.mismatch {
             return Err(Outcome::Failed(format!("output {i} `{name}`: {m}")));
         }

@@ -24,7 +24,7 @@ struct Frame {
     extra: Vec<Dim>,
 }
 
-fn counts(cx: &Cx, name: &str, spatial: usize) -> Result<Vec<usize>, Fail> {
+pub(super) fn counts(cx: &Cx, name: &str, spatial: usize) -> Result<Vec<usize>, Fail> {
     let given = match cx.ints(name)? {
         None => return Ok(vec![1; spatial]),
         Some(v) => v,
@@ -185,7 +185,7 @@ fn convolution(cx: &mut Cx, x: Value, w: Value, bias: Option<Value>) -> One {
     Ok(cx.b.one(op, &args)?)
 }
 
-fn groups(cx: &Cx) -> Result<usize, Fail> {
+pub(super) fn groups(cx: &Cx) -> Result<usize, Fail> {
     let g = cx.int("group", 1)?;
     usize::try_from(g)
         .ok()

@@ -1,0 +1,348 @@
+//! Trees as they stand in a model's attributes, checked.
+
+use super::floats;
+use crate::onnx::cx::{Cx, Fail};
+use kiln_ir::CompareFn;
+use std::collections::HashMap;
+
+/// The comparison at a node.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Mode {
+    Le,
+    Lt,
+    Ge,
+    Gt,
+    Eq,
+    Ne,
+}
+
+impl Mode {
+    pub(super) const ALL: [Mode; 6] = [Mode::Le, Mode::Lt, Mode::Ge, Mode::Gt, Mode::Eq, Mode::Ne];
+
+    pub(super) fn compare(self) -> CompareFn {
+        match self {
+            Mode::Le => CompareFn::Le,
+            Mode::Lt => CompareFn::Lt,
+            Mode::Ge => CompareFn::Ge,
+            Mode::Gt => CompareFn::Gt,
+            Mode::Eq => CompareFn::Eq,
+            Mode::Ne => CompareFn::Ne,
+        }
+    }
+
+    fn from_name(name: &str) -> Option<Mode> {
+        match name {
+            "BRANCH_LEQ" => Some(Mode::Le),
+            "BRANCH_LT" => Some(Mode::Lt),
+            "BRANCH_GTE" => Some(Mode::Ge),
+            "BRANCH_GT" => Some(Mode::Gt),
+            "BRANCH_EQ" => Some(Mode::Eq),
+            "BRANCH_NEQ" => Some(Mode::Ne),
+            _ => None,
+        }
+    }
+}
+
+/// A node; a leaf leads to itself.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) feature: i64,
+    pub(super) split: f64,
+    pub(super) mode: Mode,
+    pub(super) yes: usize,
+    pub(super) no: usize,
+    /// NaN takes the true branch.
+    pub(super) missing: bool,
+    pub(super) leaf: bool,
+}
+
+/// What a leaf adds to a target.
+pub(super) struct Vote {
+    pub(super) node: usize,
+    pub(super) target: usize,
+    pub(super) weight: f64,
+}
+
+/// All trees.
+pub(super) struct Forest {
+    pub(super) nodes: Vec<Node>,
+    pub(super) roots: Vec<usize>,
+    pub(super) votes: Vec<Vote>,
+    pub(super) targets: usize,
+    /// Steps from a root to its deepest leaf.
+    pub(super) depth: usize,
+}
+
+fn invalid<T>(message: impl Into<String>) -> Result<T, Fail> {
+    Err(Fail::invalid(message))
+}
+
+/// `{name}` or, as doubles, `{name}_as_tensor`.
+fn numbers(cx: &mut Cx, name: &str) -> Result<Vec<f64>, Fail> {
+    match tensor(cx, &format!("{name}_as_tensor"))? {
+        Some(v) => Ok(v),
+        None => Ok(floats(cx, name)?.unwrap_or_default()),
+    }
+}
+
+fn tensor(cx: &mut Cx, name: &str) -> Result<Option<Vec<f64>>, Fail> {
+    let Some(t) = cx.tensor(name)? else {
+        return Ok(None);
+    };
+    let v = cx.place(t)?;
+    Ok(Some(cx.literal(v).ok_or_else(Fail::reported)?.to_f64()))
+}
+
+impl Forest {
+    /// The form of the operators before opset 5: leaves are nodes; votes have the
+    /// prefix `target` or `class`.
+    pub(super) fn of_nodes(cx: &mut Cx, votes: &str, targets: usize) -> Result<Forest, Fail> {
+        let ints = |name: &str| Ok::<_, Fail>(cx.ints(name)?.unwrap_or_default());
+        let (trees, ids) = (ints("nodes_treeids")?, ints("nodes_nodeids")?);
+        let (yes, no) = (ints("nodes_truenodeids")?, ints("nodes_falsenodeids")?);
+        let features = ints("nodes_featureids")?;
+        let missing = ints("nodes_missing_value_tracks_true")?;
+        let modes = cx.texts("nodes_modes")?.unwrap_or_default();
+        let splits = numbers(cx, "nodes_values")?;
+        let n = trees.len();
+        let lengths = [ids.len(), yes.len(), no.len(), features.len(), modes.len()];
+        if lengths.iter().any(|&l| l != n) || splits.len() != n || n == 0 {
+            return invalid("the attributes of an ensemble's nodes differ in length");
+        }
+        let at: HashMap<(i64, i64), usize> = (0..n).map(|i| ((trees[i], ids[i]), i)).collect();
+        let mut forest = Forest {
+            nodes: vec![],
+            roots: vec![],
+            votes: vec![],
+            targets,
+            depth: 0,
+        };
+        for i in 0..n {
+            if i == 0 || trees[i] != trees[i - 1] {
+                forest.roots.push(i);
+            }
+            let leaf = modes[i] == "LEAF";
+            let child = |id: i64| match at.get(&(trees[i], id)) {
+                _ if leaf => Ok(i),
+                Some(&j) => Ok(j),
+                None => invalid(format!("tree {} has no node {id}", trees[i])),
+            };
+            let mode = match Mode::from_name(&modes[i]) {
+                Some(m) => m,
+                None if leaf => Mode::Le,
+                None => return invalid(format!("there is no comparison `{}`", modes[i])),
+            };
+            forest.nodes.push(Node {
+                feature: if leaf { 0 } else { features[i] },
+                split: splits[i],
+                mode,
+                yes: child(yes[i])?,
+                no: child(no[i])?,
+                missing: missing.get(i) == Some(&1),
+                leaf,
+            });
+        }
+        forest.vote(cx, votes, &at)?;
+        forest.checked(cx)
+    }
+
+    fn vote(
+        &mut self,
+        cx: &mut Cx,
+        prefix: &str,
+        at: &HashMap<(i64, i64), usize>,
+    ) -> Result<(), Fail> {
+        let ints = |what: &str| {
+            let all = cx.ints(&format!("{prefix}_{what}"))?;
+            Ok::<_, Fail>(all.unwrap_or_default())
+        };
+        let (trees, nodes, ids) = (ints("treeids")?, ints("nodeids")?, ints("ids")?);
+        let weights = numbers(cx, &format!("{prefix}_weights"))?;
+        if trees.len() != nodes.len() || trees.len() != ids.len() || trees.len() != weights.len() {
+            return invalid("the attributes of an ensemble's leaves differ in length");
+        }
+        for (i, &weight) in weights.iter().enumerate() {
+            let Some(&node) = at.get(&(trees[i], nodes[i])) else {
+                return invalid(format!("tree {} has no node {}", trees[i], nodes[i]));
+            };
+            let target = usize::try_from(ids[i]).ok().filter(|&t| t < self.targets);
+            let Some(target) = target else {
+                return invalid(format!("there is no target {}", ids[i]));
+            };
+            self.votes.push(Vote {
+                node,
+                target,
+                weight,
+            });
+        }
+        Ok(())
+    }
+
+    /// The form of opset 5: branches, and then leaves.
+    pub(super) fn of_branches(cx: &mut Cx) -> Result<Forest, Fail> {
+        let targets = usize::try_from(cx.int("n_targets", 1)?).unwrap_or(0);
+        let splits = tensor(cx, "nodes_splits")?.unwrap_or_default();
+        let modes = tensor(cx, "nodes_modes")?.unwrap_or_default();
+        let members = tensor(cx, "membership_values")?.unwrap_or_default();
+        let weights = tensor(cx, "leaf_weights")?.unwrap_or_default();
+        let ints = |name: &str| Ok::<_, Fail>(cx.ints(name)?.unwrap_or_default());
+        let features = ints("nodes_featureids")?;
+        let (yes, no) = (ints("nodes_truenodeids")?, ints("nodes_falsenodeids")?);
+        let (yes_leaf, no_leaf) = (ints("nodes_trueleafs")?, ints("nodes_falseleafs")?);
+        let missing = ints("nodes_missing_value_tracks_true")?;
+        let n = features.len();
+        let lengths = [
+            yes.len(),
+            no.len(),
+            yes_leaf.len(),
+            no_leaf.len(),
+            modes.len(),
+        ];
+        if lengths.iter().any(|&l| l != n) || splits.len() != n || n == 0 {
+            return invalid("the attributes of an ensemble's nodes differ in length");
+        }
+        let child = |to: i64, leaf: i64| -> Result<usize, Fail> {
+            let (from, count) = if leaf == 0 {
+                (0, n)
+            } else {
+                (n, weights.len())
+            };
+            match usize::try_from(to).ok().filter(|&t| t < count) {
+                Some(t) => Ok(from + t),
+                None => invalid(format!("there is no node or leaf {to}")),
+            }
+        };
+        let mut sets = members.split(|v| v.is_nan());
+        let mut nodes = vec![];
+        let mut chains = vec![];
+        for i in 0..n {
+            let (yes, no) = (child(yes[i], yes_leaf[i])?, child(no[i], no_leaf[i])?);
+            let known = usize::try_from(modes[i] as i64).ok();
+            let (mode, split) = match known.and_then(|m| Mode::ALL.get(m)) {
+                Some(&m) => (m, splits[i]),
+                None if modes[i] == 6.0 => {
+                    let set = sets.next().unwrap_or_default();
+                    let Some((&first, rest)) = set.split_first() else {
+                        return invalid("a set of members is missing or empty");
+                    };
+                    chains.push((i, rest));
+                    (Mode::Eq, first)
+                }
+                None => return invalid(format!("there is no comparison {}", modes[i])),
+            };
+            nodes.push(Node {
+                feature: features[i],
+                split,
+                mode,
+                yes,
+                no,
+                missing: missing.get(i) == Some(&1),
+                leaf: false,
+            });
+        }
+        for j in n..n + weights.len() {
+            nodes.push(Node {
+                feature: 0,
+                split: 0.0,
+                mode: Mode::Le,
+                yes: j,
+                no: j,
+                missing: false,
+                leaf: true,
+            });
+        }
+        // Membership is a chain of equalities.
+        for (mut last, rest) in chains {
+            for &member in rest {
+                let next = nodes.len();
+                let mut node: Node = nodes[last].clone();
+                node.split = member;
+                nodes[last].no = next;
+                nodes.push(node);
+                last = next;
+            }
+        }
+        let mut forest = Forest {
+            nodes,
+            roots: vec![],
+            votes: vec![],
+            targets,
+            depth: 0,
+        };
+        for &r in ints("tree_roots")? {
+            forest.roots.push(child(r, 0)?);
+        }
+        let ids = ints("leaf_targetids")?;
+        if ids.len() != weights.len() {
+            return invalid("the attributes of an ensemble's leaves differ in length");
+        }
+        for (j, (&id, &weight)) in ids.iter().zip(&weights).enumerate() {
+            let target = usize::try_from(id).ok().filter(|&t| t < targets);
+            let Some(target) = target else {
+                return invalid(format!("there is no target {id}"));
+            };
+            let node = n + j;
+            forest.votes.push(Vote {
+                node,
+                target,
+                weight,
+            });
+        }
+        forest.checked(cx)
+    }
+
+    /// With its depth; trees that do not end, and features that rows do not have,
+    /// are refused.
+    fn checked(mut self, cx: &Cx) -> Result<Forest, Fail> {
+        if self.targets == 0 || self.roots.is_empty() {
+            return invalid("an ensemble without trees or targets");
+        }
+        let features = cx.shape(cx.arg(0)?).last().and_then(|d| d.as_const());
+        let beyond = |f: i64| f < 0 || features.is_some_and(|n| f >= n);
+        if let Some(n) = self.nodes.iter().find(|n| beyond(n.feature)) {
+            return invalid(format!("rows have no feature {}", n.feature));
+        }
+        // Level by level: in a tree no node is met twice.
+        let mut level = self.roots.clone();
+        let mut met = level.len();
+        loop {
+            let inner = level.iter().filter(|&&i| !self.nodes[i].leaf);
+            let next: Vec<usize> = inner
+                .flat_map(|&i| [self.nodes[i].yes, self.nodes[i].no])
+                .collect();
+            if next.is_empty() {
+                return Ok(self);
+            }
+            met += next.len();
+            // A node with both branches to one leaf meets it twice.
+            if met > 4 * self.nodes.len() + self.roots.len() {
+                return invalid("a tree of an ensemble has no end");
+            }
+            self.depth += 1;
+            level = next;
+        }
+    }
+
+    /// Whether every row gets a vote for every target: some tree's every leaf has
+    /// one.
+    pub(super) fn complete(&self) -> bool {
+        let mut voted = vec![vec![false; self.targets]; self.nodes.len()];
+        self.votes
+            .iter()
+            .for_each(|v| voted[v.node][v.target] = true);
+        (0..self.targets).all(|t| {
+            self.roots.iter().any(|&r| {
+                let mut open = vec![r];
+                while let Some(i) = open.pop() {
+                    let n = &self.nodes[i];
+                    match n.leaf {
+                        true if !voted[i][t] => return false,
+                        true => {}
+                        false => open.extend([n.yes, n.no]),
+                    }
+                }
+                true
+            })
+        })
+    }
+}

@@ -245,6 +245,20 @@ mod tests {
     }
 
     #[test]
+    fn no_points_meet_where_there_are_none() {
+        // The result's rows lie in one place, as strides of an empty buffer do.
+        let spoil = |n: &mut LoopNest, rows: i64| {
+            n.axes[0] = c(rows);
+            if let Effect::Store { index, .. } = &mut n.stages[1].effects[0] {
+                *index = Index::strided([c(0)]);
+            }
+        };
+        row_sum(|n| spoil(n, 0)).unwrap();
+        let error = row_sum(|n| spoil(n, 4)).unwrap_err();
+        assert!(error.0.contains("store to one element"), "{error}");
+    }
+
+    #[test]
     fn each_rule_is_enforced() {
         row_sum(|_| {}).unwrap();
         type Case = (&'static str, fn(&mut LoopNest));

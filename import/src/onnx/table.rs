@@ -1,7 +1,7 @@
 //! The operators: one row each. A handler knows the versions at which its
 //! operator's meaning changed; adding an operator is adding a row.
 
-use super::cx::{Cx, Out};
+use super::cx::{Cx, Fail, Out};
 use super::ops::{
     attention, control, deform, detection, elementwise as e, eliminate, grid, index, layout,
     linear, loss, microsoft as ms, ml, ngrams, norm, quant, random, recurrence, recurrent,
@@ -269,6 +269,8 @@ pub(crate) const ROWS: &[Row] = rows! {
     "com.microsoft" {
         // Elementwise and layout.
         "BiasGelu" => e::bias_gelu,
+        "GatherND" => |c| as_of(c, 12, index::gather_nd),
+        "GridSample" => |c| as_of(c, 16, grid::grid_sample),
         "BiasSplitGelu" => ms::elementwise::bias_split_gelu,
         "ExpandDims" => ms::norm::expand_dims,
         "FastGelu" => e::fast_gelu,
@@ -280,11 +282,17 @@ pub(crate) const ROWS: &[Row] = rows! {
         "Unique" => unique::in_order,
         // Attention.
         "Attention" => ms::attention::attention,
+        "CausalConvWithState" => |c| {
+            let usual = [("channels_last", 0), ("dilation", 1), ("ndim", 1), ("state_window", 0)];
+            only(c, &usual, window::causal_conv)
+        },
         "GroupQueryAttention" => ms::grouped::grouped,
+        "LinearAttention" => |c| only(c, &[("state_window", 0)], recurrence::linear_attention),
         "MultiHeadAttention" => ms::attention::multi_head,
         "QAttention" => ms::attention::quantized,
         // Products and convolutions.
         "DynamicQuantizeMatMul" => ms::product::dynamic_quantize_matmul,
+        "ConvTransposeWithDynamicPads" => window::conv_transpose_padded,
         "FusedConv" => ms::fused::conv,
         "FusedGemm" => ms::fused::gemm,
         "FusedMatMul" => linear::fused_matmul,
@@ -321,6 +329,17 @@ pub(crate) const ROWS: &[Row] = rows! {
 /// Converts a node by the rules of ONNX's own operator at this opset.
 fn as_of(cx: &mut Cx, opset: i64, handler: Handler) -> Out {
     cx.opset = opset;
+    handler(cx)
+}
+
+/// Converts a node whose further attributes have their defaults.
+fn only(cx: &mut Cx, usual: &[(&str, i64)], handler: Handler) -> Out {
+    for &(name, value) in usual {
+        let given = cx.int(name, value)?;
+        if given != value {
+            return Err(Fail::form(format!("`{name}` of {given} is not supported")));
+        }
+    }
     handler(cx)
 }
 

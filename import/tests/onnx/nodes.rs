@@ -37,7 +37,7 @@ const KNOWN: &[(&str, &str)] = &[
 ];
 
 /// How many cases must pass; raise it when more do.
-const AT_LEAST: usize = 1_781;
+const AT_LEAST: usize = 1_801;
 
 #[test]
 fn node_tests_give_their_results() {

@@ -2,6 +2,7 @@
 //! are damaged.
 
 mod bad;
+mod hostile;
 mod models;
 mod nodes;
 mod random;

@@ -291,22 +291,23 @@ pub(crate) fn mel_weights(cx: &mut Cx) -> Out {
     let step = (mel(high) - mel(low)) / (bands + 2) as f64;
     let edge = |i: usize| {
         let f = 700.0 * (10f64.powf((i as f64 * step + mel(low)) / 2595.0) - 1.0);
-        (((length + 1.0) * f) / rate).floor() as i64
+        (((length + 1.0) * f) / rate).floor()
     };
     let mut out = vec![0.0; bins * bands];
-    let mut set = |bin: i64, band: usize, v: f64| {
-        if let Some(bin) = usize::try_from(bin).ok().filter(|&b| b < bins) {
-            out[bin * bands + band] = v;
-        }
-    };
     for band in 0..bands {
         let (left, top, right) = (edge(band), edge(band + 1), edge(band + 2));
-        match top - left {
-            0 => set(top, band, 1.0),
-            up => (left..=top).for_each(|j| set(j, band, (j - left) as f64 / up as f64)),
+        for (bin, slot) in out.iter_mut().skip(band).step_by(bands).enumerate() {
+            let j = bin as f64;
+            *slot = if (top..right).contains(&j) {
+                (right - j) / (right - top)
+            } else if j == top && left == top {
+                1.0
+            } else if (left..=top).contains(&j) {
+                (j - left) / (top - left)
+            } else {
+                0.0
+            };
         }
-        let down = right - top;
-        (top..right).for_each(|j| set(j, band, (right - j) as f64 / down as f64));
     }
     let to = cx.int("output_datatype", 1)?;
     let to = tensor::dtype(to).ok_or_else(|| Fail::invalid(format!("{to} is no element type")))?;

@@ -8,6 +8,9 @@ use kiln_ir::{BinaryFn, DType, Dim, Tensor, Tri};
 
 type One = Result<Value, Fail>;
 
+/// Larger matrices need terabytes.
+const MAX_COUNT: i64 = 1 << 38;
+
 /// The attribute `bits`: 2, 4 or 8.
 fn width(cx: &Cx) -> Result<i64, Fail> {
     let bits = cx.int("bits", 4)?;
@@ -17,10 +20,10 @@ fn width(cx: &Cx) -> Result<i64, Fail> {
     }
 }
 
-/// The attribute `name`, above 0.
+/// The attribute `name`, above 0 and in bounds.
 fn count(cx: &Cx, name: &str) -> Result<Dim, Fail> {
     match cx.int(name, 0)? {
-        n @ 1.. => Ok(n.into()),
+        n @ 1..=MAX_COUNT => Ok(n.into()),
         n => Err(Fail::invalid(format!("`{name}` is {n}"))),
     }
 }
@@ -266,6 +269,11 @@ pub(crate) fn gather_block_quantized(cx: &mut Cx) -> Out {
 /// Each element of an axis `block` times, the axis cut to `extent`.
 fn repeated(cx: &mut Cx, x: Value, axis: usize, block: &Dim, extent: &Dim) -> One {
     let shape = cx.shape(x);
+    if axis >= shape.len() {
+        return Err(Fail::invalid(
+            "scales and zero points have the rank of the data",
+        ));
+    }
     let (mut column, mut wide, mut flat) = (shape.clone(), shape.clone(), shape.clone());
     column.insert(axis + 1, Dim::ONE);
     wide.insert(axis + 1, block.clone());

@@ -167,8 +167,10 @@ fn turned(cx: &mut Cx, x: Value, at: Value) -> One {
     for i in [7, 8] {
         let table = cx.arg(i)?;
         let t = cx.b.gather(table, at, 0)?;
-        let mut shape = cx.shape(t);
-        shape.insert(1, Dim::ONE);
+        let [b, s, half] = &cx.shape(t)[..] else {
+            return Err(Fail::invalid("positions are a matrix, and tables too"));
+        };
+        let shape = [b.clone(), Dim::ONE, s.clone(), half.clone()];
         tables.push(cx.b.reshape(t, &shape)?);
     }
     let half = cx.shape(tables[0]).last().and_then(Dim::as_const);

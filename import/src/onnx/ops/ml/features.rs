@@ -77,7 +77,7 @@ fn equal_or_nan(cx: &mut Cx, x: Value, what: f64) -> Result<Value, Fail> {
 }
 
 /// A last axis with 1 at the element's category. Without `zeros`, an element of no
-/// category is an error when the model runs: a row that the table does not have.
+/// category is an error when the model runs: it reads a place that a table lacks.
 pub(crate) fn one_hot(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
     let Some(categories) = cx.ints("cats_int64s")? else {
@@ -100,10 +100,12 @@ pub(crate) fn one_hot(cx: &mut Cx) -> Out {
     let beyond = indices(cx, &[n as i64], &[])?;
     let place = cx.b.select(hit, place, beyond)?;
     let place = cx.b.reduce(ReduceFn::Min, place, &[at], false)?;
-    let mut unit = vec![0.0; n * n];
-    unit.iter_mut().step_by(n + 1).for_each(|v| *v = 1.0);
-    let unit = table(cx, &unit, &[n, n], DType::F32)?;
-    Ok(vec![cx.b.gather(unit, place, 0)?])
+    let known = table(cx, &vec![1.0; n], &[n], DType::F32)?;
+    let known = cx.b.gather(known, place, 0)?;
+    let mut column = cx.shape(known);
+    column.push(Dim::ONE);
+    let known = cx.b.reshape(known, &column)?;
+    Ok(vec![cx.b.mul(ones, known)?])
 }
 
 /// Rows joined; each is as wide as `inputdimensions` says.

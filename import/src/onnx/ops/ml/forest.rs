@@ -5,6 +5,9 @@ use crate::onnx::cx::{Cx, Fail};
 use kiln_ir::CompareFn;
 use std::collections::HashMap;
 
+/// Votes of all nodes for all targets, as a table.
+const MAX_TABLE: usize = 1 << 28;
+
 /// The comparison at a node.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Mode {
@@ -302,47 +305,90 @@ impl Forest {
         if let Some(n) = self.nodes.iter().find(|n| beyond(n.feature)) {
             return invalid(format!("rows have no feature {}", n.feature));
         }
-        // Level by level: in a tree no node is met twice.
-        let mut level = self.roots.clone();
-        let mut met = level.len();
-        loop {
-            let inner = level.iter().filter(|&&i| !self.nodes[i].leaf);
-            let next: Vec<usize> = inner
-                .flat_map(|&i| [self.nodes[i].yes, self.nodes[i].no])
-                .collect();
-            if next.is_empty() {
-                return Ok(self);
-            }
-            met += next.len();
-            // A node with both branches to one leaf meets it twice.
-            if met > 4 * self.nodes.len() + self.roots.len() {
-                return invalid("a tree of an ensemble has no end");
-            }
-            self.depth += 1;
-            level = next;
+        let size = self.nodes.len().saturating_mul(self.targets);
+        if size > MAX_TABLE {
+            return Err(Fail::form(format!(
+                "{} targets of an ensemble",
+                self.targets
+            )));
         }
+        self.depth = self.deepest()?;
+        Ok(self)
+    }
+
+    /// The longest way from a root to a leaf. Branches may meet again, as those of
+    /// a set's members do: each node is measured once, after what is below it.
+    fn deepest(&self) -> Result<usize, Fail> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum State {
+            New,
+            Open,
+            Depth(usize),
+        }
+        let mut state = vec![State::New; self.nodes.len()];
+        let mut open = self.roots.clone();
+        while let Some(&i) = open.last() {
+            let n = &self.nodes[i];
+            match state[i] {
+                State::Depth(_) => {
+                    open.pop();
+                }
+                State::New if n.leaf => state[i] = State::Depth(0),
+                State::New => {
+                    state[i] = State::Open;
+                    for below in [n.yes, n.no] {
+                        match state[below] {
+                            State::New => open.push(below),
+                            State::Open => return invalid("a tree of an ensemble has no end"),
+                            State::Depth(_) => {}
+                        }
+                    }
+                }
+                State::Open => {
+                    let mut depth = 0;
+                    for below in [n.yes, n.no] {
+                        match state[below] {
+                            State::Depth(d) => depth = depth.max(d + 1),
+                            _ => return invalid("a tree of an ensemble has no end"),
+                        }
+                    }
+                    state[i] = State::Depth(depth);
+                }
+            }
+        }
+        let depths = self.roots.iter().map(|&r| match state[r] {
+            State::Depth(d) => d,
+            State::New | State::Open => 0,
+        });
+        Ok(depths.max().unwrap_or(0))
     }
 
     /// Whether every row gets a vote for every target: some tree's every leaf has
     /// one.
     pub(super) fn complete(&self) -> bool {
-        let mut voted = vec![vec![false; self.targets]; self.nodes.len()];
-        self.votes
-            .iter()
-            .for_each(|v| voted[v.node][v.target] = true);
-        (0..self.targets).all(|t| {
-            self.roots.iter().any(|&r| {
-                let mut open = vec![r];
-                while let Some(i) = open.pop() {
-                    let n = &self.nodes[i];
-                    match n.leaf {
-                        true if !voted[i][t] => return false,
-                        true => {}
-                        false => open.extend([n.yes, n.no]),
-                    }
+        let mut voted = vec![false; self.nodes.len() * self.targets];
+        for v in &self.votes {
+            voted[v.node * self.targets + v.target] = true;
+        }
+        let mut done = vec![false; self.targets];
+        let mut met = vec![usize::MAX; self.nodes.len()];
+        for (tree, &r) in self.roots.iter().enumerate() {
+            let mut all = vec![true; self.targets];
+            let mut open = vec![r];
+            while let Some(i) = open.pop() {
+                if std::mem::replace(&mut met[i], tree) == tree {
+                    continue;
                 }
-                true
-            })
-        })
+                let n = &self.nodes[i];
+                if !n.leaf {
+                    open.extend([n.yes, n.no]);
+                    continue;
+                }
+                let own = &voted[i * self.targets..][..self.targets];
+                all.iter_mut().zip(own).for_each(|(a, v)| *a &= v);
+            }
+            done.iter_mut().zip(all).for_each(|(d, a)| *d |= a);
+        }
+        done.into_iter().all(|d| d)
     }
 }

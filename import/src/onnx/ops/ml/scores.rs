@@ -113,7 +113,7 @@ pub(super) fn two(cx: &mut Cx, p: Value, from: f64) -> One {
 /// `x·wᵀ + bias` for weights `[e, f]` given as a list.
 pub(super) fn product(cx: &mut Cx, x: Value, weights: &[f64], bias: &[f64], e: usize) -> One {
     let f = super::width(cx, x)?;
-    if weights.len() != e * f || !(bias.is_empty() || bias.len() == e) {
+    if Some(weights.len()) != e.checked_mul(f) || !(bias.is_empty() || bias.len() == e) {
         return Err(Fail::invalid(format!(
             "{} weights and {} offsets for {e} results of {f} features",
             weights.len(),

@@ -11,6 +11,13 @@ use kiln_ir::{
 
 type One = Result<Value, Fail>;
 
+/// Support vectors of one class; more are a mistake.
+const MAX_VECTORS: usize = 1 << 24;
+/// Classes: each two have a score, and the graph holds their votes one by one.
+const MAX_CLASSES: usize = 256;
+/// Classes with probabilities, which take operations for each two, over and over.
+const MAX_COUPLED: usize = 32;
+
 /// The kernel between each row of `x[n, f]` and each vector of `[v, f]`: `[n, v]`.
 fn kernel(cx: &mut Cx, x: Value, vectors: &[f64]) -> One {
     let f = width(cx, x)?;
@@ -123,13 +130,16 @@ pub(crate) fn classifier(cx: &mut Cx) -> Out {
     let rho = floats(cx, "rho")?.unwrap_or_default();
     let per_class: Option<Vec<usize>> = (cx.ints("vectors_per_class")?.unwrap_or_default())
         .iter()
-        .map(|&n| usize::try_from(n).ok())
+        .map(|&n| usize::try_from(n).ok().filter(|&n| n <= MAX_VECTORS))
         .collect();
     let per_class = per_class.unwrap_or_default();
     if per_class.len() != labels.len() || labels.len() < 2 {
         return Err(Fail::form(
             "a support vector classifier without vectors for each class",
         ));
+    }
+    if labels.len() > MAX_CLASSES {
+        return Err(Fail::form(format!("{} classes", labels.len())));
     }
     let p = pairs(&coefficients, &per_class)?;
     let vectors = floats(cx, "support_vectors")?.unwrap_or_default();
@@ -143,6 +153,9 @@ pub(crate) fn classifier(cx: &mut Cx) -> Out {
     let z = match (a.len(), labels.len()) {
         (0, 2) => scores::two(cx, s, 0.0)?,
         (0, _) => scores::transformed(cx, s)?,
+        (_, classes) if classes > MAX_COUPLED => {
+            return Err(Fail::form(format!("probabilities of {classes} classes")));
+        }
         (n, _) if n == p.pairs.len() && b.len() == n => {
             let z = coupled(cx, s, &p.pairs, &a, &b, labels.len())?;
             scores::transformed(cx, z)?

@@ -209,6 +209,11 @@ def grouped():
     case("grouped-bias", node(op, "q k v pk pv n t _ _ _ a", "y nk nv", **heads),
          new + cache + ends + " a:f[1,4,s,u]", "y nk nv",
          {**feed(2, 1, 3, (4, 4), 4), "a": f32(1, 4, 1, 4)})
+    # Rows behind a prompt's end are not specified: those before it.
+    case("grouped-ragged-prompt", [node(op, "q k v _ _ n t c s", "all nk nv", do_rotary=1, **heads),
+                                   plain("GatherND", "all at", "y")], new + ends, "y", feed(2, 4, None, (4, 2), 4),
+         {**tables, "at": np.array([[0, 0], [0, 1], [0, 3], [1, 0], [1, 1]])})
+    case("grouped-bidirectional", node(op, "q k v _ _ n t", "y nk nv", causal=0, **heads), new + ends, "y nk nv", prompt)
     # What exporters emit: lengths from the mask.
     case("grouped-from-mask", [
         plain("Cast", "mask", "m32", to=TensorProto.INT32), plain("ReduceSum", "m32 last", "sum", keepdims=0),

@@ -125,7 +125,7 @@ pub(crate) fn softmax(cx: &mut Cx) -> Out {
 /// Values, each with its scale and zero point, joined under one of both.
 pub(crate) fn concat(cx: &mut Cx) -> Out {
     let count = cx.args.len().saturating_sub(2);
-    if count == 0 || count % 3 != 0 {
+    if count == 0 || !count.is_multiple_of(3) {
         return Err(Fail::invalid("each value has a scale and a zero point"));
     }
     let to = cx.dtype(cx.arg(1)?);

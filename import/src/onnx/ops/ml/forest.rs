@@ -184,65 +184,10 @@ impl Forest {
     /// The form of opset 5: branches, and then leaves.
     pub(super) fn of_branches(cx: &mut Cx) -> Result<Forest, Fail> {
         let targets = usize::try_from(cx.int("n_targets", 1)?).unwrap_or(0);
-        let splits = tensor(cx, "nodes_splits")?.unwrap_or_default();
-        let modes = tensor(cx, "nodes_modes")?.unwrap_or_default();
-        let members = tensor(cx, "membership_values")?.unwrap_or_default();
         let weights = tensor(cx, "leaf_weights")?.unwrap_or_default();
-        let ints = |name: &str| Ok::<_, Fail>(cx.ints(name)?.unwrap_or_default());
-        let features = ints("nodes_featureids")?;
-        let (yes, no) = (ints("nodes_truenodeids")?, ints("nodes_falsenodeids")?);
-        let (yes_leaf, no_leaf) = (ints("nodes_trueleafs")?, ints("nodes_falseleafs")?);
-        let missing = ints("nodes_missing_value_tracks_true")?;
-        let n = features.len();
-        let lengths = [
-            yes.len(),
-            no.len(),
-            yes_leaf.len(),
-            no_leaf.len(),
-            modes.len(),
-        ];
-        if lengths.iter().any(|&l| l != n) || splits.len() != n || n == 0 {
-            return invalid("the attributes of an ensemble's nodes differ in length");
-        }
-        let child = |to: i64, leaf: i64| -> Result<usize, Fail> {
-            let (from, count) = if leaf == 0 {
-                (0, n)
-            } else {
-                (n, weights.len())
-            };
-            match usize::try_from(to).ok().filter(|&t| t < count) {
-                Some(t) => Ok(from + t),
-                None => invalid(format!("there is no node or leaf {to}")),
-            }
-        };
-        let mut sets = members.split(|v| v.is_nan());
-        let mut nodes = vec![];
-        let mut chains = vec![];
-        for i in 0..n {
-            let (yes, no) = (child(yes[i], yes_leaf[i])?, child(no[i], no_leaf[i])?);
-            let known = usize::try_from(modes[i] as i64).ok();
-            let (mode, split) = match known.and_then(|m| Mode::ALL.get(m)) {
-                Some(&m) => (m, splits[i]),
-                None if modes[i] == 6.0 => {
-                    let set = sets.next().unwrap_or_default();
-                    let Some((&first, rest)) = set.split_first() else {
-                        return invalid("a set of members is missing or empty");
-                    };
-                    chains.push((i, rest));
-                    (Mode::Eq, first)
-                }
-                None => return invalid(format!("there is no comparison {}", modes[i])),
-            };
-            nodes.push(Node {
-                feature: features[i],
-                split,
-                mode,
-                yes,
-                no,
-                missing: missing.get(i) == Some(&1),
-                leaf: false,
-            });
-        }
+        let branches = Branches::read(cx, weights.len())?;
+        let n = branches.features.len();
+        let mut nodes = branches.nodes()?;
         for j in n..n + weights.len() {
             nodes.push(Node {
                 feature: 0,
@@ -254,8 +199,9 @@ impl Forest {
                 leaf: true,
             });
         }
+        let sets = branches.sets()?;
         // Membership is a chain of equalities.
-        for (mut last, rest) in chains {
+        for (mut last, rest) in sets {
             for &member in rest {
                 let next = nodes.len();
                 let mut node: Node = nodes[last].clone();
@@ -272,10 +218,10 @@ impl Forest {
             targets,
             depth: 0,
         };
-        for &r in ints("tree_roots")? {
-            forest.roots.push(child(r, 0)?);
+        for &r in cx.ints("tree_roots")?.unwrap_or_default() {
+            forest.roots.push(branches.child(r, 0)?);
         }
-        let ids = ints("leaf_targetids")?;
+        let ids = cx.ints("leaf_targetids")?.unwrap_or_default();
         if ids.len() != weights.len() {
             return invalid("the attributes of an ensemble's leaves differ in length");
         }
@@ -390,5 +336,104 @@ impl Forest {
             done.iter_mut().zip(all).for_each(|(d, a)| *d |= a);
         }
         done.into_iter().all(|d| d)
+    }
+}
+
+/// The attributes of opset 5's branches, of one length.
+struct Branches<'m> {
+    features: &'m [i64],
+    splits: Vec<f64>,
+    modes: Vec<f64>,
+    yes: (&'m [i64], &'m [i64]),
+    no: (&'m [i64], &'m [i64]),
+    missing: &'m [i64],
+    /// The sets of the nodes that ask for membership, each ended by NaN.
+    members: Vec<f64>,
+    leaves: usize,
+}
+
+/// The mode that asks for membership of a set.
+const MEMBER: f64 = 6.0;
+
+impl<'m> Branches<'m> {
+    fn read(cx: &mut Cx<'_, '_, 'm>, leaves: usize) -> Result<Branches<'m>, Fail> {
+        let splits = tensor(cx, "nodes_splits")?.unwrap_or_default();
+        let modes = tensor(cx, "nodes_modes")?.unwrap_or_default();
+        let members = tensor(cx, "membership_values")?.unwrap_or_default();
+        let ints = |name: &str| Ok::<_, Fail>(cx.ints(name)?.unwrap_or_default());
+        let all = Branches {
+            features: ints("nodes_featureids")?,
+            splits,
+            modes,
+            yes: (ints("nodes_truenodeids")?, ints("nodes_trueleafs")?),
+            no: (ints("nodes_falsenodeids")?, ints("nodes_falseleafs")?),
+            missing: ints("nodes_missing_value_tracks_true")?,
+            members,
+            leaves,
+        };
+        let n = all.features.len();
+        let lengths = [
+            all.splits.len(),
+            all.modes.len(),
+            all.yes.0.len(),
+            all.yes.1.len(),
+            all.no.0.len(),
+            all.no.1.len(),
+        ];
+        match lengths.iter().all(|&l| l == n) && n > 0 {
+            true => Ok(all),
+            false => invalid("the attributes of an ensemble's nodes differ in length"),
+        }
+    }
+
+    /// Where a branch leads among all nodes: branches first, then leaves.
+    fn child(&self, to: i64, leaf: i64) -> Result<usize, Fail> {
+        let n = self.features.len();
+        let (from, count) = if leaf == 0 { (0, n) } else { (n, self.leaves) };
+        match usize::try_from(to).ok().filter(|&t| t < count) {
+            Some(t) => Ok(from + t),
+            None => invalid(format!("there is no node or leaf {to}")),
+        }
+    }
+
+    /// The branches; one that asks for membership asks for its set's first member.
+    fn nodes(&self) -> Result<Vec<Node>, Fail> {
+        let mut firsts = self.members.split(|v| v.is_nan()).map(|s| s.first());
+        (0..self.features.len())
+            .map(|i| {
+                let known = usize::try_from(self.modes[i] as i64).ok();
+                let (mode, split) = match known.and_then(|m| Mode::ALL.get(m)) {
+                    Some(&m) => (m, self.splits[i]),
+                    None if self.modes[i] == MEMBER => match firsts.next().flatten() {
+                        Some(&first) => (Mode::Eq, first),
+                        None => return invalid("a set of members is missing or empty"),
+                    },
+                    None => {
+                        return invalid(format!("there is no comparison {}", self.modes[i]));
+                    }
+                };
+                Ok(Node {
+                    feature: self.features[i],
+                    split,
+                    mode,
+                    yes: self.child(self.yes.0[i], self.yes.1[i])?,
+                    no: self.child(self.no.0[i], self.no.1[i])?,
+                    missing: self.missing.get(i) == Some(&1),
+                    leaf: false,
+                })
+            })
+            .collect()
+    }
+
+    /// The nodes that ask for membership, each with its set's further members.
+    fn sets(&self) -> Result<Vec<(usize, &[f64])>, Fail> {
+        let asking = (0..self.modes.len()).filter(|&i| self.modes[i] == MEMBER);
+        asking
+            .zip(self.members.split(|v| v.is_nan()))
+            .map(|(i, set)| match set.split_first() {
+                Some((_, rest)) => Ok((i, rest)),
+                None => invalid("a set of members is missing or empty"),
+            })
+            .collect()
     }
 }

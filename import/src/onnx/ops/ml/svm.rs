@@ -21,7 +21,7 @@ const MAX_COUPLED: usize = 32;
 /// The kernel between each row of `x[n, f]` and each vector of `[v, f]`: `[n, v]`.
 fn kernel(cx: &mut Cx, x: Value, vectors: &[f64]) -> One {
     let f = width(cx, x)?;
-    if f == 0 || vectors.len() % f != 0 {
+    if f == 0 || !vectors.len().is_multiple_of(f) {
         return Err(Fail::invalid(format!(
             "{} numbers are no vectors of {f} features",
             vectors.len()
@@ -189,7 +189,7 @@ fn voted(cx: &mut Cx, s: Value, pairs: &[(usize, usize)], labels: &[i64]) -> One
 }
 
 /// Probabilities of classes from those of pairs: a pair's is Platt's sigmoid of its
-/// score, and the classes' are found as in Wu, Lin and Weng 2004, section 4, with
+/// score, and the classes' are found by the second method of Wu, Lin and Weng 2004, with
 /// libsvm's bounds: at most 100 rounds, until no class is off by 0.005/classes.
 fn coupled(
     cx: &mut Cx,
@@ -208,25 +208,7 @@ fn coupled(
     let (low, high) = (cx.like(r, 1e-7)?, cx.like(r, 1.0 - 1e-7)?);
     let r = cx.b.binary(BinaryFn::Max, r, low)?;
     let r = cx.b.binary(BinaryFn::Min, r, high)?;
-    // r[i][j]: class i rather than class j, a column of rows.
-    let one = cx.like(r, 1.0)?;
-    let mut of = vec![vec![one; classes]; classes];
-    for (at, &(i, j)) in pairs.iter().enumerate() {
-        let p = column(cx, r, at)?;
-        of[i][j] = p;
-        of[j][i] = cx.b.sub(one, p)?;
-    }
-    let mut q = vec![vec![one; classes]; classes];
-    for t in 0..classes {
-        let mut sum = cx.like(r, 0.0)?;
-        for j in (0..classes).filter(|&j| j != t) {
-            let square = cx.b.mul(of[j][t], of[j][t])?;
-            sum = cx.b.add(sum, square)?;
-            let both = cx.b.mul(of[j][t], of[t][j])?;
-            q[t][j] = cx.b.unary(UnaryFn::Neg, both)?;
-        }
-        q[t][t] = sum;
-    }
+    let q = pair_matrix(cx, r, pairs, classes)?;
     let n = cx.extent(s, 0)?;
     let start =
         cx.b.full(DType::F32, &[n, classes.into()], 1.0 / classes as f64)?;
@@ -250,6 +232,35 @@ fn coupled(
     let out =
         cx.b.push_with_regions(op, &[trip, go, start], vec![region])?;
     Ok(out[0])
+}
+
+/// The matrix of the method's quadratic form, each element a column of rows.
+fn pair_matrix(
+    cx: &mut Cx,
+    r: Value,
+    pairs: &[(usize, usize)],
+    classes: usize,
+) -> Result<Vec<Vec<Value>>, Fail> {
+    let one = cx.like(r, 1.0)?;
+    // r[i][j]: class i rather than class j, a column of rows.
+    let mut of = vec![vec![one; classes]; classes];
+    for (at, &(i, j)) in pairs.iter().enumerate() {
+        let p = column(cx, r, at)?;
+        of[i][j] = p;
+        of[j][i] = cx.b.sub(one, p)?;
+    }
+    let mut q = vec![vec![one; classes]; classes];
+    for t in 0..classes {
+        let mut sum = cx.like(r, 0.0)?;
+        for j in (0..classes).filter(|&j| j != t) {
+            let square = cx.b.mul(of[j][t], of[j][t])?;
+            sum = cx.b.add(sum, square)?;
+            let both = cx.b.mul(of[j][t], of[t][j])?;
+            q[t][j] = cx.b.unary(UnaryFn::Neg, both)?;
+        }
+        q[t][t] = sum;
+    }
+    Ok(q)
 }
 
 /// One round: whether any row goes on, and the rows' next probabilities; a row that

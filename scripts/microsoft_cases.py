@@ -214,6 +214,15 @@ def grouped():
                                    plain("GatherND", "all at", "y")], new + ends, "y", feed(2, 4, None, (4, 2), 4),
          {**tables, "at": np.array([[0, 0], [0, 1], [0, 3], [1, 0], [1, 1]])})
     case("grouped-bidirectional", node(op, "q k v _ _ n t", "y nk nv", causal=0, **heads), new + ends, "y nk nv", prompt)
+    # Chunks padded to one length, each row of the batch with its own count.
+    chunk = {**feed(3, 4, 12, (6, 8, 5), 12), "c": i32(4, 2, 1)}
+    seen = np.array([[0, 0], [0, 3], [1, 0], [1, 1], [2, 0]])
+    kept = np.array([[b, g, r] for b, e in enumerate((6, 8, 5)) for g in range(2) for r in range(e)])
+    case("grouped-padded-chunk", [
+        node(op, "q k v pk pv n t co si _ _ _ _ _ _ _ c", "all nk nv", do_rotary=1, **heads),
+        plain("GatherND", "all at", "y"), plain("GatherND", "nk kept", "k2"), plain("GatherND", "nv kept", "v2")],
+        new + cache + ends + " c:j[b]", "y k2 v2", chunk,
+        {"co": tables["c"], "si": tables["s"], "at": seen, "kept": kept})
     # What exporters emit: lengths from the mask.
     case("grouped-from-mask", [
         plain("Cast", "mask", "m32", to=TensorProto.INT32), plain("ReduceSum", "m32 last", "sum", keepdims=0),

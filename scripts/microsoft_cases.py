@@ -209,6 +209,20 @@ def grouped():
     case("grouped-bias", node(op, "q k v pk pv n t _ _ _ a", "y nk nv", **heads),
          new + cache + ends + " a:f[1,4,s,u]", "y nk nv",
          {**feed(2, 1, 3, (4, 4), 4), "a": f32(1, 4, 1, 4)})
+    # Rows behind a prompt's end are not specified: those before it.
+    case("grouped-ragged-prompt", [node(op, "q k v _ _ n t c s", "all nk nv", do_rotary=1, **heads),
+                                   plain("GatherND", "all at", "y")], new + ends, "y", feed(2, 4, None, (4, 2), 4),
+         {**tables, "at": np.array([[0, 0], [0, 1], [0, 3], [1, 0], [1, 1]])})
+    case("grouped-bidirectional", node(op, "q k v _ _ n t", "y nk nv", causal=0, **heads), new + ends, "y nk nv", prompt)
+    # Chunks padded to one length, each row of the batch with its own count.
+    chunk = {**feed(3, 4, 12, (6, 8, 5), 12), "c": i32(4, 2, 1)}
+    seen = np.array([[0, 0], [0, 3], [1, 0], [1, 1], [2, 0]])
+    kept = np.array([[b, g, r] for b, e in enumerate((6, 8, 5)) for g in range(2) for r in range(e)])
+    case("grouped-padded-chunk", [
+        node(op, "q k v pk pv n t co si _ _ _ _ _ _ _ c", "all nk nv", do_rotary=1, **heads),
+        plain("GatherND", "all at", "y"), plain("GatherND", "nk kept", "k2"), plain("GatherND", "nv kept", "v2")],
+        new + cache + ends + " c:j[b]", "y k2 v2", chunk,
+        {"co": tables["c"], "si": tables["s"], "at": seen, "kept": kept})
     # What exporters emit: lengths from the mask.
     case("grouped-from-mask", [
         plain("Cast", "mask", "m32", to=TensorProto.INT32), plain("ReduceSum", "m32 last", "sum", keepdims=0),
@@ -340,6 +354,59 @@ def products():
          "x:f[n,4,h,v] z:f[n,6,h,v]", "y", {"x": f32(2, 4, 5, 6), "z": f32(2, 6, 5, 6)}, w)
     case("fused-conv-groups", node("FusedConv", "x w", "y", group=2, dilations=[1, 2], activation="Relu"),
          "x:f[n,4,h,v]", "y", image, {"w": f32(6, 2, 3, 2)})
+
+
+def others():
+    x = {"x": f32(2, 3, 5, 4)}
+    w = {"w": f32(3, 4, 3, 3), "b": f32(4)}
+    for name, pads in [("", [0, 0, 0, 0]), ("-pads", [1, 0, 1, 1])]:
+        case("conv-transpose-pads" + name, node("ConvTransposeWithDynamicPads", "x w p b", "y", strides=[2, 1]),
+             "x:f[n,3,h,v]", "y", x, {**w, "p": i64(*pads)})
+    grid = {"x": x["x"], "g": RNG.uniform(-1.2, 1.2, (2, 4, 3, 2)).astype(np.float32)}
+    for mode in ["bilinear", "nearest"]:
+        case(f"grid-sample-{mode}", node("GridSample", "x g", "y", mode=mode), "x:f[n,3,h,v] g:f[n,a,b,2]", "y", grid)
+    case("gather-nd", node("GatherND", "x i", "y"), "x:f[n,3,h,v] i:i[k,2]", "y",
+         {"x": x["x"], "i": np.array([[0, 1], [1, 2], [1, 0]])})
+    for name, shape in [("", (3, 5, 5)), ("-wide", (2, 9, 9)), ("-one", (1, 1, 1))]:
+        case("inverse" + name, node("Inverse", "x", "y"), "x:f[b,n,n]", "y",
+             {"x": f32(*shape) + 3 * np.eye(shape[1], dtype=np.float32)})
+    swapped = np.eye(5, dtype=np.float32)[::-1] * np.arange(1, 6, dtype=np.float32)
+    case("inverse-pivots", node("Inverse", "x", "y"), "x:f[n,n]", "y", {"x": swapped})
+    case("unique-in-order", node("Unique", "x", "y i c"), "x:f[n]", "y i c",
+         {"x": np.array([2, 1, 1, 3, 4, 3], np.float32)})
+    state = {"x": f32(2, 4, 6), "s": f32(2, 4, 2)}
+    case("causal-conv", node("CausalConvWithState", "x w b s", "y n", activation="silu"), "x:f[n,4,t] s:f[n,4,2]", "y n",
+         state, {"w": f32(4, 1, 3), "b": f32(4)})
+    q = {"q": f32(2, 3, 8), "k": f32(2, 3, 8), "v": f32(2, 3, 6), "g": -np.abs(f32(2, 3, 2)), "b": np.abs(small(2, 3, 2))}
+    for rule, inputs in [("linear", "q k v"), ("gated", "q k v _ g"), ("gated_delta", "q k v _ g b")]:
+        names = [n for n in inputs.split() if n != "_"]
+        widths = {"q": 8, "k": 8, "v": 6, "g": 2, "b": 2}
+        case(f"linear-attention-{rule}", node("LinearAttention", inputs, "y n", update_rule=rule, q_num_heads=2,
+                                              kv_num_heads=2), " ".join(f"{n}:f[n,t,{widths[n]}]" for n in names), "y n",
+             {n: q[n] for n in names})
+
+
+def halves():
+    """Half floats, where ONNX Runtime has kernels for them."""
+    def f16(*shape):
+        return f32(*shape).astype(np.float16)
+
+    w = {"g": f16(8)}
+    case("half-skip-rms", node("SkipSimplifiedLayerNormalization", "x s g", "y _ _ t", epsilon=1e-5),
+         "x:h[a,n,8] s:h[a,n,8]", "y t", {"x": f16(2, 3, 8), "s": f16(2, 3, 8)}, w)
+    # All of one sign: what cancels is only known to the terms' rounding.
+    n, k, block = 6, 64, 32
+    case("half-matmul-4-bits", node("MatMulNBits", "x w s z", "y", N=n, K=k, bits=4, block_size=block), f"x:h[a,{k}]", "y",
+         {"x": np.abs(f16(3, k))},
+         {"w": u8(n, k // block, block // 2), "s": np.abs(small(n, k // block)).astype(np.float16),
+          "z": np.zeros((n, 1), np.uint8)})
+    case("half-rotary", node("RotaryEmbedding", "x p c s", "y"), "x:h[b,n,16] p:i[b,n]", "y",
+         {"x": f16(2, 3, 16), "p": RNG.integers(0, 12, (2, 3))}, {"c": f16(12, 4), "s": f16(12, 4)})
+    case("half-grouped", node("GroupQueryAttention", "q k v pk pv n t c s", "y nk nv", do_rotary=1, num_heads=4,
+                              kv_num_heads=2),
+         "q:h[b,s,64] k:h[b,s,32] v:h[b,s,32] pk:h[b,2,p,16] pv:h[b,2,p,16] n:j[b] t:j[]", "y nk nv",
+         {"q": f16(2, 1, 64), "k": f16(2, 1, 32), "v": f16(2, 1, 32), "pk": f16(2, 2, 3, 16), "pv": f16(2, 2, 3, 16),
+          "n": i32(3, 3), "t": np.array(4, np.int32)}, {"c": f16(16, 8), "s": f16(16, 8)})
 
 
 def quantized_products():
@@ -516,7 +583,7 @@ def layouts():
     case("trilu-lower", node("Trilu", "x k", "y", upper=0), "x:f[a,b,c]", "y", x, {"k": np.array(1)})
 
 
-for group in [attention, multi_head, grouped, norms, activations, products, quantized_products, quantized_values,
-              conversions, layouts]:
+for group in [attention, multi_head, grouped, norms, activations, products, others, halves, quantized_products,
+              quantized_values, conversions, layouts]:
     group()
 print(W.count, "cases written")

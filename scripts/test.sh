@@ -41,6 +41,16 @@ onnx_suite() {
 }
 
 step "ONNX's suite, compiled" onnx_suite
+# What a script writes against ONNX Runtime, compiled: all right, and all there.
+written_cases() {
+  local script=$1 least=$2 cases=$target/$1 out
+  rm -rf "$cases"
+  "$python" "scripts/$script.py" "$cases" >/dev/null
+  out=$("$target/release/kiln" verify --suite "$cases" --json) || { echo "$out" | head -c 3000; return 1; }
+  echo "$out" | "$python" -c 'import json,sys; d=json.load(sys.stdin); print(d["passed"], "compiled and right,", d["failed"], "wrong,", d["skipped"], "skipped"); sys.exit(d["failed"] + d["skipped"] > 0 or d["passed"] < int(sys.argv[1]))' "$least"
+}
+step "operators of com.microsoft, compiled" written_cases microsoft_cases 244
+step "more operators, compiled" written_cases operator_cases 141
 step "real models against ONNX Runtime" "$python" scripts/e2e_models.py "$target/release/kiln" "$target/release/kiln-rt"
 step "8-bit models against ONNX Runtime" "$python" scripts/int8_models.py "$target/release/kiln" "$target/release/kiln-rt"
 step "image networks against ONNX Runtime" "$python" scripts/light_models.py "$target/release/kiln" "$target/release/kiln-rt" --small

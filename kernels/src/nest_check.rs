@@ -95,11 +95,15 @@ impl LoopNest {
                 if when.is_some_and(|w| self.exprs.dtype(w) != DType::Bool) {
                     return fail("a store's condition is not bool".into());
                 }
+                // Of no points, none meet: an empty buffer's strides are 0.
+                let empty = self.axes.iter().any(|s| s.as_const() == Some(0));
                 let walked = (0..self.outer).chain(stage.axes.iter().copied());
                 let meets = walked
                     .filter(|&a| self.axes[a as usize].as_const().is_some_and(|n| n > 1))
                     .find(|&a| index.stride(a) == Size::ZERO);
-                if let (Some(a), true, None) = (meets, index.gathers.is_empty(), update) {
+                if let (Some(a), true, None, false) =
+                    (meets, index.gathers.is_empty(), update, empty)
+                {
                     return fail(format!("points along axis {a} store to one element"));
                 }
             }
@@ -238,6 +242,20 @@ mod tests {
         };
         spoil(&mut nest);
         nest.check()
+    }
+
+    #[test]
+    fn no_points_meet_where_there_are_none() {
+        // The result's rows lie in one place, as strides of an empty buffer do.
+        let spoil = |n: &mut LoopNest, rows: i64| {
+            n.axes[0] = c(rows);
+            if let Effect::Store { index, .. } = &mut n.stages[1].effects[0] {
+                *index = Index::strided([c(0)]);
+            }
+        };
+        row_sum(|n| spoil(n, 0)).unwrap();
+        let error = row_sum(|n| spoil(n, 4)).unwrap_err();
+        assert!(error.0.contains("store to one element"), "{error}");
     }
 
     #[test]

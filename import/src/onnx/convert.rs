@@ -16,6 +16,26 @@ use std::sync::Arc;
 
 /// Opsets from before this one are not read.
 const OLDEST_OPSET: i64 = 6;
+/// Operators that mean the same from opset 1 to the oldest that is read.
+const SINCE_THE_FIRST: &[&str] = &[
+    "And",
+    "Equal",
+    "Flatten",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "Greater",
+    "Identity",
+    "Less",
+    "MatMul",
+    "Not",
+    "Or",
+    "Shape",
+    "Size",
+    "Softplus",
+    "Softsign",
+    "Transpose",
+    "Xor",
+];
 /// Newer opsets may change meanings that this importer does not know.
 const NEWEST_OPSET: i64 = 28;
 /// Nodes in all, functions inlined: functions that call each other twice grow
@@ -389,7 +409,8 @@ impl<'m> Importer<'m> {
             );
             return Err(Fail::new(code::OPSET, message).help("export the model again"));
         }
-        if in_domain.is_empty() && opset < OLDEST_OPSET {
+        let old = in_domain.is_empty() && opset < OLDEST_OPSET;
+        if old && !SINCE_THE_FIRST.contains(&node.op_type.as_str()) {
             let message = format!("opset {opset} is older than {OLDEST_OPSET}");
             return Err(Fail::new(code::OPSET, message)
                 .help("convert it with onnx.version_converter to opset 17"));

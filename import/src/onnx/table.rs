@@ -1,11 +1,11 @@
 //! The operators: one row each. A handler knows the versions at which its
 //! operator's meaning changed; adding an operator is adding a row.
 
-use super::cx::{Cx, Items, Out};
+use super::cx::{Cx, Fail, Items, Out};
 use super::ops::{
-    attention, control, detection, elementwise as e, grid, index, layout, linear, loops, loss,
-    microsoft as ms, ngrams, norm, quant, recurrence, recurrent, recurrent::Cell, reduce, resize,
-    sequence, signal, source, training, window,
+    attention, control, deform, detection, elementwise as e, eliminate, grid, index, layout,
+    linear, loops, loss, microsoft as ms, ml, ngrams, norm, quant, random, recurrence, recurrent,
+    recurrent::Cell, reduce, resize, sequence, signal, source, training, unique, window,
 };
 use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use std::collections::HashMap;
@@ -150,6 +150,7 @@ const TENSORS: &[Row] = rows! { Tensors:
         "ScatterND" => index::scatter_nd,
         "TensorScatter" => index::tensor_scatter,
         "TopK" => index::top_k,
+        "Unique" => unique::unique,
         "ArgMax" => |c| index::arg_reduce(c, true),
         "ArgMin" => |c| index::arg_reduce(c, false),
         // Reductions.
@@ -172,6 +173,7 @@ const TENSORS: &[Row] = rows! { Tensors:
         "Conv" => window::conv,
         "ConvInteger" => window::conv_integer,
         "ConvTranspose" => window::conv_transpose,
+        "DeformConv" => deform::deform_conv,
         "GlobalLpPool" => window::global_lp_pool,
         "LRN" => window::lrn,
         "CausalConvWithState" => window::causal_conv,
@@ -194,7 +196,15 @@ const TENSORS: &[Row] = rows! { Tensors:
         "DFT" => signal::dft,
         "HammingWindow" => |c| signal::window(c, [25.0 / 46.0, 21.0 / 46.0, 0.0]),
         "HannWindow" => |c| signal::window(c, [0.5, 0.5, 0.0]),
+        "MelWeightMatrix" => signal::mel_weights,
         "STFT" => signal::stft,
+        // Random numbers.
+        "Bernoulli" => random::bernoulli,
+        "Multinomial" => random::multinomial,
+        "RandomNormal" => |c| random::random_normal(c, false),
+        "RandomNormalLike" => |c| random::random_normal(c, true),
+        "RandomUniform" => |c| random::random_uniform(c, false),
+        "RandomUniformLike" => |c| random::random_uniform(c, true),
         // Detection.
         "NonMaxSuppression" => detection::non_max_suppression,
         "RoiAlign" => detection::roi_align,
@@ -234,6 +244,19 @@ const TENSORS: &[Row] = rows! { Tensors:
     "ai.onnx.ml" {
         "ArrayFeatureExtractor" => index::array_feature_extractor,
         "Binarizer" => e::binarizer,
+        "FeatureVectorizer" => ml::features::vectorizer,
+        "Imputer" => ml::features::imputer,
+        "LabelEncoder" => ml::labels::label_encoder,
+        "LinearClassifier" => ml::linear::classifier,
+        "LinearRegressor" => ml::linear::regressor,
+        "Normalizer" => ml::features::normalizer,
+        "OneHotEncoder" => ml::features::one_hot,
+        "SVMClassifier" => ml::svm::classifier,
+        "SVMRegressor" => ml::svm::regressor,
+        "Scaler" => ml::features::scaler,
+        "TreeEnsemble" => ml::trees::ensemble,
+        "TreeEnsembleClassifier" => ml::trees::classifier,
+        "TreeEnsembleRegressor" => ml::trees::regressor,
     }
     "ai.onnx.preview" {
         "FlexAttention" => attention::flex_attention,
@@ -246,6 +269,8 @@ const TENSORS: &[Row] = rows! { Tensors:
     "com.microsoft" {
         // Elementwise and layout.
         "BiasGelu" => e::bias_gelu,
+        "GatherND" => |c| as_of(c, 12, index::gather_nd),
+        "GridSample" => |c| as_of(c, 16, grid::grid_sample),
         "BiasSplitGelu" => ms::elementwise::bias_split_gelu,
         "ExpandDims" => ms::norm::expand_dims,
         "FastGelu" => e::fast_gelu,
@@ -254,19 +279,27 @@ const TENSORS: &[Row] = rows! { Tensors:
         "QuickGelu" => e::quick_gelu,
         "Range" => source::range_from,
         "Trilu" => layout::trilu,
+        "Unique" => unique::in_order,
         // Attention.
         "Attention" => ms::attention::attention,
+        "CausalConvWithState" => |c| {
+            let usual = [("channels_last", 0), ("dilation", 1), ("ndim", 1), ("state_window", 0)];
+            only(c, &usual, window::causal_conv)
+        },
         "GroupQueryAttention" => ms::grouped::grouped,
+        "LinearAttention" => |c| only(c, &[("state_window", 0)], recurrence::linear_attention),
         "MultiHeadAttention" => ms::attention::multi_head,
         "QAttention" => ms::attention::quantized,
         // Products and convolutions.
         "DynamicQuantizeMatMul" => ms::product::dynamic_quantize_matmul,
+        "ConvTransposeWithDynamicPads" => window::conv_transpose_padded,
         "FusedConv" => ms::fused::conv,
         "FusedGemm" => ms::fused::gemm,
         "FusedMatMul" => linear::fused_matmul,
         "MatMulIntegerToFloat" => ms::product::matmul_integer_to_float,
         "MatMulNBits" => ms::bits::matmul_n_bits,
         "QGemm" => ms::product::qgemm,
+        "Inverse" => eliminate::inverse,
         "TransposeMatMul" => linear::fused_matmul,
         // Quantized values.
         "DequantizeLinear" => quant::dequantize,
@@ -296,6 +329,17 @@ const TENSORS: &[Row] = rows! { Tensors:
 /// Converts a node by the rules of ONNX's own operator at this opset.
 fn as_of(cx: &mut Cx, opset: i64, handler: fn(&mut Cx) -> Out) -> Out {
     cx.opset = opset;
+    handler(cx)
+}
+
+/// Converts a node whose further attributes have their defaults.
+fn only(cx: &mut Cx, usual: &[(&str, i64)], handler: fn(&mut Cx) -> Out) -> Out {
+    for &(name, value) in usual {
+        let given = cx.int(name, value)?;
+        if given != value {
+            return Err(Fail::form(format!("`{name}` of {given} is not supported")));
+        }
+    }
     handler(cx)
 }
 
@@ -341,13 +385,12 @@ pub(crate) fn suggestion(domain: &str, op: &str) -> &'static str {
         "" if starts(&["String", "Regex", "Tfidf"]) => {
             "strings are not compiled: do this step before the model"
         }
-        "" if starts(&["Random", "Bernoulli", "Multinomial"]) => {
-            "pass random numbers to the model as an input"
-        }
         "" => {
             "export the model without it, or with the operators that it is defined by (a function body)"
         }
-        "ai.onnx.ml" => "classical ML operators are not compiled: do this step outside the model",
+        "ai.onnx.ml" => {
+            "of this domain, models of numbers are compiled: do this step outside the model"
+        }
         "com.microsoft" => {
             "this is an operator of ONNX Runtime's own optimizer: export the model without that optimization"
         }

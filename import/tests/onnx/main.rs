@@ -2,7 +2,9 @@
 //! are damaged.
 
 mod bad;
+mod hostile;
 mod models;
 mod nodes;
 mod sequences;
+mod random;
 mod support;

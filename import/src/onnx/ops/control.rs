@@ -162,17 +162,49 @@ struct Scanned {
 /// (then moved to its axis, and turned round).
 pub(crate) fn scan(cx: &mut Cx) -> Items {
     if cx.opset < 9 {
-        return Err(Fail::form("Scan of opset 8 is not supported")
-            .help("convert the model with onnx.version_converter to opset 17"));
+        return batched_scan(cx);
     }
-    let graph = cx.graph("body")?;
     let all = cx.all()?;
+    scan_over(cx, &all, "scan_input_directions")
+}
+
+/// Opset 8, where everything has a batch axis in front: of one entry, the same
+/// without it.
+fn batched_scan(cx: &mut Cx) -> Out {
+    let no = |what: &str| {
+        Err(Fail::form(format!("{what} in a Scan of opset 8"))
+            .help("convert the model with onnx.version_converter to opset 17"))
+    };
+    if cx.opt(0).is_some() {
+        return no("sequence lengths");
+    }
+    let mut all = vec![];
+    for i in 1..cx.args.len() {
+        let v = cx.arg(i)?;
+        let shape = cx.shape(v);
+        match shape.split_first() {
+            Some((n, rest)) if *n == Dim::ONE => all.push(cx.b.reshape(v, rest)?),
+            _ => return no("more than one batch entry"),
+        }
+    }
+    let mut out = scan_over(cx, &all, "directions")?;
+    for v in &mut out {
+        let shape = [&[Dim::ONE], &cx.shape(*v)[..]].concat();
+        *v = cx.b.reshape(*v, &shape)?;
+    }
+    Ok(out)
+}
+
+/// States and then scanned values; `directions` names the attribute that says
+/// which of these run backwards.
+fn scan_over(cx: &mut Cx, all: &[Value], directions: &str) -> Out {
+    let graph = cx.graph("body")?;
     let n = usize::try_from(cx.int("num_scan_inputs", 0)?)
         .ok()
         .filter(|&n| n > 0 && n <= all.len())
         .ok_or_else(|| Fail::invalid("the number of scanned inputs does not fit"))?;
     let (carried, scanned) = all.split_at(all.len() - n);
-    let scanned = scan_inputs(cx, scanned)?;
+    let scanned = scan_inputs(cx, scanned, directions)?;
     let steps = cx.shape(scanned[0].value)[scanned[0].axis].clone();
     let start: Vec<Item> = carried.iter().map(|&v| Item::Tensor(v)).collect();
     let inner = body(cx, graph, &start, 0, &|cx, region, i, params| {
@@ -214,9 +246,9 @@ pub(crate) fn scan(cx: &mut Cx) -> Items {
     Ok(results.into_iter().map(Item::Tensor).collect())
 }
 
-fn scan_inputs(cx: &mut Cx, values: &[Value]) -> Result<Vec<Scanned>, Fail> {
+fn scan_inputs(cx: &mut Cx, values: &[Value], directions: &str) -> Result<Vec<Scanned>, Fail> {
     let axes = cx.ints("scan_input_axes")?.unwrap_or_default();
-    let directions = cx.ints("scan_input_directions")?.unwrap_or_default();
+    let directions = cx.ints(directions)?.unwrap_or_default();
     values
         .iter()
         .enumerate()

@@ -222,6 +222,8 @@ pub(crate) fn non_max_suppression(cx: &mut Cx) -> Out {
 /// their low neighbour, the high one, the latter's weight, and whether they are
 /// on the map.
 struct Points {
+    /// Where places are left over: which are used.
+    used: Option<Value>,
     low: Value,
     high: Value,
     part: Value,
@@ -233,13 +235,27 @@ fn by(cx: &mut Cx, f: BinaryFn, x: Value, c: f64) -> One {
     Ok(cx.b.binary(f, x, c)?)
 }
 
-fn points(
-    cx: &mut Cx,
-    ends: (Value, Value),
-    length: &Dim,
-    (bins, samples): (i64, i64),
-    half_pixel: bool,
-) -> Result<Points, Fail> {
+/// How many samples a bin has along one axis.
+enum Samples {
+    /// The same everywhere.
+    All(i64),
+    /// As many as a bin has elements, rounded up, by region: their numbers `f64[r,
+    /// 1]`, and the largest of them.
+    Own { count: Value, most: Dim },
+}
+
+impl Samples {
+    /// How many places a bin has room for.
+    fn room(&self) -> Dim {
+        match self {
+            Samples::All(n) => Dim::from(*n),
+            Samples::Own { most, .. } => most.clone(),
+        }
+    }
+}
+
+/// Where the regions begin along one axis, and how long they are.
+fn span(cx: &mut Cx, ends: (Value, Value), half_pixel: bool) -> Result<(Value, Value), Fail> {
     let scale = cx.float("spatial_scale", 1.0)?;
     let place = |cx: &mut Cx, v: Value| -> One {
         let v = by(cx, BinaryFn::Mul, v, scale)?;
@@ -250,17 +266,42 @@ fn points(
     if !half_pixel {
         span = by(cx, BinaryFn::Max, span, 1.0)?;
     }
-    let op = Iota {
-        shape: vec![Dim::ONE, Dim::from(bins * samples)],
-        axis: 1,
-        dtype: DType::F64,
+    Ok((start, span))
+}
+
+/// The number of samples that is asked for, or as many as the regions need.
+fn samples(cx: &mut Cx, span: Value, bins: i64) -> Result<Samples, Fail> {
+    match cx.int("sampling_ratio", 0)? {
+        n @ 1.. => return Ok(Samples::All(n)),
+        0 => {}
+        n => return Err(Fail::invalid(format!("`sampling_ratio` is {n}"))),
+    }
+    let each = by(cx, BinaryFn::Div, span, bins as f64)?;
+    let count = cx.b.unary(kiln_ir::UnaryFn::Ceil, each)?;
+    let count = by(cx, BinaryFn::Max, count, 0.0)?;
+    let most = cx.b.reduce(ReduceFn::Max, count, &[0, 1], false)?;
+    // Of no regions the largest is no number; one place is then enough.
+    let most = by(cx, BinaryFn::Max, most, 1.0)?;
+    let most = cx.b.cast(most, DType::I64)?;
+    let most = cx.mint(most, None)?;
+    Ok(Samples::Own { count, most })
+}
+
+/// The samples of all bins along one axis: `[r, bins·samples]`.
+fn points(
+    cx: &mut Cx,
+    (start, span): (Value, Value),
+    length: &Dim,
+    bins: i64,
+    samples: &Samples,
+) -> Result<Points, Fail> {
+    let (p, used) = match samples {
+        Samples::All(n) => (evenly(cx, start, span, bins * n)?, None),
+        Samples::Own { count, most } => {
+            let (p, used) = by_region(cx, start, span, bins, (*count, most))?;
+            (p, Some(used))
+        }
     };
-    // The samples of all bins lie evenly.
-    let i = cx.b.one(op, &[])?;
-    let i = by(cx, BinaryFn::Add, i, 0.5)?;
-    let step = by(cx, BinaryFn::Div, span, (bins * samples) as f64)?;
-    let p = cx.b.mul(i, step)?;
-    let p = cx.b.add(p, start)?;
     let length = cx.scalar_dim(length.clone())?;
     let length = cx.b.cast(length, DType::F64)?;
     let before = cx.like(p, -1.0)?;
@@ -275,11 +316,91 @@ fn points(
     let high = by(cx, BinaryFn::Add, low, 1.0)?;
     let high = cx.b.binary(BinaryFn::Min, high, last)?;
     Ok(Points {
+        used,
         low: cx.b.cast(low, DType::I64)?,
         high: cx.b.cast(high, DType::I64)?,
         part,
         inside,
     })
+}
+
+/// `n` samples that lie evenly over the whole region.
+fn evenly(cx: &mut Cx, start: Value, span: Value, n: i64) -> One {
+    let op = Iota {
+        shape: vec![Dim::ONE, Dim::from(n)],
+        axis: 1,
+        dtype: DType::F64,
+    };
+    let i = cx.b.one(op, &[])?;
+    let i = by(cx, BinaryFn::Add, i, 0.5)?;
+    let step = by(cx, BinaryFn::Div, span, n as f64)?;
+    let p = cx.b.mul(i, step)?;
+    Ok(cx.b.add(p, start)?)
+}
+
+/// The same with each region's own number, and which of the places are used.
+fn by_region(
+    cx: &mut Cx,
+    start: Value,
+    span: Value,
+    bins: i64,
+    (count, most): (Value, &Dim),
+) -> Result<(Value, Value), Fail> {
+    let line = |axis: usize, n: Dim| {
+        let mut shape = vec![Dim::ONE; 3];
+        shape[axis] = n;
+        let dtype = DType::F64;
+        Iota { shape, axis, dtype }
+    };
+    let r = cx.extent(start, 0)?;
+    let column = [r.clone(), Dim::ONE, Dim::ONE];
+    let (start, span) = (cx.b.reshape(start, &column)?, cx.b.reshape(span, &column)?);
+    let count = cx.b.reshape(count, &column)?;
+    let (bin, i) = (
+        cx.b.one(line(1, bins.into()), &[])?,
+        cx.b.one(line(2, most.clone()), &[])?,
+    );
+    let step = by(cx, BinaryFn::Div, span, bins as f64)?;
+    let own = cx.b.div(step, count)?;
+    let from = cx.b.mul(bin, step)?;
+    let from = cx.b.add(from, start)?;
+    let half = by(cx, BinaryFn::Add, i, 0.5)?;
+    let within = cx.b.mul(half, own)?;
+    let p = cx.b.add(from, within)?;
+    let used = cx.b.compare(CompareFn::Lt, i, count)?;
+    let whole = [r.clone(), bins.into(), most.clone()];
+    let used = cx.b.broadcast_to(used, &whole)?;
+    // What is not used may be no number.
+    let zero = cx.like(p, 0.0)?;
+    let p = cx.b.select(used, p, zero)?;
+    let flat = [r, Dim::from(bins) * most.clone()];
+    Ok((cx.b.reshape(p, &flat)?, cx.b.reshape(used, &flat)?))
+}
+
+/// Bins of `[c, r, down, samples, across, samples]` pooled.
+fn pooled(cx: &mut Cx, y: Value, down: &Samples, across: &Samples, largest: bool) -> One {
+    let (Samples::Own { count: rows, .. }, Samples::Own { count: columns, .. }) = (down, across)
+    else {
+        let f = if largest {
+            ReduceFn::Max
+        } else {
+            ReduceFn::Mean
+        };
+        return Ok(cx.b.reduce(f, y, &[3, 5], false)?);
+    };
+    let n = cx.b.mul(*rows, *columns)?;
+    let r = cx.extent(n, 0)?;
+    let n = cx.b.cast(n, cx.dtype(y))?;
+    let n = cx.b.reshape(n, &[r, Dim::ONE, Dim::ONE])?;
+    if !largest {
+        let sum = cx.b.reduce(ReduceFn::Sum, y, &[3, 5], false)?;
+        let n = by(cx, BinaryFn::Max, n, 1.0)?;
+        return Ok(cx.b.div(sum, n)?);
+    }
+    let most = cx.b.reduce(ReduceFn::Max, y, &[3, 5], false)?;
+    let zero = cx.like(most, 0.0)?;
+    let some = cx.b.compare(CompareFn::Gt, n, zero)?;
+    Ok(cx.b.select(some, most, zero)?)
 }
 
 /// Regions of a map sampled between its elements and pooled into bins.
@@ -295,13 +416,6 @@ pub(crate) fn roi_align(cx: &mut Cx) -> Out {
         "output_half_pixel" => false,
         other => return Err(Fail::invalid(format!("there is no mode `{other}`"))),
     };
-    let samples = cx.int("sampling_ratio", 0)?;
-    if samples <= 0 {
-        return Err(
-            Fail::form("RoiAlign whose number of samples follows from the regions")
-                .help("export the model with a sampling_ratio above 0"),
-        );
-    }
     let (ph, pw) = (cx.int("output_height", 1)?, cx.int("output_width", 1)?);
     let bins = 1..=i64::from(i32::MAX);
     if ![ph, pw, samples].iter().all(|n| bins.contains(n)) {
@@ -318,11 +432,14 @@ pub(crate) fn roi_align(cx: &mut Cx) -> Out {
     let column = |cx: &mut Cx, i: i64| cx.b.slice_axis(wide, 1, i.into(), Dim::ONE);
     let (x1, y1) = (column(cx, 0)?, column(cx, 1)?);
     let (x2, y2) = (column(cx, 2)?, column(cx, 3)?);
-    let ys = points(cx, (y1, y2), h, (ph, samples), half_pixel)?;
-    let xs = points(cx, (x1, x2), w, (pw, samples), half_pixel)?;
+    let tall = span(cx, (y1, y2), half_pixel)?;
+    let broad = span(cx, (x1, x2), half_pixel)?;
+    let (rows_each, columns_each) = (samples(cx, tall.1, ph)?, samples(cx, broad.1, pw)?);
+    let ys = points(cx, tall, h, ph, &rows_each)?;
+    let xs = points(cx, broad, w, pw, &columns_each)?;
     // [regions, rows, 1] against [regions, 1, columns].
-    let down = [r.clone(), Dim::from(ph * samples), Dim::ONE];
-    let across = [r.clone(), Dim::ONE, Dim::from(pw * samples)];
+    let down = [r.clone(), Dim::from(ph) * rows_each.room(), Dim::ONE];
+    let across = [r.clone(), Dim::ONE, Dim::from(pw) * columns_each.room()];
     let (rows, columns) = (cx.scalar_dim(h.clone())?, cx.scalar_dim(w.clone())?);
     let image = cx.b.cast(batch, DType::I64)?;
     let image = cx.b.mul(image, rows)?;
@@ -372,23 +489,24 @@ pub(crate) fn roi_align(cx: &mut Cx) -> Out {
     }
     let y = sum.ok_or_else(|| Fail::invalid("no neighbours"))?;
     let zero = cx.like(y, 0.0)?;
-    let y = cx.b.select(inside, y, zero)?;
+    let mut y = cx.b.select(inside, y, zero)?;
+    if let (Some(a), Some(b)) = (ys.used, xs.used) {
+        let (a, b) = (cx.b.reshape(a, &down)?, cx.b.reshape(b, &across)?);
+        let used = cx.b.binary(BinaryFn::And, a, b)?;
+        let none = cx.like(y, if largest { f64::NEG_INFINITY } else { 0.0 })?;
+        y = cx.b.select(used, y, none)?;
+    }
     let bins = [
         c,
         &r,
         &ph.into(),
-        &samples.into(),
+        &rows_each.room(),
         &pw.into(),
-        &samples.into(),
+        &columns_each.room(),
     ];
     let bins: Vec<Dim> = bins.into_iter().cloned().collect();
     let y = cx.b.reshape(y, &bins)?;
-    let f = if largest {
-        ReduceFn::Max
-    } else {
-        ReduceFn::Mean
-    };
-    let y = cx.b.reduce(f, y, &[3, 5], false)?;
+    let y = pooled(cx, y, &rows_each, &columns_each, largest)?;
     let y = cx.b.transpose(y, &[1, 0, 2, 3])?;
     Ok(vec![cx.b.cast(y, cx.dtype(x))?])
 }

@@ -166,9 +166,9 @@ pub(crate) fn is_inf(cx: &mut Cx) -> Out {
 pub(crate) fn dropout(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
     if let Some(training) = cx.opt(2)
-        && cx.known_ints(training) != Some(vec![0])
+        && cx.known_truth(training) != Some(false)
     {
-        return Err(Fail::form("dropout in training mode is not supported"));
+        return super::random::dropout(cx, training);
     }
     let mut out = vec![x];
     if cx.wants(1) {

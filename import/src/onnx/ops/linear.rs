@@ -1,5 +1,6 @@
 //! Matrix products.
 
+use super::eliminate;
 use crate::onnx::cx::{Cx, Fail, Out};
 use crate::onnx::shapes;
 use kiln_ir::graph::Value;
@@ -382,7 +383,8 @@ fn contract(
     sum_out(cx, Labelled { value, labels }, later)
 }
 
-/// The determinant of square matrices of at most 4 rows, by cofactors.
+/// The determinant of square matrices: of at most 4 rows by cofactors, of more by
+/// elimination.
 pub(crate) fn det(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
     let shape = cx.shape(x);
@@ -391,7 +393,7 @@ pub(crate) fn det(cx: &mut Cx) -> Out {
         _ => return Err(Fail::invalid("a determinant of no square matrix")),
     };
     let Some(n) = n else {
-        return Err(Fail::form("a determinant of more than 4 rows"));
+        return Ok(vec![eliminate::determinant(cx, x)?]);
     };
     let columns: Vec<i64> = (0..n).collect();
     let y = minor(cx, x, 0, &columns)?;

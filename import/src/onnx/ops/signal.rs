@@ -262,3 +262,57 @@ pub(crate) fn stft(cx: &mut Cx) -> Out {
     };
     Ok(vec![transform(cx, x, &t)?])
 }
+
+/// Triangles over the frequencies of a one-sided transform, evenly spaced on the
+/// mel scale (2595·log₁₀(1 + f/700)): `[length/2 + 1, bands]`, computed while
+/// importing.
+pub(crate) fn mel_weights(cx: &mut Cx) -> Out {
+    let mut given = [0.0; 5];
+    for (i, slot) in given.iter_mut().enumerate() {
+        let v = cx.arg(i)?;
+        *slot = cx.number(v).ok_or_else(|| {
+            Fail::new(
+                code::DATA_SHAPE,
+                "the numbers of a mel matrix must be known when the model is compiled",
+            )
+            .help("if an input holds them, fix it with --freeze NAME=FILE.npy")
+        })?;
+    }
+    let [bands, length, rate, low, high] = given;
+    let sound = (1.0..=65536.0).contains(&bands) && (0.0..=1e8).contains(&length) && rate > 0.0;
+    if !sound {
+        return Err(Fail::invalid(format!(
+            "{bands} bands of a transform of {length} at a rate of {rate}"
+        )));
+    }
+    let (bands, bins) = (bands as usize, length as usize / 2 + 1);
+    let mel = |f: f64| 2595.0 * (1.0 + f / 700.0).log10();
+    // The standard divides by the number of edges, not of the gaps between them.
+    let step = (mel(high) - mel(low)) / (bands + 2) as f64;
+    let edge = |i: usize| {
+        let f = 700.0 * (10f64.powf((i as f64 * step + mel(low)) / 2595.0) - 1.0);
+        (((length + 1.0) * f) / rate).floor()
+    };
+    let mut out = vec![0.0; bins * bands];
+    for band in 0..bands {
+        let (left, top, right) = (edge(band), edge(band + 1), edge(band + 2));
+        for (bin, slot) in out.iter_mut().skip(band).step_by(bands).enumerate() {
+            let j = bin as f64;
+            *slot = if (top..right).contains(&j) {
+                (right - j) / (right - top)
+            } else if j == top && left == top {
+                1.0
+            } else if (left..=top).contains(&j) {
+                (j - left) / (top - left)
+            } else {
+                0.0
+            };
+        }
+    }
+    let to = cx.int("output_datatype", 1)?;
+    let to = tensor::dtype(to).ok_or_else(|| Fail::invalid(format!("{to} is no element type")))?;
+    let t = Tensor::from_f64(DType::F64, [bins, bands], &out);
+    let t =
+        cx.b.constant(t.map_err(|e| Fail::invalid(e.to_string()))?)?;
+    Ok(vec![cx.b.cast(t, to)?])
+}

@@ -30,7 +30,7 @@ struct Frame {
     extra: Vec<Dim>,
 }
 
-fn counts(cx: &Cx, name: &str, spatial: usize) -> Result<Vec<usize>, Fail> {
+pub(super) fn counts(cx: &Cx, name: &str, spatial: usize) -> Result<Vec<usize>, Fail> {
     let given = match cx.ints(name)? {
         None => return Ok(vec![1; spatial]),
         Some(v) => v,
@@ -195,7 +195,7 @@ fn convolution(cx: &mut Cx, x: Value, w: Value, bias: Option<Value>) -> One {
     Ok(cx.b.one(op, &args)?)
 }
 
-fn groups(cx: &Cx) -> Result<usize, Fail> {
+pub(super) fn groups(cx: &Cx) -> Result<usize, Fail> {
     let g = cx.int("group", 1)?;
     usize::try_from(g)
         .ok()
@@ -256,8 +256,10 @@ pub(crate) fn qlinear_conv(cx: &mut Cx) -> Out {
         None => None,
     };
     let y = convolution(cx, x, w, bias)?;
+    // The sum is exact; what scales it is one f32, as in ONNX Runtime.
+    let y = cx.b.cast(y, DType::F32)?;
     let channels = |cx: &mut Cx, s: Value| -> One {
-        let s = cx.b.cast(s, DType::F64)?;
+        let s = cx.b.cast(s, DType::F32)?;
         match &cx.shape(s)[..] {
             [n] if *n != Dim::ONE => {
                 let mut column = vec![Dim::ONE; cx.rank(y) - 1];
@@ -325,6 +327,20 @@ pub(crate) fn causal_conv(cx: &mut Cx) -> Out {
 /// A convolution of the input with `stride − 1` zeros between its elements, with
 /// the filter back to front.
 pub(crate) fn conv_transpose(cx: &mut Cx) -> Out {
+    let pads = cx.ints("pads")?.map(<[i64]>::to_vec);
+    transposed(cx, cx.opt(2), pads)
+}
+
+/// Of ONNX Runtime: the paddings are the third argument.
+pub(crate) fn conv_transpose_padded(cx: &mut Cx) -> Out {
+    let pads = match cx.opt(2) {
+        Some(p) => Some(cx.need_ints(p, "the paddings")?),
+        None => None,
+    };
+    transposed(cx, cx.opt(3), pads)
+}
+
+fn transposed(cx: &mut Cx, bias: Option<Value>, pads: Option<Vec<i64>>) -> Out {
     let (x, w) = (cx.arg(0)?, cx.arg(1)?);
     let lengths = spatial(cx, x)?;
     let n = lengths.len();
@@ -338,7 +354,7 @@ pub(crate) fn conv_transpose(cx: &mut Cx) -> Out {
     let span: Vec<i64> = (0..n)
         .map(|i| ((kernel[i] - 1) * dilations[i] + 1) as i64)
         .collect();
-    let (lo, hi) = borders(cx, &lengths, &strides, &span, &extra)?;
+    let (lo, hi) = borders(cx, &lengths, &strides, &span, (&extra, pads))?;
     let groups = groups(cx)?;
     let w = mirrored(cx, w, groups)?;
     let mut spread = x;
@@ -353,7 +369,7 @@ pub(crate) fn conv_transpose(cx: &mut Cx) -> Out {
         hi: (0..n).map(|i| border(i, &hi[i], extra[i])).collect(),
         groups,
     };
-    let args: Vec<Value> = [spread, w].into_iter().chain(cx.opt(2)).collect();
+    let args: Vec<Value> = [spread, w].into_iter().chain(bias).collect();
     Ok(vec![cx.b.one(op, &args)?])
 }
 
@@ -363,7 +379,7 @@ fn borders(
     lengths: &[Dim],
     strides: &[usize],
     span: &[i64],
-    extra: &[i64],
+    (extra, pads): (&[i64], Option<Vec<i64>>),
 ) -> Result<(Vec<Dim>, Vec<Dim>), Fail> {
     let n = lengths.len();
     let auto = cx.text("auto_pad", "NOTSET")?;
@@ -380,7 +396,7 @@ fn borders(
         (None, _) => None,
     };
     let Some(wanted) = wanted else {
-        return match cx.ints("pads")? {
+        return match pads {
             None => Ok((vec![Dim::ZERO; n], vec![Dim::ZERO; n])),
             Some(p) if p.len() == 2 * n => Ok((
                 p[..n].iter().map(|&p| p.into()).collect(),

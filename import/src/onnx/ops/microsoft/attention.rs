@@ -8,6 +8,9 @@ use kiln_ir::{BinaryFn, CompareFn, DType, Dim};
 
 type One = Result<Value, Fail>;
 
+/// More are a mistake.
+const MAX_HEADS: i64 = 1 << 20;
+
 /// Queries, keys and values, heads first: `[b, h, s, d]`.
 struct Heads {
     q: Value,
@@ -55,7 +58,7 @@ fn refuse(cx: &Cx, flag: &str, what: &str) -> Result<(), Fail> {
 pub(super) fn heads(cx: &Cx, name: &str) -> Result<i64, Fail> {
     let n = cx.int(name, 0)?;
     match n {
-        1.. => Ok(n),
+        1..=MAX_HEADS => Ok(n),
         _ => Err(Fail::invalid(format!("`{name}` is {n}"))),
     }
 }

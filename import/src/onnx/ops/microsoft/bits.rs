@@ -3,9 +3,13 @@
 
 use crate::onnx::cx::{Cx, Fail, Out};
 use kiln_ir::graph::Value;
+use kiln_ir::ops::layout::{Pad, PadMode};
 use kiln_ir::{BinaryFn, DType, Dim, Tensor, Tri};
 
 type One = Result<Value, Fail>;
+
+/// Larger matrices need terabytes.
+const MAX_COUNT: i64 = 1 << 38;
 
 /// The attribute `bits`: 2, 4 or 8.
 fn width(cx: &Cx) -> Result<i64, Fail> {
@@ -16,10 +20,10 @@ fn width(cx: &Cx) -> Result<i64, Fail> {
     }
 }
 
-/// The attribute `name`, above 0.
+/// The attribute `name`, above 0 and in bounds.
 fn count(cx: &Cx, name: &str) -> Result<Dim, Fail> {
     match cx.int(name, 0)? {
-        n @ 1.. => Ok(n.into()),
+        n @ 1..=MAX_COUNT => Ok(n.into()),
         n => Err(Fail::invalid(format!("`{name}` is {n}"))),
     }
 }
@@ -62,7 +66,11 @@ pub(crate) fn matmul_n_bits(cx: &mut Cx) -> Out {
         return Err(Fail::form("a weight in the layout of one GPU"));
     }
     let a = cx.arg(0)?;
-    let w = weight(cx)?;
+    let p = Packed::read(cx)?;
+    let (a, w) = match cx.opt(4) {
+        Some(groups) => (a, by_group(cx, &p, groups)?),
+        None => (spread(cx, &p, a)?, by_block(cx, &p)?),
+    };
     let w = cx.b.cast(w, cx.dtype(a))?;
     let y = cx.b.matmul_t(a, w, false, true)?;
     match cx.opt(5) {
@@ -71,49 +79,137 @@ pub(crate) fn matmul_n_bits(cx: &mut Cx) -> Out {
     }
 }
 
-/// The weight `[n, k]` as f32.
-fn weight(cx: &mut Cx) -> One {
-    let bits = width(cx)?;
-    let (n, k, block) = (count(cx, "N")?, count(cx, "K")?, count(cx, "block_size")?);
-    let blocks = k.ceil_div(&block);
-    let (packed, scales) = (cx.arg(1)?, cx.arg(2)?);
-    let bytes = (block.clone() * Dim::from(bits)).ceil_div(&8.into());
-    let flat = [n.clone(), blocks.clone() * bytes];
-    let q = cx.b.reshape(packed, &flat)?;
-    let q = unpacked(cx, q, bits)?;
-    let q = cx.b.cast(q, DType::F32)?;
-    let by_block = [n.clone(), blocks.clone()];
-    let s = cx.b.reshape(scales, &by_block)?;
-    let s = cx.b.cast(s, DType::F32)?;
-    let z = match cx.opt(3) {
-        None => cx.b.full(DType::F32, &by_block, (1 << (bits - 1)) as f64)?,
-        Some(z) if cx.dtype(z) == DType::U8 => {
-            let bytes = (blocks.clone() * Dim::from(bits)).ceil_div(&8.into());
-            let z = cx.b.reshape(z, &[n.clone(), bytes])?;
-            let z = unpacked(cx, z, bits)?;
-            let z = cut(cx, z, &blocks)?;
-            cx.b.cast(z, DType::F32)?
-        }
-        Some(z) => {
-            let z = cx.b.reshape(z, &by_block)?;
-            cx.b.cast(z, DType::F32)?
-        }
-    };
-    if let Some(groups) = cx.opt(4) {
-        // Each input feature names its block.
-        let (s, z) = (cx.b.gather(s, groups, 1)?, cx.b.gather(z, groups, 1)?);
-        let q = cut(cx, q, &k)?;
-        let q = cx.b.sub(q, z)?;
-        return Ok(cx.b.mul(q, s)?);
+/// A packed weight and what its elements mean.
+struct Packed {
+    bits: i64,
+    n: Dim,
+    k: Dim,
+    blocks: Dim,
+    /// Bytes of one block.
+    bytes: Dim,
+    /// `u8`, as it is stored.
+    data: Value,
+    /// `f32[n, blocks]`.
+    scales: Value,
+    /// `f32[n, blocks]`.
+    zeros: Value,
+}
+
+impl Packed {
+    fn read(cx: &mut Cx) -> Result<Packed, Fail> {
+        let bits = width(cx)?;
+        let (n, k, block) = (count(cx, "N")?, count(cx, "K")?, count(cx, "block_size")?);
+        let blocks = k.ceil_div(&block);
+        let bytes = (block * Dim::from(bits)).div_exact(&8.into());
+        let bytes = bytes.ok_or_else(|| Fail::invalid("a block is no whole number of bytes"))?;
+        let (data, scales) = (cx.arg(1)?, cx.arg(2)?);
+        let by_block = [n.clone(), blocks.clone()];
+        let scales = cx.b.reshape(scales, &by_block)?;
+        let zeros = match cx.opt(3) {
+            None => cx.b.scalar(DType::F32, (1 << (bits - 1)) as f64)?,
+            Some(z) if cx.dtype(z) == DType::U8 => {
+                let bytes = (blocks.clone() * Dim::from(bits)).ceil_div(&8.into());
+                let z = cx.b.reshape(z, &[n.clone(), bytes])?;
+                let z = unpacked(cx, z, bits)?;
+                cut(cx, z, &blocks)?
+            }
+            Some(z) => cx.b.reshape(z, &by_block)?,
+        };
+        let zeros = cx.b.cast(zeros, DType::F32)?;
+        Ok(Packed {
+            bits,
+            zeros: cx.b.broadcast_to(zeros, &by_block)?,
+            scales: cx.b.cast(scales, DType::F32)?,
+            n,
+            k,
+            blocks,
+            bytes,
+            data,
+        })
     }
-    let apart = [n.clone(), blocks.clone(), block.clone()];
-    let column = [n.clone(), blocks.clone(), Dim::ONE];
-    let q = cx.b.reshape(q, &apart)?;
-    let (s, z) = (cx.b.reshape(s, &column)?, cx.b.reshape(z, &column)?);
+
+    /// Elements in a byte.
+    fn each(&self) -> i64 {
+        8 / self.bits
+    }
+}
+
+/// The weight with the first elements of all bytes in front, then the second ones,
+/// and so on: `f32[n, each·blocks·bytes]`. So nothing is woven, and the kernel that
+/// reads the bytes walks them as they lie.
+fn by_block(cx: &mut Cx, p: &Packed) -> One {
+    let each = p.each();
+    let stored = [p.n.clone(), Dim::ONE, p.blocks.clone(), p.bytes.clone()];
+    let mut q = cx.b.reshape(p.data, &stored)?;
+    if each > 1 {
+        let shifts: Vec<i64> = (0..each).map(|i| i * p.bits).collect();
+        let shifts = Tensor::from_i64(DType::U8, vec![shifts.len(), 1, 1], &shifts)
+            .map_err(|e| Fail::invalid(e.to_string()))?;
+        let shifts = cx.b.constant(shifts)?;
+        q = cx.b.binary(BinaryFn::Shr, q, shifts)?;
+        let mask = cx.like(q, ((1 << p.bits) - 1) as f64)?;
+        q = cx.b.binary(BinaryFn::And, q, mask)?;
+    }
+    let q = cx.b.cast(q, DType::F32)?;
+    let column = [p.n.clone(), Dim::ONE, p.blocks.clone(), Dim::ONE];
+    let (s, z) = (
+        cx.b.reshape(p.scales, &column)?,
+        cx.b.reshape(p.zeros, &column)?,
+    );
     let q = cx.b.sub(q, z)?;
     let w = cx.b.mul(q, s)?;
-    let w = cx.b.reshape(w, &[n, blocks * block])?;
-    cut(cx, w, &k)
+    let flat = Dim::from(each) * p.blocks.clone() * p.bytes.clone();
+    Ok(cx.b.reshape(w, &[p.n.clone(), flat])?)
+}
+
+/// The left matrix in the order of [`by_block`], zeros behind its end.
+fn spread(cx: &mut Cx, p: &Packed, a: Value) -> One {
+    let (rank, each) = (cx.rank(a), p.each());
+    let Some(last) = rank.checked_sub(1) else {
+        return Err(Fail::invalid("a scalar is no matrix"));
+    };
+    let whole = Dim::from(each) * p.blocks.clone() * p.bytes.clone();
+    let mut a = a;
+    let behind = whole.clone() - p.k.clone();
+    if behind != Dim::ZERO {
+        let mut hi = vec![Dim::ZERO; rank];
+        hi[last] = behind;
+        let op = Pad {
+            lo: vec![Dim::ZERO; rank],
+            hi,
+            mode: PadMode::Constant,
+        };
+        let zero = cx.like(a, 0.0)?;
+        a = cx.b.one(op, &[a, zero])?;
+    }
+    if each == 1 {
+        return Ok(a);
+    }
+    let mut shape = cx.shape(a);
+    shape[last] = p.blocks.clone() * p.bytes.clone();
+    shape.push(each.into());
+    let a = cx.b.reshape(a, &shape)?;
+    let mut perm: Vec<usize> = (0..=rank).collect();
+    perm.swap(last, rank);
+    let a = cx.b.transpose(a, &perm)?;
+    shape.truncate(last);
+    shape.push(whole);
+    Ok(cx.b.reshape(a, &shape)?)
+}
+
+/// The weight as it is meant, `f32[n, k]`, each input feature naming its block.
+fn by_group(cx: &mut Cx, p: &Packed, groups: Value) -> One {
+    let flat = [p.n.clone(), p.blocks.clone() * p.bytes.clone()];
+    let q = cx.b.reshape(p.data, &flat)?;
+    let q = unpacked(cx, q, p.bits)?;
+    let q = cut(cx, q, &p.k)?;
+    let q = cx.b.cast(q, DType::F32)?;
+    let (s, z) = (
+        cx.b.gather(p.scales, groups, 1)?,
+        cx.b.gather(p.zeros, groups, 1)?,
+    );
+    let q = cx.b.sub(q, z)?;
+    Ok(cx.b.mul(q, s)?)
 }
 
 /// Rows of a table, taken while they are packed and then read as numbers.
@@ -173,6 +269,11 @@ pub(crate) fn gather_block_quantized(cx: &mut Cx) -> Out {
 /// Each element of an axis `block` times, the axis cut to `extent`.
 fn repeated(cx: &mut Cx, x: Value, axis: usize, block: &Dim, extent: &Dim) -> One {
     let shape = cx.shape(x);
+    if axis >= shape.len() {
+        return Err(Fail::invalid(
+            "scales and zero points have the rank of the data",
+        ));
+    }
     let (mut column, mut wide, mut flat) = (shape.clone(), shape.clone(), shape.clone());
     column.insert(axis + 1, Dim::ONE);
     wide.insert(axis + 1, block.clone());

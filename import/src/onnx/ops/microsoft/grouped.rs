@@ -19,6 +19,9 @@ type One = Result<Value, Fail>;
 struct Place {
     /// Rows of this call.
     rows: Dim,
+    /// How many of them count, where some are padding: `i64[b, 1, 1, 1]`, or one
+    /// number for all.
+    count: Value,
     /// Rows of the past cache; none without one.
     past: Dim,
     /// Rows of the present cache.
@@ -60,9 +63,6 @@ fn refuse(cx: &Cx) -> Result<(), Fail> {
     if cx.opt(12).is_some() || cx.opt(13).is_some() {
         return no("a quantized cache");
     }
-    if cx.opt(16).is_some() {
-        return no("queries padded to a common length");
-    }
     if cx.flag("sliding_window_cache", false)? {
         return no("a cache as long as the window");
     }
@@ -97,7 +97,9 @@ fn place(cx: &mut Cx, q: Value) -> Result<Place, Fail> {
     let total = match (cx.b.graph.known(total), cx.known_ints(total)) {
         (None, None) => {
             let one = cx.element(total, 0)?;
-            cx.mint(one, Some(past.clone() + rows.clone()))?
+            // With counts of its own the call names any bound.
+            let most = past.clone() + rows.clone();
+            cx.mint(one, Some(most).filter(|_| cx.opt(16).is_none()))?
         }
         _ => cx.size(total)?,
     };
@@ -110,15 +112,24 @@ fn place(cx: &mut Cx, q: Value) -> Result<Place, Fail> {
     let last = cx.b.cast(last, DType::I64)?;
     let last = cx.b.reshape(last, &[batch, Dim::ONE, Dim::ONE, Dim::ONE])?;
     let end = cx.with_int(BinaryFn::Add, last, 1)?;
-    let count = cx.scalar_dim(rows.clone())?;
+    let all_rows = cx.scalar_dim(rows.clone())?;
+    let count = match cx.opt(16) {
+        None => all_rows,
+        Some(counts) => {
+            let counts = cx.b.cast(counts, DType::I64)?;
+            let column = cx.shape(last);
+            cx.b.reshape(counts, &column)?
+        }
+    };
     let mut start = cx.b.sub(end, count)?;
     // A call that holds everything is the first: its rows begin at 0, also where
     // some are padding.
     let first = match total.same(&rows) {
+        _ if cx.opt(16).is_some() => None,
         Tri::No => None,
         Tri::Yes | Tri::Unknown => {
             let all = cx.scalar_dim(total)?;
-            Some(cx.b.compare(CompareFn::Eq, all, count)?)
+            Some(cx.b.compare(CompareFn::Eq, all, all_rows)?)
         }
     };
     if let Some(first) = first {
@@ -127,6 +138,7 @@ fn place(cx: &mut Cx, q: Value) -> Result<Place, Fail> {
     }
     Ok(Place {
         rows,
+        count,
         past,
         capacity,
         start,
@@ -167,8 +179,10 @@ fn turned(cx: &mut Cx, x: Value, at: Value) -> One {
     for i in [7, 8] {
         let table = cx.arg(i)?;
         let t = cx.b.gather(table, at, 0)?;
-        let mut shape = cx.shape(t);
-        shape.insert(1, Dim::ONE);
+        let [b, s, half] = &cx.shape(t)[..] else {
+            return Err(Fail::invalid("positions are a matrix, and tables too"));
+        };
+        let shape = [b.clone(), Dim::ONE, s.clone(), half.clone()];
         tables.push(cx.b.reshape(t, &shape)?);
     }
     let half = cx.shape(tables[0]).last().and_then(Dim::as_const);
@@ -195,7 +209,7 @@ fn appended(cx: &mut Cx, place: &Place, new: Value, past: usize) -> One {
     );
     let own = cx.b.sub(row, place.start)?;
     let old = cx.b.compare(CompareFn::Lt, row, place.start)?;
-    let mine = cx.b.compare(CompareFn::Lt, own, count)?;
+    let mine = cx.b.compare(CompareFn::Lt, own, place.count)?;
     let mine_at = cx.b.add(own, before)?;
     let none_at = cx.b.add(before, count)?;
     let at = cx.b.select(mine, mine_at, none_at)?;

@@ -2,18 +2,20 @@
 
 use super::super::attention::index;
 use super::super::norm::layer_norm_of;
-use crate::onnx::cx::{Cx, Out};
+use crate::onnx::cx::{Cx, Fail, Out};
 use kiln_ir::{CompareFn, DType, Dim, ReduceFn};
 
 /// Words, positions and segments looked up, added and normalised; how many tokens
 /// of each row the mask shows; and the sum.
 pub(crate) fn embed(cx: &mut Cx) -> Out {
     let (ids, words, places) = (cx.arg(0)?, cx.arg(2)?, cx.arg(3)?);
-    let shape = cx.shape(ids);
+    let [batch, length] = &cx.shape(ids)[..] else {
+        return Err(Fail::invalid("the words are a matrix"));
+    };
     let mut sum = cx.b.gather(words, ids, 0)?;
     let at = match cx.opt(8) {
         Some(at) => at,
-        None => index(cx, vec![cx.extent(ids, 1)?], 0)?,
+        None => index(cx, vec![length.clone()], 0)?,
     };
     let place = cx.b.gather(places, at, 0)?;
     sum = cx.b.add(sum, place)?;
@@ -25,7 +27,7 @@ pub(crate) fn embed(cx: &mut Cx) -> Out {
     let eps = cx.float("epsilon", 1e-12)?;
     let y = layer_norm_of(cx, sum, gamma, Some(beta), 2, eps)?;
     let counts = match cx.opt(7) {
-        None => cx.b.full(DType::I32, &shape[..1], 0.0)?,
+        None => cx.b.full(DType::I32, std::slice::from_ref(batch), 0.0)?,
         Some(mask) => {
             let one = cx.like(mask, 1.0)?;
             let seen = cx.b.compare(CompareFn::Eq, mask, one)?;

@@ -125,7 +125,7 @@ pub(crate) fn softmax(cx: &mut Cx) -> Out {
 /// Values, each with its scale and zero point, joined under one of both.
 pub(crate) fn concat(cx: &mut Cx) -> Out {
     let count = cx.args.len().saturating_sub(2);
-    if count == 0 || count % 3 != 0 {
+    if count == 0 || !count.is_multiple_of(3) {
         return Err(Fail::invalid("each value has a scale and a zero point"));
     }
     let to = cx.dtype(cx.arg(1)?);
@@ -176,8 +176,14 @@ pub(crate) fn global_average_pool(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
     let (to, shape) = (cx.dtype(x), cx.shape(x));
     let last = cx.flag("channels_last", false)?;
+    let Some(spatial) = shape.len().checked_sub(2) else {
+        return Err(Fail::invalid(format!(
+            "rank {} has no channels",
+            shape.len()
+        )));
+    };
     let from = if last { 1 } else { 2 };
-    let axes: Vec<usize> = (from..shape.len() + from - 2).collect();
+    let axes: Vec<usize> = (from..from + spatial).collect();
     let x = integers(cx, x, cx.opt(2))?;
     let sum = cx.b.reduce(ReduceFn::Sum, x, &axes, true)?;
     let sum = cx.b.cast(sum, DType::F32)?;

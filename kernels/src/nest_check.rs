@@ -96,9 +96,13 @@ impl LoopNest {
                     return fail("a store's condition is not bool".into());
                 }
                 let walked = (0..self.outer).chain(stage.axes.iter().copied());
-                let meets = walked
-                    .filter(|&a| self.axes[a as usize].as_const().is_some_and(|n| n > 1))
-                    .find(|&a| index.stride(a) == Size::ZERO);
+                let extents = walked.map(|a| (a, self.axes[a as usize].as_const()));
+                // Where an axis is empty nothing is stored, and strides are 0.
+                let empty = extents.clone().any(|(_, n)| n == Some(0));
+                let meets = extents
+                    .filter(|(_, n)| n.is_some_and(|n| n > 1) && !empty)
+                    .find(|&(a, _)| index.stride(a) == Size::ZERO)
+                    .map(|(a, _)| a);
                 if let (Some(a), true, None) = (meets, index.gathers.is_empty(), update) {
                     return fail(format!("points along axis {a} store to one element"));
                 }

@@ -11,5 +11,5 @@ pub mod onnx;
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use onnx::{
     DataSet, Gap, ImportOptions, Imported, Interface, Report, check_onnx, import_onnx,
-    read_data_set, read_tensor,
+    operators_markdown, read_data_set, read_tensor,
 };

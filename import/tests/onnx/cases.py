@@ -120,7 +120,7 @@ def older_opsets():
         case(f"resize-10-{name}", [node("Resize", "x s", "y")], "x:f[1,2,4,5]", "y", [{"x": f32(1, 2, 4, 5)}], 10,
              {"s": np.array(scales, np.float32)})
     case("resize-11-half-pixel-for-nn", [
-        node("Resize", "x r _ s", "y", coordinate_transformation_mode="tf_half_pixel_for_nn")],
+        node("Resize", "x r r s", "y", coordinate_transformation_mode="tf_half_pixel_for_nn")],
          "x:f[1,1,4,4]", "y", [{"x": f32(1, 1, 4, 4)}], 11, {"r": np.zeros(0, np.float32), "s": i64(1, 1, 3, 2)})
     case("flatten-9", [node("Flatten", "x", "y", axis=2)], "x:f[a,b,c]", "y", [x], 9)
 

@@ -2,6 +2,7 @@
 //! are damaged.
 
 mod bad;
+mod document;
 mod models;
 mod nodes;
 mod sequences;

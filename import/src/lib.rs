@@ -13,5 +13,5 @@ pub mod safetensors;
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use onnx::{
     DataSet, Gap, ImportOptions, Imported, Interface, Report, check_onnx, import_onnx,
-    import_onnx_bytes, read_data_set, read_tensor,
+    import_onnx_bytes, operators_markdown, read_data_set, read_tensor,
 };

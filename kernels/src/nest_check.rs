@@ -261,6 +261,8 @@ mod tests {
     #[test]
     fn each_rule_is_enforced() {
         row_sum(|_| {}).unwrap();
+        // An empty axis stores nothing, so no element twice.
+        row_sum(|n| (n.axes[0], n.stages[1].axes) = (c(0), vec![1])).unwrap();
         type Case = (&'static str, fn(&mut LoopNest));
         let cases: [Case; 8] = [
             ("has no f32 value yet", |n| n.stages.reverse()),

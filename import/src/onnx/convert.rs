@@ -335,25 +335,10 @@ impl<'m> Importer<'m> {
         if function.is_none() {
             self.supported(in_domain, node, row, opset)?;
         }
-        let mut items = vec![];
-        let mut reported = false;
-        for input in &node.input {
-            match scope.find(input) {
-                _ if input.is_empty() => items.push(None),
-                Some(Bound::Item(item)) => items.push(Some(item)),
-                Some(Bound::Absent) => items.push(None),
-                Some(Bound::Reported) => reported = true,
-                None => {
-                    let message = format!("nothing defines its input `{input}`");
-                    return Err(Fail::new(code::UNDEFINED, message)
-                        .help("the graph is incomplete: export the model again"));
-                }
-            }
-        }
-        if reported {
+        let Some(items) = arguments(scope, node)? else {
             self.scan_inner(node, env);
             return Err(Fail::reported());
-        }
+        };
         b.origins = self.origin(name);
         let results = match (function, row) {
             (Some(f), _) => self.inline(b, node, f, items, env)?,
@@ -543,6 +528,26 @@ impl<'m> Importer<'m> {
             self.diagnostics.push(d.at(&file, node));
         }
     }
+}
+
+/// A node's arguments; none of them where one was reported as faulty.
+fn arguments(scope: &Scope, node: &NodeProto) -> Result<Option<Vec<Option<Item>>>, Fail> {
+    let mut items = vec![];
+    let mut reported = false;
+    for input in &node.input {
+        match scope.find(input) {
+            _ if input.is_empty() => items.push(None),
+            Some(Bound::Item(item)) => items.push(Some(item)),
+            Some(Bound::Absent) => items.push(None),
+            Some(Bound::Reported) => reported = true,
+            None => {
+                let message = format!("nothing defines its input `{input}`");
+                return Err(Fail::new(code::UNDEFINED, message)
+                    .help("the graph is incomplete: export the model again"));
+            }
+        }
+    }
+    Ok((!reported).then_some(items))
 }
 
 /// Converts a node by its row. What takes tensors alone is given nothing else.

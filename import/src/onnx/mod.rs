@@ -12,6 +12,7 @@ mod attrs;
 mod constants;
 mod convert;
 mod cx;
+mod document;
 mod files;
 mod inputs;
 mod item;
@@ -37,6 +38,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use document::operators_markdown;
 pub use report::{Gap, Report};
 pub use testdata::{DataSet, Interface, read_data_set, read_tensor};
 

@@ -1,5 +1,8 @@
 //! The operators: one row each. A handler knows the versions at which its
-//! operator's meaning changed; adding an operator is adding a row.
+//! operator's meaning changed; adding an operator is adding a row:
+//! `"Name" => handler,` or, where not the whole definition converts or no kernel
+//! does the work, `"Name" => handler; Compiled "what is missing" "what else",`.
+//! `docs/onnx-operators.md` is made from the rows (`KILN_BLESS=1` in its test).
 
 use super::cx::{Cx, Fail, Items, Out};
 use super::ops::{
@@ -27,11 +30,41 @@ pub(crate) struct Row {
     pub(crate) op: &'static str,
     /// What converts it.
     pub(crate) convert: Convert,
+    /// Where its work is done.
+    pub(crate) how: How,
+    /// What of its definition does not convert.
+    pub(crate) limits: &'static [&'static str],
+}
+
+/// Where an operator's work is done.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum How {
+    /// In compiled code.
+    Compiled,
+    /// While importing: nothing is left to run, or only copies.
+    Folded,
+    /// By the runtime, around compiled code.
+    Control,
 }
 
 macro_rules! rows {
-    ($convert:ident: $($domain:literal { $($op:literal => $handler:expr,)* })*) => {
-        &[$($(Row { domain: $domain, op: $op, convert: Convert::$convert($handler) },)*)*]
+    ($convert:ident: $($domain:literal { $($op:literal => $handler:expr $(; $how:ident $($limit:literal)*)?,)* })*) => {
+        &[$($(Row {
+            domain: $domain,
+            op: $op,
+            convert: Convert::$convert($handler),
+            how: how!($($how)?),
+            limits: &[$($($limit),*)?],
+        },)*)*]
+    };
+}
+
+macro_rules! how {
+    () => {
+        How::Compiled
+    };
+    ($how:ident) => {
+        How::$how
     };
 }
 
@@ -111,33 +144,33 @@ const TENSORS: &[Row] = rows! { Tensors:
         "Where" => e::select,
         // Conversion and copies.
         "BitCast" => e::bit_cast,
-        "Cast" => e::cast,
-        "CastLike" => e::cast_like,
-        "Dropout" => e::dropout,
+        "Cast" => e::cast; Compiled "strings are not cast",
+        "CastLike" => e::cast_like; Compiled "strings are not cast",
+        "Dropout" => e::dropout; Compiled "inference only: nothing drops, and the mask is all true",
         // Constants and sizes.
-        "Constant" => source::constant,
+        "Constant" => source::constant; Folded,
         "ConstantOfShape" => source::constant_of_shape,
         "EyeLike" => source::eye_like,
         "OneHot" => source::one_hot,
         "Range" => source::range,
-        "Shape" => source::shape,
-        "Size" => source::size,
+        "Shape" => source::shape; Folded,
+        "Size" => source::size; Folded,
         // Layout.
-        "CenterCropPad" => layout::center_crop_pad,
+        "CenterCropPad" => layout::center_crop_pad; Compiled "the shape is known while importing",
         "Concat" => layout::concat,
         "DepthToSpace" => layout::depth_to_space,
         "Expand" => layout::expand,
         "Flatten" => layout::flatten,
-        "Pad" => layout::pad,
-        "Reshape" => layout::reshape,
-        "Slice" => layout::slice,
+        "Pad" => layout::pad; Compiled "the paddings and axes are known while importing",
+        "Reshape" => layout::reshape; Compiled "the rank of the result is known while importing",
+        "Slice" => layout::slice; Compiled "the axes and steps are known while importing",
         "SpaceToDepth" => layout::space_to_depth,
         "Split" => layout::split,
-        "Squeeze" => layout::squeeze,
+        "Squeeze" => layout::squeeze; Compiled "the axes are known while importing",
         "Tile" => layout::tile,
         "Transpose" => layout::transpose,
         "Trilu" => layout::trilu,
-        "Unsqueeze" => layout::unsqueeze,
+        "Unsqueeze" => layout::unsqueeze; Compiled "the axes are known while importing",
         // Indexing.
         "Compress" => index::compress,
         "Gather" => index::gather,
@@ -154,50 +187,69 @@ const TENSORS: &[Row] = rows! { Tensors:
         "ArgMax" => |c| index::arg_reduce(c, true),
         "ArgMin" => |c| index::arg_reduce(c, false),
         // Reductions.
-        "CumProd" => |c| reduce::cumulate(c, ReduceFn::Prod),
-        "CumSum" => |c| reduce::cumulate(c, ReduceFn::Sum),
-        "ReduceL1" => |c| reduce::reduce(c, reduce::Kind::L1),
-        "ReduceL2" => |c| reduce::reduce(c, reduce::Kind::L2),
-        "ReduceLogSum" => |c| reduce::reduce(c, reduce::Kind::LogSum),
-        "ReduceLogSumExp" => |c| reduce::reduce(c, reduce::Kind::LogSumExp),
-        "ReduceMax" => |c| reduce::reduce(c, reduce::Kind::Max),
-        "ReduceMean" => |c| reduce::reduce(c, reduce::Kind::Mean),
-        "ReduceMin" => |c| reduce::reduce(c, reduce::Kind::Min),
-        "ReduceProd" => |c| reduce::reduce(c, reduce::Kind::Prod),
-        "ReduceSum" => |c| reduce::reduce(c, reduce::Kind::Sum),
-        "ReduceSumSquare" => |c| reduce::reduce(c, reduce::Kind::SumSquare),
+        "CumProd" => |c| reduce::cumulate(c, ReduceFn::Prod); Compiled
+            "the axis is known while importing",
+        "CumSum" => |c| reduce::cumulate(c, ReduceFn::Sum); Compiled
+            "the axis is known while importing",
+        "ReduceL1" => |c| reduce::reduce(c, reduce::Kind::L1); Compiled
+            "the axes are known while importing",
+        "ReduceL2" => |c| reduce::reduce(c, reduce::Kind::L2); Compiled
+            "the axes are known while importing",
+        "ReduceLogSum" => |c| reduce::reduce(c, reduce::Kind::LogSum); Compiled
+            "the axes are known while importing",
+        "ReduceLogSumExp" => |c| reduce::reduce(c, reduce::Kind::LogSumExp); Compiled
+            "the axes are known while importing",
+        "ReduceMax" => |c| reduce::reduce(c, reduce::Kind::Max); Compiled
+            "the axes are known while importing",
+        "ReduceMean" => |c| reduce::reduce(c, reduce::Kind::Mean); Compiled
+            "the axes are known while importing",
+        "ReduceMin" => |c| reduce::reduce(c, reduce::Kind::Min); Compiled
+            "the axes are known while importing",
+        "ReduceProd" => |c| reduce::reduce(c, reduce::Kind::Prod); Compiled
+            "the axes are known while importing",
+        "ReduceSum" => |c| reduce::reduce(c, reduce::Kind::Sum); Compiled
+            "the axes are known while importing",
+        "ReduceSumSquare" => |c| reduce::reduce(c, reduce::Kind::SumSquare); Compiled
+            "the axes are known while importing",
         "GlobalAveragePool" => |c| reduce::global_pool(c, reduce::Kind::Mean),
         "GlobalMaxPool" => |c| reduce::global_pool(c, reduce::Kind::Max),
         // Convolution and pooling.
-        "AveragePool" => window::average_pool,
-        "Conv" => window::conv,
+        "AveragePool" => window::average_pool; Compiled
+            "with ceil_mode, whether the last window begins inside must follow from what is known of the sizes",
+        "Conv" => window::conv; Compiled "the extents of the filter are known while importing",
         "ConvInteger" => window::conv_integer,
-        "ConvTranspose" => window::conv_transpose,
+        "ConvTranspose" => window::conv_transpose; Compiled
+            "the extents of the filter and the number of channels are known while importing",
         "DeformConv" => deform::deform_conv,
         "GlobalLpPool" => window::global_lp_pool,
         "LRN" => window::lrn,
         "CausalConvWithState" => window::causal_conv,
-        "Col2Im" => window::col2im,
-        "LpPool" => window::lp_pool,
+        "Col2Im" => window::col2im; Compiled
+            "the image's and the block's shape are known while importing",
+        "LpPool" => window::lp_pool; Compiled "as AveragePool",
         "MaxUnpool" => window::max_unpool,
-        "MaxPool" => window::max_pool,
+        "MaxPool" => window::max_pool; Compiled "as AveragePool",
         "QLinearConv" => window::qlinear_conv,
         // Resampling.
         "AffineGrid" => grid::affine_grid,
         "GridSample" => grid::grid_sample,
-        "Resize" => resize::resize,
-        "Upsample" => resize::upsample,
+        "Resize" => resize::resize; Compiled
+            "scales and the region are known while importing"
+            "an antialiased or aspect-keeping resampling needs known extents",
+        "Upsample" => resize::upsample; Compiled "the scales are known while importing",
         // Recurrent layers.
         "GRU" => |c| recurrent::recurrent(c, Cell::Gru),
         "LSTM" => |c| recurrent::recurrent(c, Cell::Lstm),
         "RNN" => |c| recurrent::recurrent(c, Cell::Rnn),
         // Signals.
         "BlackmanWindow" => |c| signal::window(c, [0.42, 0.5, 0.08]),
-        "DFT" => signal::dft,
+        "DFT" => signal::dft; Compiled
+            "the axis and the length are known while importing, and the length is at most 4,096",
         "HammingWindow" => |c| signal::window(c, [25.0 / 46.0, 21.0 / 46.0, 0.0]),
         "HannWindow" => |c| signal::window(c, [0.5, 0.5, 0.0]),
         "MelWeightMatrix" => signal::mel_weights,
-        "STFT" => signal::stft,
+        "STFT" => signal::stft; Compiled
+            "the step, the length of a frame and of the window are known while importing",
         // Random numbers.
         "Bernoulli" => random::bernoulli,
         "Multinomial" => random::multinomial,
@@ -209,19 +261,21 @@ const TENSORS: &[Row] = rows! { Tensors:
         "NonMaxSuppression" => detection::non_max_suppression,
         "RoiAlign" => detection::roi_align,
         // Counts.
-        "TfIdfVectorizer" => ngrams::tf_idf,
+        "TfIdfVectorizer" => ngrams::tf_idf; Compiled
+            "integers only"
+            "the number of tokens is known while importing",
         // Losses.
         "NegativeLogLikelihoodLoss" => loss::negative_log_likelihood,
         "SoftmaxCrossEntropyLoss" => loss::softmax_cross_entropy,
         // Linear algebra.
-        "Det" => linear::det,
+        "Det" => linear::det; Compiled "at most 4 rows",
         "Einsum" => linear::einsum,
         "Gemm" => linear::gemm,
         "MatMul" => linear::matmul,
         "MatMulInteger" => linear::matmul_integer,
         "QLinearMatMul" => linear::qlinear_matmul,
         // Norms.
-        "BatchNormalization" => norm::batch_norm,
+        "BatchNormalization" => norm::batch_norm; Compiled "inference only",
         "GroupNormalization" => norm::group_norm,
         "Hardmax" => norm::hardmax,
         "InstanceNormalization" => norm::instance_norm,
@@ -233,8 +287,9 @@ const TENSORS: &[Row] = rows! { Tensors:
         "SimplifiedLayerNormalization" => norm::rms_norm,
         "Softmax" => |c| norm::softmax(c, false),
         // Attention.
-        "Attention" => attention::attention,
-        "LinearAttention" => recurrence::linear_attention,
+        "Attention" => attention::attention; Compiled "the head size is known while importing",
+        "LinearAttention" => recurrence::linear_attention; Compiled
+            "the head size is known while importing",
         "RotaryEmbedding" => attention::rotary_embedding,
         // Quantization.
         "DequantizeLinear" => quant::dequantize,
@@ -259,7 +314,8 @@ const TENSORS: &[Row] = rows! { Tensors:
         "TreeEnsembleRegressor" => ml::trees::regressor,
     }
     "ai.onnx.preview" {
-        "FlexAttention" => attention::flex_attention,
+        "FlexAttention" => attention::flex_attention; Compiled
+            "the head size is known while importing",
     }
     "ai.onnx.preview.training" {
         "Adagrad" => training::adagrad,
@@ -319,10 +375,13 @@ const TENSORS: &[Row] = rows! { Tensors:
         "QuantizeLinear" => quant::quantize,
         // Norms.
         "EmbedLayerNormalization" => ms::norm::embed,
-        "RotaryEmbedding" => attention::microsoft_rotary_embedding,
+        "RotaryEmbedding" => attention::microsoft_rotary_embedding; Compiled
+            "no scale; positions one by one, not as an offset",
         "SimplifiedLayerNormalization" => norm::rms_norm,
-        "SkipLayerNormalization" => norm::skip_layer_norm,
-        "SkipSimplifiedLayerNormalization" => norm::skip_rms_norm,
+        "SkipLayerNormalization" => norm::skip_layer_norm; Compiled
+            "without the results mean and deviation",
+        "SkipSimplifiedLayerNormalization" => norm::skip_rms_norm; Compiled
+            "without the results mean and deviation",
     }
 };
 
@@ -346,22 +405,28 @@ fn only(cx: &mut Cx, usual: &[(&str, i64)], handler: fn(&mut Cx) -> Out) -> Out 
 /// Operators that take or give sequences and optionals too.
 const STRUCTURES: &[Row] = rows! { Any:
     "" {
-        "ConcatFromSequence" => sequence::concat_from_sequence,
-        "Identity" => sequence::identity,
-        "If" => control::branch,
-        "Loop" => loops::repeat,
-        "Optional" => sequence::optional,
-        "OptionalGetElement" => sequence::get_element,
-        "OptionalHasElement" => sequence::has_element,
-        "Scan" => control::scan,
-        "SequenceAt" => sequence::at,
-        "SequenceConstruct" => sequence::construct,
-        "SequenceEmpty" => sequence::empty,
-        "SequenceErase" => sequence::erase,
-        "SequenceInsert" => sequence::insert,
-        "SequenceLength" => sequence::length,
-        "SequenceMap" => sequence::map,
-        "SplitToSequence" => sequence::split_to_sequence,
+        "ConcatFromSequence" => sequence::concat_from_sequence; Folded,
+        "Identity" => sequence::identity; Folded,
+        "If" => control::branch; Control
+            "a condition that is known takes its branch while importing"
+            "branches yield values of the same ranks, and sequences of the same structure",
+        "Loop" => loops::repeat; Control
+            "carried sequences and optionals: the steps are known (at most 1,024, unrolled), or each step appends one tensor of one shape",
+        "Optional" => sequence::optional; Folded,
+        "OptionalGetElement" => sequence::get_element; Folded,
+        "OptionalHasElement" => sequence::has_element; Folded,
+        "Scan" => control::scan; Control "opset 9 and newer",
+        "SequenceAt" => sequence::at; Folded
+            "a position that data decides needs elements of one shape",
+        "SequenceConstruct" => sequence::construct; Folded,
+        "SequenceEmpty" => sequence::empty; Folded,
+        "SequenceErase" => sequence::erase; Folded "the position is known while importing",
+        "SequenceInsert" => sequence::insert; Folded "the position is known while importing",
+        "SequenceLength" => sequence::length; Folded,
+        "SequenceMap" => sequence::map; Folded
+            "one body for each element; over an unknown number of elements, a loop whose results have one shape",
+        "SplitToSequence" => sequence::split_to_sequence; Folded
+            "the number of pieces is known while importing, except for pieces of one position",
     }
 };
 

@@ -116,6 +116,12 @@ def older_opsets():
          {"i": np.zeros((1, 1, 2), np.int64), "u": f32(1, 1, 2)})
     case("gemm-9", [node("Gemm", "x w b", "y", alpha=0.5, beta=2.0, transB=1)], "x:f[a,4]", "y",
          [{"x": f32(3, 4)}], 9, {"w": f32(5, 4), "b": f32(5)})
+    for name, scales in [("down", (1, 1, 0.6, 0.6)), ("up", (1, 1, 2, 3)), ("both", (1, 1, 1.5, 0.4))]:
+        case(f"resize-10-{name}", [node("Resize", "x s", "y")], "x:f[1,2,4,5]", "y", [{"x": f32(1, 2, 4, 5)}], 10,
+             {"s": np.array(scales, np.float32)})
+    case("resize-11-half-pixel-for-nn", [
+        node("Resize", "x r r s", "y", coordinate_transformation_mode="tf_half_pixel_for_nn")],
+         "x:f[1,1,4,4]", "y", [{"x": f32(1, 1, 4, 4)}], 11, {"r": np.zeros(0, np.float32), "s": i64(1, 1, 3, 2)})
     case("flatten-9", [node("Flatten", "x", "y", axis=2)], "x:f[a,b,c]", "y", [x], 9)
 
 

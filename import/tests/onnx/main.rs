@@ -3,6 +3,7 @@
 
 mod bad;
 mod hostile;
+mod document;
 mod models;
 mod nodes;
 mod sequences;

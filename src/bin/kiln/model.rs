@@ -215,8 +215,10 @@ pub fn import(path: &Path, args: &CompileArgs, fix_dims: bool) -> Result<Module,
             path.display()
         )));
     }
-    let mut options = ImportOptions::default();
-    options.dims = dims(&args.dim)?.into_iter().collect();
+    let mut options = ImportOptions {
+        dims: dims(&args.dim)?.into_iter().collect(),
+        ..Default::default()
+    };
     if !fix_dims && !options.dims.is_empty() {
         // How many elements a sequence has decides the ports: it is always told.
         let interface = Interface::of(path);

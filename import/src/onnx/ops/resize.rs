@@ -28,6 +28,10 @@ struct How<'m> {
     extrapolation: f64,
 }
 
+/// How Resize of opset 10 rounds, which names no mode: up where the axis shrinks,
+/// down where it grows (as ONNX's test data and ONNX Runtime have it).
+const CORNER: &str = "";
+
 /// What becomes of one axis.
 struct Axis {
     axis: usize,
@@ -51,7 +55,7 @@ fn mode(text: &str) -> Result<Mode, Fail> {
 fn by_scales(cx: &mut Cx, scales: Vec<f64>) -> Out {
     let how = How {
         mode: mode(cx.text("mode", "nearest")?)?,
-        nearest: "floor",
+        nearest: CORNER,
         coordinates: "asymmetric",
         cubic: -0.75,
         antialias: false,
@@ -80,7 +84,10 @@ pub(crate) fn resize(cx: &mut Cx) -> Out {
     }
     let how = How {
         mode: mode(cx.text("mode", "nearest")?)?,
-        nearest: cx.text("nearest_mode", "round_prefer_floor")?,
+        nearest: match cx.text("nearest_mode", "round_prefer_floor")? {
+            CORNER => return Err(Fail::invalid("the nearest_mode is empty")),
+            given => given,
+        },
         coordinates: cx.text("coordinate_transformation_mode", "half_pixel")?,
         cubic: cx.float("cubic_coeff_a", -0.75)?,
         antialias: cx.flag("antialias", false)?,
@@ -231,7 +238,7 @@ fn repeats(a: &Axis, how: &How) -> Option<i64> {
         .scale
         .filter(|s| s.fract() == 0.0 && (1.0..=64.0).contains(s))? as i64;
     let plain = match how.coordinates {
-        "asymmetric" => how.nearest == "floor",
+        "asymmetric" => how.nearest == "floor" || how.nearest == CORNER,
         // (o + ½)/n − ½ rounds to ⌊o/n⌋ for the rounding to the nearest.
         "half_pixel" | "pytorch_half_pixel" => how.nearest == "round_prefer_ceil" || n % 2 == 1,
         _ => false,
@@ -295,6 +302,11 @@ fn places(cx: &mut Cx, from: &Dim, a: &Axis, how: &How) -> One {
     match how.coordinates {
         "asymmetric" => Ok(cx.b.div(o, scale)?),
         "half_pixel" => half_pixel(cx),
+        // Of opsets 11 and 12.
+        "tf_half_pixel_for_nn" => {
+            let p = cx.by(BinaryFn::Add, o, 0.5)?;
+            Ok(cx.b.div(p, scale)?)
+        }
         "pytorch_half_pixel" => {
             let p = half_pixel(cx)?;
             let before = cx.b.scalar(DType::F64, -0.5)?;
@@ -341,6 +353,8 @@ fn along(cx: &mut Cx, x: Value, a: &Axis, how: &How) -> One {
         Mode::Nearest => {
             let up = match how.nearest {
                 "floor" => None,
+                CORNER if a.scale.is_none_or(|s| s >= 1.0) => None,
+                CORNER => Some((CompareFn::Gt, 0.0)),
                 "ceil" => Some((CompareFn::Gt, 0.0)),
                 "round_prefer_floor" => Some((CompareFn::Gt, 0.5)),
                 "round_prefer_ceil" => Some((CompareFn::Ge, 0.5)),

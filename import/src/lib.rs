@@ -9,4 +9,4 @@ mod diagnostic;
 pub mod onnx;
 
 pub use diagnostic::{Diagnostic, Place, Severity};
-pub use onnx::{Gap, ImportOptions, Imported, Report, check_onnx, import_onnx, read_tensor};
+pub use onnx::{Gap, ImportOptions, Imported, Keep, Report, check_onnx, import_onnx, read_tensor};

@@ -95,10 +95,14 @@ impl LoopNest {
                 if when.is_some_and(|w| self.exprs.dtype(w) != DType::Bool) {
                     return fail("a store's condition is not bool".into());
                 }
-                let walked = (0..self.outer).chain(stage.axes.iter().copied());
-                let meets = walked
-                    .filter(|&a| self.axes[a as usize].as_const().is_some_and(|n| n > 1))
-                    .find(|&a| index.stride(a) == Size::ZERO);
+                let walked: Vec<u8> = (0..self.outer).chain(stage.axes.iter().copied()).collect();
+                let extent = |a: u8| self.axes[a as usize].as_const();
+                // Where an axis is empty there are no points, and no strides either.
+                let empty = walked.iter().any(|&a| extent(a) == Some(0));
+                let mut long = walked
+                    .into_iter()
+                    .filter(|&a| extent(a).is_some_and(|n| n > 1));
+                let meets = long.find(|&a| !empty && index.stride(a) == Size::ZERO);
                 if let (Some(a), true, None) = (meets, index.gathers.is_empty(), update) {
                     return fail(format!("points along axis {a} store to one element"));
                 }

@@ -5,10 +5,10 @@ use super::cx::{Cx, Fail};
 use super::files::Files;
 use super::inputs::Symbols;
 use super::scope::{Bound, Env, Scope, domain, initializer_names, node_name, opsets};
-use super::{ImportOptions, order, shapes, sweep, table};
+use super::{ImportOptions, Keep, order, shapes, sweep, table};
 use crate::diagnostic::{Diagnostic, code};
 use kiln_ir::graph::{Origin, Origins, PortKind, Value};
-use kiln_ir::{Builder, Globals, Graph, Module};
+use kiln_ir::{Builder, DType, Globals, Graph, Module};
 use onnx_protobuf::{FunctionProto, GraphProto, ModelProto, NodeProto};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -177,6 +177,27 @@ impl<'m> Importer<'m> {
         if graph.output.is_empty() {
             let d = Diagnostic::error(code::FORMAT, "the graph has no outputs");
             self.say(d, "");
+        }
+        self.keep(b, &scope, graph);
+    }
+
+    /// Makes outputs of the values to keep.
+    fn keep(&self, b: &mut Builder, scope: &Scope<'_, 'm>, graph: &'m GraphProto) {
+        let kept = |name: &str| match &self.options.keep {
+            Keep::Nothing => false,
+            Keep::Named(names) => names.contains(name),
+            Keep::All => true,
+        };
+        // A cycle was reported already.
+        let order = order::sort(&graph.node).unwrap_or_default();
+        let names = order.iter().flat_map(|&i| &graph.node[i].output);
+        for name in names.filter(|n| !n.is_empty() && kept(n)) {
+            let own = graph.output.iter().any(|o| o.name == *name);
+            if let (false, Some(Bound::Value(v))) = (own, scope.find(name))
+                && b.graph.ty(v).dtype != DType::Str
+            {
+                b.graph.add_result(&**name, PortKind::Caller, v);
+            }
         }
     }
 

@@ -98,7 +98,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Compare compiled outputs with the reference interpreter's.
+    /// Find the first node whose compiled results are beyond tolerance, against the
+    /// reference interpreter or another runtime's values.
     Diff {
         model: PathBuf,
         #[command(flatten)]
@@ -107,6 +108,9 @@ pub enum Command {
         run: RunArgs,
         #[arg(long, default_value_t = 1e-4)]
         rtol: f64,
+        /// What another runtime computed: arrays by the names of the model's values.
+        #[arg(long, value_name = "REF.npz")]
+        reference: Option<PathBuf>,
     },
     /// Run passes over a .kir file or a model and print the result.
     Opt {

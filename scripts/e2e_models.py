@@ -4,7 +4,7 @@ usage: e2e_models.py KILN KILN_RT [NAME...]
 
 Sentence models at batches 1 to 8 and lengths 1 to 256 with padding masks, the
 three models of a text recogniser at several image sizes, and the models that
-build_models.py makes: the relative error is at most 1e-4, no element is off by more
+build_models.py and build_exported.py make: the relative error is at most 1e-4, no element is off by more
 than 1e-3 of the largest, and integers are equal.
 """
 import sys
@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 import against_ort
+import build_exported
 import build_models
 import models
 
@@ -63,7 +64,7 @@ def cases(tmp):
         if model == "ocr-detect":
             path = without_last_sigmoid(path, tmp)
         yield model, path, [("%d x %d x %d" % shape, image(*shape)) for shape in shapes]
-    for name, build in build_models.MODELS.items():
+    for name, build in {**build_models.MODELS, **build_exported.MODELS}.items():
         model, runs = build()
         path = Path(tmp) / f"{name}.onnx"
         onnx.save(model, path)

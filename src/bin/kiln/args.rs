@@ -85,7 +85,8 @@ pub enum Command {
         model: Option<PathBuf>,
         /// Folders test_data_set_N; those beside the model if not given.
         data: Vec<PathBuf>,
-        /// A folder of cases, each with model.onnx and test_data_set_N.
+        /// A folder of cases, each with model.onnx and test_data_set_N, or a folder of
+        /// such folders. Cases run on every core.
         #[arg(long)]
         suite: Option<PathBuf>,
         #[arg(long, default_value_t = 1e-3)]

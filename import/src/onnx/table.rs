@@ -4,8 +4,8 @@
 use super::cx::{Cx, Out};
 use super::ops::{
     attention, control, detection, elementwise as e, grid, index, layout, linear, loss, ngrams,
-    norm, quant, recurrence, recurrent, recurrent::Cell, reduce, resize, signal, source, training,
-    window,
+    norm, quant, quantized, recurrence, recurrent, recurrent::Cell, reduce, resize, signal, source,
+    training, window,
 };
 use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use std::collections::HashMap;
@@ -249,6 +249,11 @@ pub(crate) const ROWS: &[Row] = rows! {
         "FastGelu" => e::fast_gelu,
         "FusedMatMul" => linear::fused_matmul,
         "Gelu" => e::gelu,
+        "QGemm" => quantized::gemm,
+        "QLinearAdd" => |c| quantized::binary(c, BinaryFn::Add),
+        "QLinearGlobalAveragePool" => quantized::global_average_pool,
+        "QLinearMul" => |c| quantized::binary(c, BinaryFn::Mul),
+        "QLinearSigmoid" => quantized::sigmoid,
         "QuantizeLinear" => quant::quantize,
         "QuickGelu" => e::quick_gelu,
         "RotaryEmbedding" => attention::microsoft_rotary_embedding,

@@ -12,6 +12,7 @@ pub(crate) mod loss;
 pub(crate) mod ngrams;
 pub(crate) mod norm;
 pub(crate) mod quant;
+pub(crate) mod quantized;
 pub(crate) mod recurrence;
 pub(crate) mod recurrent;
 pub(crate) mod reduce;

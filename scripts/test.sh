@@ -54,6 +54,7 @@ step "more operators, compiled" written_cases operator_cases 141
 step "real models against ONNX Runtime" "$python" scripts/e2e_models.py "$target/release/kiln" "$target/release/kiln-rt"
 step "8-bit models against ONNX Runtime" "$python" scripts/int8_models.py "$target/release/kiln" "$target/release/kiln-rt"
 step "image networks against ONNX Runtime" "$python" scripts/light_models.py "$target/release/kiln" "$target/release/kiln-rt" --small
+step "the first node that is off" "$python" scripts/diff_check.py "$target/release/kiln"
 step "damaged and hostile input" "$python" scripts/bad_input.py "$target/release/kiln" "$target/release/kiln-rt"
 step "cost" "$python" scripts/cost.py "$target/release/kiln" "$target/dist/kiln-rt"
 step "demo" bash -c "'$target/release/kiln' compile \"\$($python scripts/models.py minilm)\" -o '$target/minilm.kiln' && '$target/release/examples/similarity' '$target/minilm.kiln' \"\$($python scripts/models.py tokenizer)\""

@@ -12,6 +12,6 @@ pub mod safetensors;
 
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use onnx::{
-    DataSet, Gap, ImportOptions, Imported, Interface, Report, check_onnx, import_onnx,
+    DataSet, Gap, ImportOptions, Imported, Interface, Keep, Report, check_onnx, import_onnx,
     import_onnx_bytes, operators_markdown, read_data_set, read_tensor,
 };

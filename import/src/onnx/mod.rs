@@ -34,7 +34,7 @@ use convert::Importer;
 use files::Files;
 use kiln_ir::{Bytes, Dim, Module, Tensor};
 use onnx_protobuf::{Message, ModelProto, TensorProto};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -54,6 +54,21 @@ pub struct ImportOptions {
     pub frozen: BTreeMap<String, Tensor>,
     /// Whether weights are read once to warn of NaN and infinity.
     pub check_finite: bool,
+    /// Which values inside the model become outputs too, after its own and in the
+    /// order of its nodes: what a comparison with another runtime needs.
+    pub keep: Keep,
+}
+
+/// Values of the main graph that nodes define.
+#[derive(Clone, Debug, Default)]
+pub enum Keep {
+    /// None of them: the model as it is.
+    #[default]
+    Nothing,
+    /// Those with these names; other names are ignored.
+    Named(BTreeSet<String>),
+    /// All of them.
+    All,
 }
 
 impl Default for ImportOptions {
@@ -63,6 +78,7 @@ impl Default for ImportOptions {
             inputs: BTreeMap::new(),
             frozen: BTreeMap::new(),
             check_finite: true,
+            keep: Keep::Nothing,
         }
     }
 }

@@ -10,11 +10,11 @@ use super::convert::Importer;
 use super::cx::Fail;
 use super::inputs::{Form, Symbols};
 use super::item::{Item, Sequence, unknown};
-use super::scope::{Env, Scope, initializer_names};
-use super::shapes;
+use super::scope::{Bound, Env, Scope, initializer_names};
+use super::{Keep, order, shapes};
 use crate::diagnostic::{Diagnostic, code};
-use kiln_ir::Builder;
 use kiln_ir::graph::{PortKind, Value};
+use kiln_ir::{Builder, DType};
 use onnx_protobuf::{GraphProto, ValueInfoProto};
 use std::collections::HashSet;
 
@@ -70,6 +70,27 @@ impl<'m> Importer<'m> {
             let d = Diagnostic::error(code::FORMAT, "the graph has no outputs")
                 .help("a model without results computes nothing: export it again");
             self.say(d, "");
+        }
+        self.keep(b, &scope, graph);
+    }
+
+    /// Makes outputs of the values to keep.
+    fn keep(&self, b: &mut Builder, scope: &Scope<'_, 'm>, graph: &'m GraphProto) {
+        let kept = |name: &str| match &self.options.keep {
+            Keep::Nothing => false,
+            Keep::Named(names) => names.contains(name),
+            Keep::All => true,
+        };
+        // A cycle was reported already.
+        let order = order::sort(&graph.node).unwrap_or_default();
+        let names = order.iter().flat_map(|&i| &graph.node[i].output);
+        for name in names.filter(|n| !n.is_empty() && kept(n)) {
+            let own = graph.output.iter().any(|o| o.name == *name);
+            if let (false, Some(Bound::Item(Item::Tensor(v)))) = (own, scope.find(name))
+                && b.graph.ty(v).dtype != DType::Str
+            {
+                b.graph.add_result(&**name, PortKind::Caller, v);
+            }
         }
     }
 

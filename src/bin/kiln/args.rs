@@ -85,7 +85,8 @@ pub enum Command {
         model: Option<PathBuf>,
         /// Folders test_data_set_N; those beside the model if not given.
         data: Vec<PathBuf>,
-        /// A folder of cases, each with model.onnx and test_data_set_N.
+        /// A folder of cases, each with model.onnx and test_data_set_N, or a folder of
+        /// such folders. Cases run on every core.
         #[arg(long)]
         suite: Option<PathBuf>,
         #[arg(long, default_value_t = 1e-3)]
@@ -104,7 +105,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Compare compiled outputs with the reference interpreter's.
+    /// Find the first node whose compiled results are beyond tolerance, against the
+    /// reference interpreter or another runtime's values.
     Diff {
         model: PathBuf,
         #[command(flatten)]
@@ -113,6 +115,9 @@ pub enum Command {
         run: RunArgs,
         #[arg(long, default_value_t = 1e-4)]
         rtol: f64,
+        /// What another runtime computed: arrays by the names of the model's values.
+        #[arg(long, value_name = "REF.npz")]
+        reference: Option<PathBuf>,
     },
     /// Run passes over a .kir file or a model and print the result.
     Opt {

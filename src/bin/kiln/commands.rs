@@ -1,6 +1,7 @@
 //! What each command does. Answers go to stdout, everything else to stderr.
 
 use crate::args::{Cli, Command, CompileArgs, RunArgs};
+use crate::diff;
 use crate::draw;
 use crate::model::{self, Failure};
 use crate::output::{out, outln};
@@ -74,7 +75,11 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             options,
             run,
             rtol,
-        } => diff(&model, &options, &run, rtol),
+            reference,
+        } => {
+            device(&run.device)?;
+            diff::run(&model, &options, &run, rtol, reference.as_deref())
+        }
         Command::Opt {
             file,
             passes,
@@ -414,7 +419,7 @@ fn device(name: &str) -> Result<(), Failure> {
 }
 
 /// The entry that a comparison runs, and its inputs in order.
-fn entry_inputs(
+pub fn entry_inputs(
     module: &kiln::ir::Module,
     run: &RunArgs,
 ) -> Result<(String, Vec<(String, Tensor)>), Failure> {
@@ -521,38 +526,6 @@ fn bisect(path: &Path, args: &CompileArgs, run: &RunArgs, rtol: f64) -> Result<u
     }
     outln!("every pass keeps the interpreter's results; `kiln diff` compares compiled code");
     Ok(0)
-}
-
-fn diff(path: &Path, args: &CompileArgs, run: &RunArgs, rtol: f64) -> Result<u8, Failure> {
-    device(&run.device)?;
-    let module = model::import(path, args, true)?;
-    let (entry, tensors) = entry_inputs(&module, run)?;
-    let want = verify::interpret(&module, &entry, &tensors)?;
-    let got = verify::run_compiled(
-        module,
-        &entry,
-        &tensors,
-        &model::options(args)?,
-        run.threads,
-    )?;
-    let mut worst = 0;
-    for ((name, g), w) in got.iter().zip(&want) {
-        let d = verify::difference(g, w);
-        outln!(
-            "{name}: relative error {:.3e}, largest difference {:.3e} of {:.3e}",
-            d.relative,
-            d.largest,
-            d.scale
-        );
-        if d.relative > rtol || d.mismatch.is_some() {
-            outln!(
-                "  beyond {rtol:e}{}",
-                d.mismatch.map(|m| format!(": {m}")).unwrap_or_default()
-            );
-            worst = 1;
-        }
-    }
-    Ok(worst)
 }
 
 fn doctor(json: bool) -> Result<u8, Failure> {

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod diff;
 mod draw;
 mod model;
 mod output;

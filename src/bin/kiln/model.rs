@@ -2,8 +2,8 @@
 
 use crate::args::CompileArgs;
 use kiln::compile::{self, CompileError, objects::Workers};
-use kiln::import::{Diagnostic, ImportOptions, Interface, import_onnx};
-use kiln::ir::{Dim, Module, Tensor};
+use kiln::import::{Diagnostic, ImportOptions, Interface, Keep, import_onnx};
+use kiln::ir::{DType, Dim, Graph, Module, PortKind, Tensor, Value};
 use std::path::{Path, PathBuf};
 
 /// Why a command failed: the text for people, and the exit status.
@@ -194,6 +194,16 @@ pub fn dims(list: &[String]) -> Result<Vec<(String, i64)>, Failure> {
 
 /// Imports a model; prints its warnings.
 pub fn import(path: &Path, args: &CompileArgs, fix_dims: bool) -> Result<Module, Failure> {
+    import_keeping(path, args, fix_dims, Keep::Nothing)
+}
+
+/// The same, with values inside as outputs too. The text form keeps all or none.
+pub fn import_keeping(
+    path: &Path,
+    args: &CompileArgs,
+    fix_dims: bool,
+    keep: Keep,
+) -> Result<Module, Failure> {
     if !path.exists() {
         return Err(Failure::input(format!(
             "K0700: cannot open {}: there is no such file",
@@ -201,7 +211,11 @@ pub fn import(path: &Path, args: &CompileArgs, fix_dims: bool) -> Result<Module,
         )));
     }
     if path.extension().is_some_and(|e| e == "kir") {
-        return read_kir(path);
+        let mut module = read_kir(path)?;
+        if let Keep::All = keep {
+            module.functions.iter_mut().for_each(keep_all);
+        }
+        return Ok(module);
     }
     let known = path.extension().is_some_and(|e| e == "onnx");
     if path.is_dir() || !known {
@@ -217,6 +231,7 @@ pub fn import(path: &Path, args: &CompileArgs, fix_dims: bool) -> Result<Module,
     }
     let mut options = ImportOptions {
         dims: dims(&args.dim)?.into_iter().collect(),
+        keep,
         ..Default::default()
     };
     if !fix_dims && !options.dims.is_empty() {
@@ -247,6 +262,25 @@ pub fn import(path: &Path, args: &CompileArgs, fix_dims: bool) -> Result<Module,
         eprintln!("{w}");
     }
     Ok(imported.module)
+}
+
+/// Makes outputs of every value that a node of the body defines.
+fn keep_all(f: &mut Graph) {
+    let values: Vec<Value> = f
+        .body()
+        .nodes
+        .iter()
+        .flat_map(|&n| f.node(n).results.clone())
+        .collect();
+    for v in values {
+        let own = f.body().results.contains(&v);
+        if own || f.ty(v).dtype == DType::Str {
+            continue;
+        }
+        let name = f.value(v).name.clone();
+        let name = name.map_or_else(|| format!("%{}", v.index()), |n| n.to_string());
+        f.add_result(name, PortKind::Caller, v);
+    }
 }
 
 /// Reads the text form; big constants lie beside it.

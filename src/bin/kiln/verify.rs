@@ -197,19 +197,19 @@ pub fn run(r: &Request) -> Result<u8, Failure> {
     };
     let outcome = case(path, &data, r, &options);
     let name = path.display();
-    let (counts, note) = match outcome {
-        Outcome::Passed(_) => ([1, 0, 0], None),
-        Outcome::Failed(why) => ([0, 1, 0], Some(format!("FAILED {name}: {why}"))),
-        Outcome::Skipped(why) => ([0, 0, 1], Some(format!("skipped {name}: {why}"))),
+    let (counts, notes) = match outcome {
+        Outcome::Passed(_) => ([1, 0, 0], vec![]),
+        Outcome::Failed(why) => ([0, 1, 0], vec![format!("FAILED {name}: {why}")]),
+        Outcome::Skipped(why) => ([0, 0, 1], vec![format!("skipped {name}: {why}")]),
     };
     let [passed, failed, skipped] = counts;
     if r.json {
         outln!(
             "{}",
-            serde_json::json!({ "passed": passed, "failed": failed, "skipped": skipped, "notes": note })
+            serde_json::json!({ "passed": passed, "failed": failed, "skipped": skipped, "notes": notes })
         );
     } else {
-        note.iter().for_each(|row| outln!("{row}"));
+        notes.iter().for_each(|row| outln!("{row}"));
         outln!("{passed} passed, {failed} failed, {skipped} skipped");
     }
     Ok(if failed > 0 { 1 } else { 0 })

@@ -170,7 +170,7 @@ pub(crate) fn scan(cx: &mut Cx) -> Items {
 
 /// Opset 8, where everything has a batch axis in front: of one entry, the same
 /// without it.
-fn batched_scan(cx: &mut Cx) -> Out {
+fn batched_scan(cx: &mut Cx) -> Items {
     let no = |what: &str| {
         Err(Fail::form(format!("{what} in a Scan of opset 8"))
             .help("convert the model with onnx.version_converter to opset 17"))
@@ -188,16 +188,17 @@ fn batched_scan(cx: &mut Cx) -> Out {
         }
     }
     let mut out = scan_over(cx, &all, "directions")?;
-    for v in &mut out {
-        let shape = [&[Dim::ONE], &cx.shape(*v)[..]].concat();
-        *v = cx.b.reshape(*v, &shape)?;
+    for item in &mut out {
+        let v = item.tensor()?;
+        let shape = [&[Dim::ONE], &cx.shape(v)[..]].concat();
+        *item = Item::Tensor(cx.b.reshape(v, &shape)?);
     }
     Ok(out)
 }
 
 /// States and then scanned values; `directions` names the attribute that says
 /// which of these run backwards.
-fn scan_over(cx: &mut Cx, all: &[Value], directions: &str) -> Out {
+fn scan_over(cx: &mut Cx, all: &[Value], directions: &str) -> Items {
     let graph = cx.graph("body")?;
     let n = usize::try_from(cx.int("num_scan_inputs", 0)?)
         .ok()

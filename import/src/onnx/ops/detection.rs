@@ -272,7 +272,7 @@ fn span(cx: &mut Cx, ends: (Value, Value), half_pixel: bool) -> Result<(Value, V
 /// The number of samples that is asked for, or as many as the regions need.
 fn samples(cx: &mut Cx, span: Value, bins: i64) -> Result<Samples, Fail> {
     match cx.int("sampling_ratio", 0)? {
-        n @ 1.. => return Ok(Samples::All(n)),
+        n @ 1..=0x7fff_ffff => return Ok(Samples::All(n)),
         0 => {}
         n => return Err(Fail::invalid(format!("`sampling_ratio` is {n}"))),
     }
@@ -418,10 +418,8 @@ pub(crate) fn roi_align(cx: &mut Cx) -> Out {
     };
     let (ph, pw) = (cx.int("output_height", 1)?, cx.int("output_width", 1)?);
     let bins = 1..=i64::from(i32::MAX);
-    if ![ph, pw, samples].iter().all(|n| bins.contains(n)) {
-        return Err(Fail::invalid(format!(
-            "{ph} by {pw} bins of {samples} samples"
-        )));
+    if ![ph, pw].iter().all(|n| bins.contains(n)) {
+        return Err(Fail::invalid(format!("{ph} by {pw} bins")));
     }
     let shape = cx.shape(x);
     let [n, c, h, w] = &shape[..] else {

@@ -35,7 +35,7 @@ fn implied_block(cx: &Cx, x: Value, scale: Value, axis: usize) -> Result<usize, 
 }
 
 /// A scale or zero point of one element as a scalar.
-fn parameter(cx: &mut Cx, v: Value) -> Result<Value, Fail> {
+pub(super) fn parameter(cx: &mut Cx, v: Value) -> Result<Value, Fail> {
     match &cx.shape(v)[..] {
         [n] if *n == Dim::ONE => Ok(cx.b.reshape(v, &[])?),
         _ => Ok(v),

@@ -23,22 +23,23 @@ const EXACT: [&str; 6] = [
     "decompose",
 ];
 
-/// Checks everything that must hold of a text, whatever it is.
-pub fn check(text: &str) {
+/// Checks everything that must hold of a text, whatever it is. Whether a function
+/// of it was run, before and after the passes.
+pub fn check(text: &str) -> bool {
     let module = match parse_module(text, &NoFiles) {
         Ok(module) => module,
         Err(e) => {
             let shown = e.to_string();
             assert!(shown.starts_with("K0201: "), "no code: {shown}");
             assert!(e.line > 0 && e.column > 0 && !e.message.is_empty(), "{e:?}");
-            return;
+            return false;
         }
     };
     let errors = verify_module(&module);
     let shown = printed(&module);
     if let Some(first) = errors.first() {
         assert!(first.to_string().starts_with("K0301: "), "no code: {first}");
-        return;
+        return false;
     }
     // Constants beyond what people read are left out of a text.
     if !shown.contains("omitted") {
@@ -49,9 +50,7 @@ pub fn check(text: &str) {
             panic!("does not verify when read back: {e}\n{shown}");
         }
     }
-    if is_small(&module) {
-        keeps_its_meaning(&module, &shown);
-    }
+    is_small(&module) && keeps_its_meaning(&module, &shown)
 }
 
 fn printed(module: &Module) -> String {
@@ -62,8 +61,8 @@ fn printed(module: &Module) -> String {
     print_module(module, &options)
 }
 
-/// Runs the functions before and after the passes.
-fn keeps_its_meaning(module: &Module, shown: &str) {
+/// Runs the functions before and after the passes. Whether any ran.
+fn keeps_its_meaning(module: &Module, shown: &str) -> bool {
     let runs: Vec<(String, Vec<Tensor>, Outcome)> = module
         .functions
         .iter()
@@ -100,6 +99,7 @@ fn keeps_its_meaning(module: &Module, shown: &str) {
             printed(&compiled)
         );
     }
+    !runs.is_empty()
 }
 
 fn run_passes(

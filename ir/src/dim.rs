@@ -254,6 +254,36 @@ impl Dim {
         }
     }
 
+    /// How many terms the expression has, those inside divisions, maxima and
+    /// minima among them.
+    pub fn term_count(&self) -> usize {
+        self.count(&|_| 1)
+    }
+
+    /// How many factors stand in the expression as it is written out, a power once
+    /// for each time; a constant is one. What is beyond the largest number counts
+    /// as that.
+    pub fn factor_count(&self) -> usize {
+        self.count(&|powers: u64| usize::try_from(powers).unwrap_or(usize::MAX).max(1))
+    }
+
+    /// The sum of `of_term(sum of its powers)` over all terms.
+    fn count(&self, of_term: &dyn Fn(u64) -> usize) -> usize {
+        let Repr::Poly(terms) = &self.0 else { return 1 };
+        let inner = |atom: &Atom| match atom {
+            Atom::Sym(_) => 0,
+            Atom::Div(a, b) | Atom::Max(a, b) | Atom::Min(a, b) => {
+                a.count(of_term).saturating_add(b.count(of_term))
+            }
+        };
+        let each = terms.iter().map(|(mono, _)| {
+            let powers = mono.iter().map(|(_, p)| u64::from(*p)).sum();
+            let nested = mono.iter().map(|(a, _)| inner(a));
+            nested.fold(of_term(powers), usize::saturating_add)
+        });
+        each.fold(0, usize::saturating_add)
+    }
+
     /// Every symbol in the expression, in order.
     pub fn symbols(&self, out: &mut std::collections::BTreeSet<Arc<str>>) {
         for (mono, _) in self.terms() {
@@ -592,11 +622,15 @@ impl Parser<'_> {
         loop {
             if self.eat('*') {
                 let by = self.factor()?;
-                // Longer products than any model has are an attack on memory.
+                // Longer products than any model has are an attack on memory, and
+                // higher powers one on time.
                 if acc.terms().len() * by.terms().len() > 4096 {
                     return None;
                 }
                 acc = acc * by;
+                if acc.factor_count() > 4096 {
+                    return None;
+                }
             } else if self.eat('/') {
                 let by = self.factor()?;
                 if by.as_const() == Some(0) {
@@ -691,10 +725,23 @@ mod tests {
         let sum: Vec<String> = (0..100).map(|i| format!("a{i}")).collect();
         let product = vec![format!("({})", sum.join("+")); 20].join("*");
         assert!(product.parse::<Dim>().is_err());
+        let power = vec!["(a + b)"; 2000].join("*");
+        assert!(power.parse::<Dim>().is_err());
         // The one quotient of 64-bit integers that is none.
         let lowest = "(0 - 9223372036854775807 - 1)";
         let _ = format!("{lowest} / (0 - 1)").parse::<Dim>();
         let _ = format!("({lowest}*a + b) / (0 - 1)").parse::<Dim>();
+    }
+
+    #[test]
+    fn terms_and_factors_are_counted_as_they_are_written() {
+        let counts = |t: &str| (d(t).term_count(), d(t).factor_count());
+        assert_eq!(counts("7"), (1, 1));
+        assert_eq!(counts("a*a*b + 1"), (2, 4));
+        assert_eq!(counts("(a + 3) / b"), (4, 4));
+        let mut power = d("a");
+        (0..24).for_each(|_| power = power.clone() * power.clone());
+        assert_eq!((power.term_count(), power.factor_count()), (1, 1 << 24));
     }
 
     #[test]

@@ -4,4 +4,5 @@
 mod bad;
 mod models;
 mod nodes;
+mod regressions;
 mod support;

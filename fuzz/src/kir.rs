@@ -91,7 +91,13 @@ fn keeps_its_meaning(module: &Module, shown: &str) -> bool {
         }
     }
     let mut compiled = module.clone();
-    run_passes(pipeline::COMPILE, &mut compiled, &Options::default(), "compile", shown);
+    run_passes(
+        pipeline::COMPILE,
+        &mut compiled,
+        &Options::default(),
+        "compile",
+        shown,
+    );
     for (function, inputs, _) in &runs {
         assert!(
             outcome(&compiled, function, inputs).is_some(),
@@ -137,10 +143,20 @@ fn same(have: &Outcome, want: &Outcome) -> bool {
     let equal = |a: &Tensor, b: &Tensor| {
         let alike = a.dtype() == b.dtype() && a.shape() == b.shape();
         let number = |x: f64, y: f64| x == y || (x.is_nan() && y.is_nan());
-        alike && (a == b || a.to_f64().iter().zip(b.to_f64()).all(|(&x, y)| number(x, y)))
+        alike
+            && (a == b
+                || a.to_f64()
+                    .iter()
+                    .zip(b.to_f64())
+                    .all(|(&x, y)| number(x, y)))
     };
-    let results = have.0.len() == want.0.len() && have.0.iter().zip(&want.0).all(|(a, b)| equal(a, b));
-    results && want.1.iter().all(|(n, t)| have.1.get(n).is_some_and(|h| equal(h, t)))
+    let results =
+        have.0.len() == want.0.len() && have.0.iter().zip(&want.0).all(|(a, b)| equal(a, b));
+    results
+        && want
+            .1
+            .iter()
+            .all(|(n, t)| have.1.get(n).is_some_and(|h| equal(h, t)))
 }
 
 /// Sizes of a round: the first symbol has another than the second.
@@ -198,8 +214,12 @@ fn is_small(module: &Module) -> bool {
         .iter()
         .flat_map(|f| f.nodes_in_order().into_iter().map(move |n| (f, n)))
         .collect();
-    let loops = nodes.iter().any(|(f, n)| matches!(f.node(*n).op, Op::Loop(_)));
-    let calls = nodes.iter().filter(|(f, n)| matches!(f.node(*n).op, Op::Call(_)));
+    let loops = nodes
+        .iter()
+        .any(|(f, n)| matches!(f.node(*n).op, Op::Loop(_)));
+    let calls = nodes
+        .iter()
+        .filter(|(f, n)| matches!(f.node(*n).op, Op::Call(_)));
     if !globals || loops || calls.count() > CALLS || nodes.len() > NODES {
         return false;
     }

@@ -23,6 +23,9 @@ pub enum Tri {
     Unknown,
 }
 
+/// Parentheses in parentheses that a text may have: more are an attack on the stack.
+const MAX_NESTING: usize = 256;
+
 /// What a monomial is a product of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Atom {
@@ -265,6 +268,20 @@ impl Dim {
     /// as that.
     pub fn factor_count(&self) -> usize {
         self.count(&|powers: u64| usize::try_from(powers).unwrap_or(usize::MAX).max(1))
+    }
+
+    /// How deep parentheses nest in the text of this size. What nests deeper than
+    /// 256 does not read back.
+    pub fn nesting(&self) -> usize {
+        let Repr::Poly(terms) = &self.0 else { return 0 };
+        let atoms = terms.iter().flat_map(|(mono, _)| mono);
+        let depth = |atom: &Atom| match atom {
+            Atom::Sym(_) => 0,
+            // ((a) / (b))
+            Atom::Div(a, b) => 2 + a.nesting().max(b.nesting()),
+            Atom::Max(a, b) | Atom::Min(a, b) => 1 + a.nesting().max(b.nesting()),
+        };
+        atoms.map(|(atom, _)| depth(atom)).max().unwrap_or(0)
     }
 
     /// The sum of `of_term(sum of its powers)` over all terms.
@@ -569,7 +586,8 @@ impl FromStr for Dim {
             depth: 0,
         };
         let dim = p.sum().ok_or_else(bad)?;
-        if p.rest.trim_start().is_empty() {
+        // What is read can be printed and read again.
+        if p.rest.trim_start().is_empty() && dim.nesting() < MAX_NESTING {
             Ok(dim)
         } else {
             Err(bad())
@@ -579,7 +597,7 @@ impl FromStr for Dim {
 
 struct Parser<'a> {
     rest: &'a str,
-    depth: u32,
+    depth: usize,
 }
 
 impl Parser<'_> {
@@ -597,7 +615,7 @@ impl Parser<'_> {
     fn sum(&mut self) -> Option<Dim> {
         // Deeper nesting than any printed dim has is an attack on the stack.
         self.depth += 1;
-        if self.depth > 64 {
+        if self.depth > MAX_NESTING {
             return None;
         }
         let mut acc = if self.eat('-') {
@@ -731,6 +749,18 @@ mod tests {
         let lowest = "(0 - 9223372036854775807 - 1)";
         let _ = format!("{lowest} / (0 - 1)").parse::<Dim>();
         let _ = format!("({lowest}*a + b) / (0 - 1)").parse::<Dim>();
+    }
+
+    #[test]
+    fn what_is_read_can_be_printed_and_read_again() {
+        let divided = |n: usize| {
+            let ends: String = (0..n).map(|i| format!(" / b{i} + {i})")).collect();
+            format!("{}a{ends}", "(".repeat(n)).parse::<Dim>()
+        };
+        let deep = divided(120).unwrap();
+        assert!(deep.nesting() > 200);
+        assert_eq!(deep.to_string().parse(), Ok(deep));
+        assert!(divided(200).is_err());
     }
 
     #[test]

@@ -38,7 +38,11 @@ fn seeds_load_and_a_change_behind_their_hashes_is_loaded_too() {
         // A name in the plan: the file is another one, and sound once sealed.
         let name = model.program().entries[0].name.as_bytes().to_vec();
         let quoted = [b"\"".as_slice(), &name, b"\""].concat();
-        let at = bytes.windows(quoted.len()).rposition(|w| w == quoted).unwrap() + 1;
+        let at = bytes
+            .windows(quoted.len())
+            .rposition(|w| w == quoted)
+            .unwrap()
+            + 1;
         bytes[at] = b'Q';
         assert!(load(&bytes).is_err(), "{}", path.display());
         artifact::reseal(&mut bytes).unwrap();
@@ -55,13 +59,18 @@ fn weights_lie_where_kernels_can_read_them() {
     let whole = std::fs::read(path.unwrap()).unwrap();
     let load = |mut bytes: Vec<u8>| {
         artifact::reseal(&mut bytes).unwrap();
-        let error = Artifact::from_bytes("seed", &bytes).map(|_| ()).unwrap_err();
+        let error = Artifact::from_bytes("seed", &bytes)
+            .map(|_| ())
+            .unwrap_err();
         assert_eq!(error.code, "K0703");
         error.message
     };
     // One byte more than the section has.
     let mut longer = whole.clone();
-    let at = longer.windows(10).position(|w| w == b"\"bytes\":16").unwrap();
+    let at = longer
+        .windows(10)
+        .position(|w| w == b"\"bytes\":16")
+        .unwrap();
     longer[at + 9] = b'7';
     assert!(load(longer).contains("@t has 16 bytes, not 17"));
     // The last section starts one byte later.

@@ -165,7 +165,11 @@ fn attempt(
     source: Source,
     options: &ImportOptions,
 ) -> Result<(Module, Vec<Diagnostic>), Vec<Diagnostic>> {
-    let Source { name, model: mapped, folder } = source;
+    let Source {
+        name,
+        model: mapped,
+        folder,
+    } = source;
     let fail = |d: Diagnostic| vec![d.at(&name, "")];
     let not_onnx = |what: String| {
         let d = Diagnostic::error(code::FORMAT, format!("this is no ONNX model: {what}"));

@@ -15,6 +15,8 @@ const MAX_RANK: usize = 32;
 const MAX_DIM: usize = 240;
 /// Terms of a shape's product.
 const MAX_TERMS: usize = 4096;
+/// Parentheses in parentheses of one size: the text form reads 256.
+const MAX_NESTING: usize = 128;
 /// Factors of one size: chains of products square them.
 const MAX_FACTORS: usize = 1024;
 
@@ -37,6 +39,9 @@ pub(crate) fn check(ty: &TensorType) -> Result<(), Fail> {
             Some(c) => elements = elements.saturating_mul(c as u128),
             None if d.factor_count() > MAX_FACTORS => {
                 return limit("a size is a product of too many sizes".into());
+            }
+            None if d.nesting() > MAX_NESTING => {
+                return limit("a size is divided and compared too often".into());
             }
             None => terms = terms.saturating_mul(d.term_count()),
         }

@@ -4,7 +4,7 @@ use crate::args::{Cli, Command, CompileArgs, RunArgs};
 use crate::draw;
 use crate::model::{self, Failure};
 use crate::output::{out, outln};
-use crate::verify;
+use crate::{verify, weights};
 use clap::CommandFactory;
 use kiln::compile;
 use kiln::ir::print::{PrintOptions, print_graph, print_module};
@@ -127,6 +127,9 @@ fn check(path: &Path, json: bool) -> Result<u8, Failure> {
 fn inspect(path: &Path, json: bool, dot: bool, svg: Option<String>) -> Result<u8, Failure> {
     if model::is_artifact(path) {
         return inspect_artifact(path, json);
+    }
+    if weights::is_safetensors(path) {
+        return weights::inspect(path, json);
     }
     let module = model::import(path, &CompileArgs::default(), false)?;
     if dot || svg.is_some() {

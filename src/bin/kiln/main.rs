@@ -6,6 +6,7 @@ mod draw;
 mod model;
 mod output;
 mod verify;
+mod weights;
 
 use args::Cli;
 use clap::Parser;

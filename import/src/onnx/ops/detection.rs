@@ -305,7 +305,9 @@ pub(crate) fn roi_align(cx: &mut Cx) -> Out {
     let (ph, pw) = (cx.int("output_height", 1)?, cx.int("output_width", 1)?);
     let bins = 1..=i64::from(i32::MAX);
     if ![ph, pw, samples].iter().all(|n| bins.contains(n)) {
-        return Err(Fail::invalid(format!("{ph} by {pw} bins of {samples} samples")));
+        return Err(Fail::invalid(format!(
+            "{ph} by {pw} bins of {samples} samples"
+        )));
     }
     let shape = cx.shape(x);
     let [n, c, h, w] = &shape[..] else {

@@ -36,7 +36,11 @@ fn counts(cx: &Cx, name: &str, spatial: usize) -> Result<Vec<usize>, Fail> {
         Some(v) => v,
     };
     let all: Option<Vec<usize>> = (given.iter())
-        .map(|&i| usize::try_from(i).ok().filter(|_| (1..=LARGEST).contains(&i)))
+        .map(|&i| {
+            usize::try_from(i)
+                .ok()
+                .filter(|_| (1..=LARGEST).contains(&i))
+        })
         .collect();
     all.filter(|v| v.len() == spatial)
         .ok_or_else(|| Fail::invalid(format!("`{name}` is {given:?} for {spatial} axes")))

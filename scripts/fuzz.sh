@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Fuzzes one target for some seconds: scripts/fuzz.sh TARGET SECONDS [libFuzzer flags]
 # Targets: onnx, artifact, kir, safetensors. What is found (crash-…, timeout-…,
-# oom-…) is left in $target/fuzz/found/TARGET, the corpus in $target/fuzz/corpus.
+# oom-…) is left in target/fuzz/found/TARGET, the corpus in target/fuzz/corpus/TARGET
+# or the folder $KILN_FUZZ_CORPUS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ $# -ge 2 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 64; }
+[ $# -ge 2 ] || { sed -n '2,5s/^# //p' "$0" >&2; exit 64; }
 name=$1 seconds=$2
 shift 2
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")/fuzz
@@ -19,7 +20,7 @@ flags=(-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
   --cfg fuzzing)
 RUSTFLAGS="${flags[*]}" cargo build -q --release --manifest-path fuzz/Cargo.toml --target "$triple" --target-dir "$target" --bin "$name"
 
-corpus=$target/corpus/$name found=$target/found/$name
+corpus=${KILN_FUZZ_CORPUS:-$target/corpus/$name} found=$target/found/$name
 mkdir -p "$corpus" "$found" "fuzz/regressions/$name"
 dictionary=()
 if [ -f "fuzz/dictionaries/$name.dict" ]; then dictionary=("-dict=fuzz/dictionaries/$name.dict"); fi

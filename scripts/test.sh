@@ -28,6 +28,7 @@ runtime_alone() {
 }
 
 step "format" cargo fmt --all --check
+step "format of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
 step "lint" cargo clippy -q --release --workspace --all-targets -- -D warnings
 step "licences" "$python" scripts/licences.py
 step "unit and property tests" cargo test -q --release --workspace
@@ -56,6 +57,19 @@ step "8-bit models against ONNX Runtime" "$python" scripts/int8_models.py "$targ
 step "image networks against ONNX Runtime" "$python" scripts/light_models.py "$target/release/kiln" "$target/release/kiln-rt" --small
 step "the first node that is off" "$python" scripts/diff_check.py "$target/release/kiln"
 step "damaged and hostile input" "$python" scripts/bad_input.py "$target/release/kiln" "$target/release/kiln-rt"
+fuzz_briefly() {
+  local name log corpus
+  for name in kir onnx artifact safetensors; do
+    log=$target/fuzz-$name.log corpus=$(mktemp -d)
+    # A corpus of its own and a fixed seed: every run does about the same.
+    KILN_FUZZ_CORPUS=$corpus scripts/fuzz.sh "$name" 10 -seed=1 >"$log" 2>&1 || { tail -n 60 "$log"; rm -rf "$corpus"; return 1; }
+    rm -rf "$corpus"
+    # Without feedback on coverage it would be no fuzzing.
+    grep -q 'NEW  *cov: ' "$log" || { echo "$name: no coverage"; tail -n 20 "$log"; return 1; }
+    echo "$name: $(grep -o 'DONE.*corp' "$log"), $(tail -n 1 "$log")"
+  done
+}
+step "fuzz, a short run of each" fuzz_briefly
 step "cost" "$python" scripts/cost.py "$target/release/kiln" "$target/dist/kiln-rt"
 step "demo" bash -c "'$target/release/kiln' compile \"\$($python scripts/models.py minilm)\" -o '$target/minilm.kiln' && '$target/release/examples/similarity' '$target/minilm.kiln' \"\$($python scripts/models.py tokenizer)\""
 

@@ -17,7 +17,11 @@ pub fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize
     };
     let mut parts: Vec<Vec<u8>> = ranges.into_iter().map(|s| data[s].to_vec()).collect();
     // The plan is section 0, and most of what is checked.
-    let at = if r.once_in(4) { r.below(parts.len()) } else { 0 };
+    let at = if r.once_in(4) {
+        r.below(parts.len())
+    } else {
+        0
+    };
     if at > 0 || r.once_in(20) {
         change_bytes(&mut parts[at]);
     } else if let Ok(mut plan) = serde_json::from_slice(&parts[0]) {
@@ -36,8 +40,22 @@ pub fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize
 
 /// Sizes, names and types that a plan may hold.
 const TEXTS: [&str; 16] = [
-    "a", "n", "", "a + 1", "a*n", "a*a*a*a", "0 - a", "(a + 15) / 16", "max(a, n)", "min(a, 4) - 9",
-    "9223372036854775807*a", "a / (n - 1)", "f32", "i4", "str", "Output",
+    "a",
+    "n",
+    "",
+    "a + 1",
+    "a*n",
+    "a*a*a*a",
+    "0 - a",
+    "(a + 15) / 16",
+    "max(a, n)",
+    "min(a, 4) - 9",
+    "9223372036854775807*a",
+    "a / (n - 1)",
+    "f32",
+    "i4",
+    "str",
+    "Output",
 ];
 
 fn change_bytes(part: &mut Vec<u8>) {

@@ -23,22 +23,23 @@ const EXACT: [&str; 6] = [
     "decompose",
 ];
 
-/// Checks everything that must hold of a text, whatever it is.
-pub fn check(text: &str) {
+/// Checks everything that must hold of a text, whatever it is. Whether a function
+/// of it was run, before and after the passes.
+pub fn check(text: &str) -> bool {
     let module = match parse_module(text, &NoFiles) {
         Ok(module) => module,
         Err(e) => {
             let shown = e.to_string();
             assert!(shown.starts_with("K0201: "), "no code: {shown}");
             assert!(e.line > 0 && e.column > 0 && !e.message.is_empty(), "{e:?}");
-            return;
+            return false;
         }
     };
     let errors = verify_module(&module);
     let shown = printed(&module);
     if let Some(first) = errors.first() {
         assert!(first.to_string().starts_with("K0301: "), "no code: {first}");
-        return;
+        return false;
     }
     // Constants beyond what people read are left out of a text.
     if !shown.contains("omitted") {
@@ -49,9 +50,7 @@ pub fn check(text: &str) {
             panic!("does not verify when read back: {e}\n{shown}");
         }
     }
-    if is_small(&module) {
-        keeps_its_meaning(&module, &shown);
-    }
+    is_small(&module) && keeps_its_meaning(&module, &shown)
 }
 
 fn printed(module: &Module) -> String {
@@ -62,8 +61,8 @@ fn printed(module: &Module) -> String {
     print_module(module, &options)
 }
 
-/// Runs the functions before and after the passes.
-fn keeps_its_meaning(module: &Module, shown: &str) {
+/// Runs the functions before and after the passes. Whether any ran.
+fn keeps_its_meaning(module: &Module, shown: &str) -> bool {
     let runs: Vec<(String, Vec<Tensor>, Outcome)> = module
         .functions
         .iter()
@@ -92,7 +91,13 @@ fn keeps_its_meaning(module: &Module, shown: &str) {
         }
     }
     let mut compiled = module.clone();
-    run_passes(pipeline::COMPILE, &mut compiled, &Options::default(), "compile", shown);
+    run_passes(
+        pipeline::COMPILE,
+        &mut compiled,
+        &Options::default(),
+        "compile",
+        shown,
+    );
     for (function, inputs, _) in &runs {
         assert!(
             outcome(&compiled, function, inputs).is_some(),
@@ -100,6 +105,7 @@ fn keeps_its_meaning(module: &Module, shown: &str) {
             printed(&compiled)
         );
     }
+    !runs.is_empty()
 }
 
 fn run_passes(
@@ -137,10 +143,20 @@ fn same(have: &Outcome, want: &Outcome) -> bool {
     let equal = |a: &Tensor, b: &Tensor| {
         let alike = a.dtype() == b.dtype() && a.shape() == b.shape();
         let number = |x: f64, y: f64| x == y || (x.is_nan() && y.is_nan());
-        alike && (a == b || a.to_f64().iter().zip(b.to_f64()).all(|(&x, y)| number(x, y)))
+        alike
+            && (a == b
+                || a.to_f64()
+                    .iter()
+                    .zip(b.to_f64())
+                    .all(|(&x, y)| number(x, y)))
     };
-    let results = have.0.len() == want.0.len() && have.0.iter().zip(&want.0).all(|(a, b)| equal(a, b));
-    results && want.1.iter().all(|(n, t)| have.1.get(n).is_some_and(|h| equal(h, t)))
+    let results =
+        have.0.len() == want.0.len() && have.0.iter().zip(&want.0).all(|(a, b)| equal(a, b));
+    results
+        && want
+            .1
+            .iter()
+            .all(|(n, t)| have.1.get(n).is_some_and(|h| equal(h, t)))
 }
 
 /// Sizes of a round: the first symbol has another than the second.
@@ -198,8 +214,12 @@ fn is_small(module: &Module) -> bool {
         .iter()
         .flat_map(|f| f.nodes_in_order().into_iter().map(move |n| (f, n)))
         .collect();
-    let loops = nodes.iter().any(|(f, n)| matches!(f.node(*n).op, Op::Loop(_)));
-    let calls = nodes.iter().filter(|(f, n)| matches!(f.node(*n).op, Op::Call(_)));
+    let loops = nodes
+        .iter()
+        .any(|(f, n)| matches!(f.node(*n).op, Op::Loop(_)));
+    let calls = nodes
+        .iter()
+        .filter(|(f, n)| matches!(f.node(*n).op, Op::Call(_)));
     if !globals || loops || calls.count() > CALLS || nodes.len() > NODES {
         return false;
     }

@@ -82,7 +82,9 @@ fn change_graph(graph: &mut GraphProto, outer: &[String], r: &mut Random) {
     match r.below(10) {
         0 | 1 => match pick(&mut graph.initializer, r) {
             Some(t) => change_tensor(t, r),
-            None => graph.initializer.push(small_tensor(r.one_of(&["c", "x", "w"]), r)),
+            None => graph
+                .initializer
+                .push(small_tensor(r.one_of(&["c", "x", "w"]), r)),
         },
         2 | 3 => match pick(&mut graph.input, r) {
             Some(input) => change_value(input, r),
@@ -131,7 +133,9 @@ fn new_node(count: usize, names: &[String], r: &mut Random) -> NodeProto {
     NodeProto {
         op_type: r.one_of(&NAMES.operators).to_string(),
         input: (0..r.below(4)).map(|_| some_name(names, r)).collect(),
-        output: (0..1 + r.below(2)).map(|i| format!("n{count}_{i}")).collect(),
+        output: (0..1 + r.below(2))
+            .map(|i| format!("n{count}_{i}"))
+            .collect(),
         attribute: (0..r.below(3)).map(|_| new_attribute(r)).collect(),
         ..Default::default()
     }
@@ -226,15 +230,48 @@ fn change_attribute(a: &mut AttributeProto, r: &mut Random) {
 
 fn text(r: &mut Random) -> &'static str {
     r.one_of(&[
-        "", "constant", "reflect", "edge", "wrap", "linear", "cubic", "nearest", "floor", "SAME_UPPER",
-        "SAME_LOWER", "VALID", "bidirectional", "reverse", "tanh", "none", "mul", "add", "max",
-        "half_pixel", "align_corners", "tf_crop_and_resize", "ij,jk->ik", "...ii->i", "i,j", "->",
+        "",
+        "constant",
+        "reflect",
+        "edge",
+        "wrap",
+        "linear",
+        "cubic",
+        "nearest",
+        "floor",
+        "SAME_UPPER",
+        "SAME_LOWER",
+        "VALID",
+        "bidirectional",
+        "reverse",
+        "tanh",
+        "none",
+        "mul",
+        "add",
+        "max",
+        "half_pixel",
+        "align_corners",
+        "tf_crop_and_resize",
+        "ij,jk->ik",
+        "...ii->i",
+        "i,j",
+        "->",
     ])
 }
 
 fn float(r: &mut Random) -> f32 {
     r.one_of(&[
-        0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-30, 1e30, f32::NAN, f32::INFINITY, f32::NEG_INFINITY,
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        0.5,
+        2.0,
+        1e-30,
+        1e30,
+        f32::NAN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
     ])
 }
 

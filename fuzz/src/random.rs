@@ -36,8 +36,22 @@ impl Random {
     /// An integer of the kind that breaks things, or a small one.
     pub fn integer(&mut self) -> i64 {
         const EDGES: [i64; 16] = [
-            -1, 0, 1, 2, 3, 7, 64, 127, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 32, 1 << 40, 1 << 62,
-            i64::MAX, i64::MIN,
+            -1,
+            0,
+            1,
+            2,
+            3,
+            7,
+            64,
+            127,
+            1 << 16,
+            (1 << 31) - 1,
+            1 << 31,
+            1 << 32,
+            1 << 40,
+            1 << 62,
+            i64::MAX,
+            i64::MIN,
         ];
         match self.below(3) {
             0 => self.one_of(&EDGES),

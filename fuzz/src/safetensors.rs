@@ -22,9 +22,15 @@ fn are_sound(file: &[u8], tensors: &SafeTensors) {
         let tensor = tensors.tensor(e).expect("a listed tensor is there");
         assert_eq!((tensor.dtype(), tensor.shape()), (e.dtype, &e.shape[..]));
         let bits = e.shape.iter().product::<usize>() * e.dtype.bits();
-        assert_eq!((bits, tensor.bytes().len()), (e.range.len() * 8, e.range.len()));
+        assert_eq!(
+            (bits, tensor.bytes().len()),
+            (e.range.len() * 8, e.range.len())
+        );
         let same = tensor.bytes() == &file[e.range.clone()];
-        assert!(same || e.dtype == kiln_ir::DType::Bool, "other bytes: {e:?}");
+        assert!(
+            same || e.dtype == kiln_ir::DType::Bool,
+            "other bytes: {e:?}"
+        );
     }
     assert_eq!(at, file.len(), "bytes after the last tensor");
 }

@@ -31,8 +31,30 @@ pub fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize
 }
 
 const TEXTS: [&str; 24] = [
-    "F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL", "F4",
-    "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0", "C64", "F8_E4M3FNUZ", "", "f32", "pt",
+    "F32",
+    "F16",
+    "BF16",
+    "F64",
+    "I64",
+    "I32",
+    "I16",
+    "I8",
+    "U8",
+    "U16",
+    "U32",
+    "U64",
+    "BOOL",
+    "F4",
+    "F6_E2M3",
+    "F6_E3M2",
+    "F8_E4M3",
+    "F8_E5M2",
+    "F8_E8M0",
+    "C64",
+    "F8_E4M3FNUZ",
+    "",
+    "f32",
+    "pt",
 ];
 
 fn split(file: &[u8]) -> Option<(serde_json::Value, &[u8])> {

@@ -291,3 +291,139 @@ fn dtype(name: &str) -> Result<DType, Diagnostic> {
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::tensor::{TensorView, serialize};
+
+    fn file(header: &str, data: &[u8]) -> Vec<u8> {
+        let length = (header.len() as u64).to_le_bytes();
+        [&length[..], header.as_bytes(), data].concat()
+    }
+
+    /// The code and the tensor that an error names.
+    fn error(bytes: Vec<u8>) -> (&'static str, String) {
+        let e = SafeTensors::from_bytes("w.safetensors", bytes).err();
+        let e = e.expect("it is no sound file");
+        assert!(e.place.file == "w.safetensors" && !e.help.is_empty(), "{e}");
+        (e.code, e.place.node.clone())
+    }
+
+    fn one(dtype: &str, shape: &str, offsets: &str, data: usize) -> Vec<u8> {
+        let header =
+            format!(r#"{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#);
+        file(&header, &vec![0; data])
+    }
+
+    #[test]
+    fn what_the_format_s_own_writer_makes_is_read() {
+        let floats: Vec<u8> = [1.5f32, -2.0]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        let views = [
+            (
+                "b",
+                TensorView::new(Dtype::BOOL, vec![3], &[0, 1, 7]).unwrap(),
+            ),
+            (
+                "f",
+                TensorView::new(Dtype::F32, vec![1, 2], &floats).unwrap(),
+            ),
+            (
+                "nothing",
+                TensorView::new(Dtype::BF16, vec![0, 5], &[]).unwrap(),
+            ),
+            (
+                "s",
+                TensorView::new(Dtype::F8_E4M3, vec![], &[0x38]).unwrap(),
+            ),
+        ];
+        let meta = std::collections::HashMap::from([("format".to_string(), "pt".to_string())]);
+        let bytes = serialize(views, Some(meta)).unwrap();
+        let path = std::env::temp_dir().join(format!("kiln-{}.safetensors", std::process::id()));
+        std::fs::write(&path, &bytes).unwrap();
+        let mapped = SafeTensors::open(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        for t in [mapped, SafeTensors::from_bytes("w", bytes).unwrap()] {
+            assert_eq!((t.entries().len(), &*t.metadata()["format"]), (4, "pt"));
+            let tensor = |name: &str| t.tensor(t.get(name).unwrap()).unwrap();
+            assert_eq!(tensor("f").to_f32(), [1.5, -2.0]);
+            assert_eq!(tensor("f").shape(), [1, 2]);
+            assert_eq!(tensor("b").bytes(), [0, 1, 1]);
+            assert_eq!(tensor("nothing").shape(), [0, 5]);
+            assert_eq!(
+                (tensor("s").dtype(), tensor("s").to_f64()),
+                (DType::F8E4M3FN, vec![1.0])
+            );
+            assert!(t.get("absent").is_none());
+        }
+    }
+
+    #[test]
+    fn every_fault_has_its_code_and_names_the_tensor() {
+        assert_eq!(error(vec![1, 2, 3]).0, "K0150");
+        assert_eq!(error(file("{]", &[])).0, "K0150");
+        assert_eq!(
+            error(file(
+                r#"{"w":{"dtype":"F32","shape":[-1],"data_offsets":[0,0]}}"#,
+                &[]
+            ))
+            .0,
+            "K0150"
+        );
+        let cut = one("F32", "[2]", "[0,8]", 8)[..30].to_vec();
+        assert_eq!(error(cut).0, "K0150");
+        assert_eq!(
+            error([&u64::MAX.to_le_bytes()[..], &[0; 64]].concat()).0,
+            "K0151"
+        );
+        assert_eq!(error((MAX_HEADER + 1).to_le_bytes().to_vec()).0, "K0151");
+        assert_eq!(error(MAX_HEADER.to_le_bytes().to_vec()).0, "K0150");
+        let w = |bytes| {
+            let (code, node) = error(bytes);
+            assert_eq!(node, "w");
+            code
+        };
+        assert_eq!(w(one("F33", "[2]", "[0,8]", 8)), "K0152");
+        assert_eq!(w(one("F6_E2M3", "[4]", "[0,3]", 3)), "K0152");
+        // Cut short; a gap before it; the end before the start.
+        assert_eq!(w(one("F32", "[2]", "[0,8]", 7)), "K0153");
+        assert_eq!(w(one("F32", "[2]", "[4,12]", 12)), "K0153");
+        assert_eq!(w(one("F32", "[2]", "[8,0]", 8)), "K0153");
+        assert_eq!(w(one("F32", "[3]", "[0,8]", 8)), "K0154");
+        assert_eq!(
+            w(one("F32", "[4611686018427387904,4]", "[0,0]", 0)),
+            "K0154"
+        );
+        assert_eq!(
+            w(one(
+                "F32",
+                "[9223372036854775807,9223372036854775807]",
+                "[0,0]",
+                0
+            )),
+            "K0154"
+        );
+        assert_eq!(w(one("F4", "[3]", "[0,2]", 2)), "K0154");
+        // Bytes that no tensor has are nobody's fault in particular.
+        assert_eq!(
+            error(one("F32", "[2]", "[0,8]", 9)),
+            ("K0153", String::new())
+        );
+    }
+
+    #[test]
+    fn overlaps_and_repeated_names_are_seen() {
+        let u8s = |name: &str, from: usize, to: usize| {
+            let n = to - from;
+            format!(r#""{name}":{{"dtype":"U8","shape":[{n}],"data_offsets":[{from},{to}]}}"#)
+        };
+        let both = |a: String, b: String| error(file(&format!("{{{a},{b}}}"), &[0; 8]));
+        assert_eq!(both(u8s("a", 0, 5), u8s("b", 4, 8)), ("K0153", "b".into()));
+        assert_eq!(both(u8s("a", 0, 8), u8s("b", 0, 8)), ("K0153", "b".into()));
+        assert_eq!(both(u8s("a", 0, 4), u8s("a", 4, 8)), ("K0121", "a".into()));
+        assert_eq!(both(u8s("a", 0, 4), u8s("b", 5, 8)), ("K0153", "b".into()));
+    }
+}

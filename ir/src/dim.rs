@@ -23,6 +23,9 @@ pub enum Tri {
     Unknown,
 }
 
+/// Parentheses in parentheses that a text may have: more are an attack on the stack.
+const MAX_NESTING: usize = 256;
+
 /// What a monomial is a product of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Atom {
@@ -252,6 +255,50 @@ impl Dim {
                 .iter()
                 .all(|(m, c)| *c >= 0 && m.iter().all(|(a, p)| p % 2 == 0 || a.is_nonneg())),
         }
+    }
+
+    /// How many terms the expression has, those inside divisions, maxima and
+    /// minima among them.
+    pub fn term_count(&self) -> usize {
+        self.count(&|_| 1)
+    }
+
+    /// How many factors stand in the expression as it is written out, a power once
+    /// for each time; a constant is one. What is beyond the largest number counts
+    /// as that.
+    pub fn factor_count(&self) -> usize {
+        self.count(&|powers: u64| usize::try_from(powers).unwrap_or(usize::MAX).max(1))
+    }
+
+    /// How deep parentheses nest in the text of this size. What nests deeper than
+    /// 256 does not read back.
+    pub fn nesting(&self) -> usize {
+        let Repr::Poly(terms) = &self.0 else { return 0 };
+        let atoms = terms.iter().flat_map(|(mono, _)| mono);
+        let depth = |atom: &Atom| match atom {
+            Atom::Sym(_) => 0,
+            // ((a) / (b))
+            Atom::Div(a, b) => 2 + a.nesting().max(b.nesting()),
+            Atom::Max(a, b) | Atom::Min(a, b) => 1 + a.nesting().max(b.nesting()),
+        };
+        atoms.map(|(atom, _)| depth(atom)).max().unwrap_or(0)
+    }
+
+    /// The sum of `of_term(sum of its powers)` over all terms.
+    fn count(&self, of_term: &dyn Fn(u64) -> usize) -> usize {
+        let Repr::Poly(terms) = &self.0 else { return 1 };
+        let inner = |atom: &Atom| match atom {
+            Atom::Sym(_) => 0,
+            Atom::Div(a, b) | Atom::Max(a, b) | Atom::Min(a, b) => {
+                a.count(of_term).saturating_add(b.count(of_term))
+            }
+        };
+        let each = terms.iter().map(|(mono, _)| {
+            let powers = mono.iter().map(|(_, p)| u64::from(*p)).sum();
+            let nested = mono.iter().map(|(a, _)| inner(a));
+            nested.fold(of_term(powers), usize::saturating_add)
+        });
+        each.fold(0, usize::saturating_add)
     }
 
     /// Every symbol in the expression, in order.
@@ -539,7 +586,8 @@ impl FromStr for Dim {
             depth: 0,
         };
         let dim = p.sum().ok_or_else(bad)?;
-        if p.rest.trim_start().is_empty() {
+        // What is read can be printed and read again.
+        if p.rest.trim_start().is_empty() && dim.nesting() < MAX_NESTING {
             Ok(dim)
         } else {
             Err(bad())
@@ -549,7 +597,7 @@ impl FromStr for Dim {
 
 struct Parser<'a> {
     rest: &'a str,
-    depth: u32,
+    depth: usize,
 }
 
 impl Parser<'_> {
@@ -567,7 +615,7 @@ impl Parser<'_> {
     fn sum(&mut self) -> Option<Dim> {
         // Deeper nesting than any printed dim has is an attack on the stack.
         self.depth += 1;
-        if self.depth > 64 {
+        if self.depth > MAX_NESTING {
             return None;
         }
         let mut acc = if self.eat('-') {
@@ -592,11 +640,15 @@ impl Parser<'_> {
         loop {
             if self.eat('*') {
                 let by = self.factor()?;
-                // Longer products than any model has are an attack on memory.
+                // Longer products than any model has are an attack on memory, and
+                // higher powers one on time.
                 if acc.terms().len() * by.terms().len() > 4096 {
                     return None;
                 }
                 acc = acc * by;
+                if acc.factor_count() > 4096 {
+                    return None;
+                }
             } else if self.eat('/') {
                 let by = self.factor()?;
                 if by.as_const() == Some(0) {
@@ -691,10 +743,35 @@ mod tests {
         let sum: Vec<String> = (0..100).map(|i| format!("a{i}")).collect();
         let product = vec![format!("({})", sum.join("+")); 20].join("*");
         assert!(product.parse::<Dim>().is_err());
+        let power = vec!["(a + b)"; 2000].join("*");
+        assert!(power.parse::<Dim>().is_err());
         // The one quotient of 64-bit integers that is none.
         let lowest = "(0 - 9223372036854775807 - 1)";
         let _ = format!("{lowest} / (0 - 1)").parse::<Dim>();
         let _ = format!("({lowest}*a + b) / (0 - 1)").parse::<Dim>();
+    }
+
+    #[test]
+    fn what_is_read_can_be_printed_and_read_again() {
+        let divided = |n: usize| {
+            let ends: String = (0..n).map(|i| format!(" / b{i} + {i})")).collect();
+            format!("{}a{ends}", "(".repeat(n)).parse::<Dim>()
+        };
+        let deep = divided(120).unwrap();
+        assert!(deep.nesting() > 200);
+        assert_eq!(deep.to_string().parse(), Ok(deep));
+        assert!(divided(200).is_err());
+    }
+
+    #[test]
+    fn terms_and_factors_are_counted_as_they_are_written() {
+        let counts = |t: &str| (d(t).term_count(), d(t).factor_count());
+        assert_eq!(counts("7"), (1, 1));
+        assert_eq!(counts("a*a*b + 1"), (2, 4));
+        assert_eq!(counts("(a + 3) / b"), (4, 4));
+        let mut power = d("a");
+        (0..24).for_each(|_| power = power.clone() * power.clone());
+        assert_eq!((power.term_count(), power.factor_count()), (1, 1 << 24));
     }
 
     #[test]

@@ -14,9 +14,10 @@
 //!    consumed inside it; weights never are.
 //! 5. A size in a node's types and attributes comes from a parameter's shape or
 //!    from a node before it that mints it; what a region mints ends with it.
-//! 6. Function names are unique; called functions exist and do not call back.
+//! 6. Function names are unique; called functions exist and do not call back, and
+//!    calls nest at most 64 deep.
 //! 7. A global's contents have its type; an expression uses constants that exist
-//!    and not, in the end, itself.
+//!    and not, in the end, itself, and stands on at most 64 others.
 
 mod module;
 

@@ -12,6 +12,7 @@
 //! bytes: there are no times, paths or random ids in it.
 
 use crate::error::{Error, Result};
+use crate::memory::ALIGN;
 use crate::plan::Program;
 use memmap2::{Mmap, MmapMut};
 use std::fs::File;
@@ -226,6 +227,10 @@ impl Artifact {
                 .ok()
                 .and_then(|a| map.get(a..a.checked_add(usize::try_from(size).ok()?)?))
                 .ok_or_else(|| damaged(base as u64, "a section lies outside"))?;
+            // Kernels load whole registers from where weights lie.
+            if at % ALIGN as u64 != 0 {
+                return Err(damaged(base as u64, "a section lies at no multiple of 64"));
+            }
             if xxh3_64(bytes) != hash {
                 return Err(damaged(
                     at,
@@ -247,7 +252,8 @@ impl Artifact {
         }
         let program: Program = serde_json::from_slice(&map[rows[0].0..rows[0].0 + rows[0].1])
             .map_err(|e| Error::input("K0703", format!("{name}: the manifest is damaged: {e}")))?;
-        program.validate(count)?;
+        let lengths: Vec<usize> = rows.iter().map(|r| r.1).collect();
+        program.validate(&lengths)?;
         Ok(Artifact {
             program: Arc::new(program),
             map: Arc::new(map),

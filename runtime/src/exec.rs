@@ -124,10 +124,11 @@ impl Model {
         let e = &self.program().entries[entry];
         let layout = Layout::of(e, binding)?;
         let sum = |ports: &[Port]| -> usize {
-            ports
-                .iter()
-                .map(|p| layout.sizes[p.buffer as usize].unwrap_or(0))
-                .sum()
+            total(
+                ports
+                    .iter()
+                    .map(|p| layout.sizes[p.buffer as usize].unwrap_or(0)),
+            )
         };
         let mut used = vec![false; self.program().globals.len()];
         for b in &e.buffers {
@@ -137,12 +138,10 @@ impl Model {
         }
         let bytes = |state: bool| -> usize {
             let globals = self.program().globals.iter().zip(&used);
-            globals
-                .filter(|(g, used)| **used && g.state == state)
-                .map(|(g, _)| g.bytes as usize)
-                .sum()
+            let globals = globals.filter(|(g, used)| **used && g.state == state);
+            total(globals.map(|(g, _)| g.bytes as usize))
         };
-        let scratch = max_scratch(&e.steps, binding)? * threads;
+        let scratch = max_scratch(&e.steps, binding)?.saturating_mul(threads);
         let mut report = MemoryReport {
             arena: layout.arena,
             inputs: sum(&e.inputs),
@@ -156,15 +155,22 @@ impl Model {
         };
         // The file is mapped and read whole when it is opened (every section is
         // hashed), so weights count through it.
-        report.total = report.arena
-            + report.inputs
-            + report.outputs
-            + report.state
-            + report.code
-            + report.scratch
-            + report.file;
+        report.total = total([
+            report.arena,
+            report.inputs,
+            report.outputs,
+            report.state,
+            report.code,
+            report.scratch,
+            report.file,
+        ]);
         Ok(report)
     }
+}
+
+/// A sum that stays at the largest number: plans may name any sizes.
+fn total(bytes: impl IntoIterator<Item = usize>) -> usize {
+    bytes.into_iter().fold(0, usize::saturating_add)
 }
 
 /// Bytes that a run takes, by purpose.

@@ -299,8 +299,10 @@ pub struct Loop {
 const MAX_DEPTH: u32 = 64;
 
 impl Program {
-    /// Checks every index and count against what is there.
-    pub fn validate(&self, sections: usize) -> Result<()> {
+    /// Checks every index and count against what is there: sections of these
+    /// lengths, in bytes.
+    pub fn validate(&self, lengths: &[usize]) -> Result<()> {
+        let sections = lengths.len();
         let bad = |what: String| {
             Err(Error::input(
                 "K0703",
@@ -318,13 +320,25 @@ impl Program {
             .help("compile the model again with this version of kiln"));
         }
         for g in &self.globals {
-            if let GlobalData::Section(s) = g.data
-                && s as usize >= sections
-            {
-                return bad(format!("@{} lies in section {s} of {sections}", g.name));
-            }
-            if matches!(&g.data, GlobalData::Splat(e) if e.is_empty() || e.len() > 16) {
-                return bad(format!("@{} repeats an element of a wrong size", g.name));
+            match &g.data {
+                GlobalData::Section(s) => match lengths.get(*s as usize) {
+                    None => {
+                        return bad(format!("@{} lies in section {s} of {sections}", g.name));
+                    }
+                    Some(&n) if n as u64 != g.bytes => {
+                        let want = g.bytes;
+                        return bad(format!("@{} has {n} bytes, not {want}", g.name));
+                    }
+                    Some(_) => {}
+                },
+                GlobalData::Splat(e) if e.is_empty() || e.len() > 16 => {
+                    return bad(format!("@{} repeats an element of a wrong size", g.name));
+                }
+                // Kernels read weights where they lie.
+                GlobalData::Splat(_) if !g.state => {
+                    return bad(format!("@{} is a weight without contents", g.name));
+                }
+                GlobalData::Splat(_) => {}
             }
         }
         if self

@@ -15,6 +15,10 @@ const MAX_RANK: usize = 32;
 const MAX_DIM: usize = 240;
 /// Terms of a shape's product.
 const MAX_TERMS: usize = 4096;
+/// Parentheses in parentheses of one size: the text form reads 256.
+const MAX_NESTING: usize = 128;
+/// Factors of one size: chains of products square them.
+const MAX_FACTORS: usize = 1024;
 
 /// Refuses types that cannot be worked with in bounded memory.
 pub(crate) fn check(ty: &TensorType) -> Result<(), Fail> {
@@ -33,7 +37,13 @@ pub(crate) fn check(ty: &TensorType) -> Result<(), Fail> {
             }
             Some(0) => empty = true,
             Some(c) => elements = elements.saturating_mul(c as u128),
-            None => terms = terms.saturating_mul(weight(d)),
+            None if d.factor_count() > MAX_FACTORS => {
+                return limit("a size is a product of too many sizes".into());
+            }
+            None if d.nesting() > MAX_NESTING => {
+                return limit("a size is divided and compared too often".into());
+            }
+            None => terms = terms.saturating_mul(d.term_count()),
         }
     }
     if elements > MAX_ELEMENTS && !empty {
@@ -43,14 +53,6 @@ pub(crate) fn check(ty: &TensorType) -> Result<(), Fail> {
         return limit("the size expressions of a value are too complicated".into());
     }
     Ok(())
-}
-
-/// About how many terms a size has.
-fn weight(d: &Dim) -> usize {
-    match d.as_sym() {
-        Some(_) => 1,
-        None => 1 + d.to_string().matches(['+', '-']).count(),
-    }
 }
 
 /// Replaces integer arithmetic whose result is known as sizes by the sizes.

@@ -8,4 +8,5 @@ mod models;
 mod nodes;
 mod random;
 mod sequences;
+mod regressions;
 mod support;

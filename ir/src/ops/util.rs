@@ -46,11 +46,12 @@ pub(crate) fn check_axis(axis: usize, rank: usize) -> Result<(), TypeError> {
     }
 }
 
-/// Row-major strides in elements.
+/// Row-major strides in elements. What is beyond the largest number counts as
+/// that: only a tensor without elements has such strides, and they address none.
 pub fn strides(shape: &[usize]) -> Vec<usize> {
-    let mut out = vec![1; shape.len()];
+    let mut out = vec![1usize; shape.len()];
     for i in (1..shape.len()).rev() {
-        out[i - 1] = out[i] * shape[i];
+        out[i - 1] = out[i].saturating_mul(shape[i]);
     }
     out
 }

@@ -5,8 +5,17 @@ use crate::builder::no_callee;
 use crate::module::{ConstSource, Global, GlobalKind, Globals, Module};
 use crate::op::{Arg, InferCx, Op};
 use crate::{DType, Dim, TensorType, Tri};
+use petgraph::algo::kosaraju_scc;
+use petgraph::graph::{DiGraph, NodeIndex};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// Expressions on expressions, and calls in calls: what evaluates them goes as
+/// deep, so longer chains are an attack on the stack.
+const MAX_DEPTH: usize = 64;
+
+/// Who uses whom.
+type Edges = BTreeMap<Arc<str>, BTreeSet<Arc<str>>>;
 
 fn fail(place: &str, message: impl Into<String>) -> VerifyError {
     VerifyError {
@@ -19,7 +28,7 @@ fn fail(place: &str, message: impl Into<String>) -> VerifyError {
 /// Contents must have the global's type; expressions must have an end.
 pub(super) fn globals(module: &Module) -> Vec<VerifyError> {
     let mut errors = vec![];
-    let mut edges = BTreeMap::new();
+    let mut edges = Edges::new();
     for (name, global) in &module.globals {
         if let Err(message) = contents(&module.globals, global) {
             errors.push(fail(name, message));
@@ -28,8 +37,13 @@ pub(super) fn globals(module: &Module) -> Vec<VerifyError> {
             edges.insert(name.clone(), args.iter().cloned().collect());
         }
     }
-    for name in in_cycles(&edges) {
+    let found = ways(&edges);
+    for name in found.cyclic {
         errors.push(fail(&name, "its expression uses itself"));
+    }
+    for name in found.deep {
+        let what = format!("its expression stands on more than {MAX_DEPTH} others");
+        errors.push(fail(&name, what));
     }
     errors
 }
@@ -102,7 +116,7 @@ fn expression(
 /// Functions have names of their own and do not call back.
 pub(super) fn calls(module: &Module) -> Vec<VerifyError> {
     let mut errors = vec![];
-    let mut edges: BTreeMap<Arc<str>, BTreeSet<Arc<str>>> = BTreeMap::new();
+    let mut edges = Edges::new();
     for f in &module.functions {
         let mut called = BTreeSet::new();
         for n in f.nodes_in_order() {
@@ -114,35 +128,56 @@ pub(super) fn calls(module: &Module) -> Vec<VerifyError> {
             errors.push(fail(&f.name, "two functions have this name"));
         }
     }
-    for name in in_cycles(&edges) {
+    let found = ways(&edges);
+    for name in found.cyclic {
         errors.push(fail(&name, "the function calls itself, directly or not"));
+    }
+    for name in found.deep {
+        errors.push(fail(&name, format!("calls nest deeper than {MAX_DEPTH}")));
     }
     errors
 }
 
-/// Names that reach themselves.
-fn in_cycles(edges: &BTreeMap<Arc<str>, BTreeSet<Arc<str>>>) -> Vec<Arc<str>> {
-    // Takes away what has no way on until nothing changes; the rest has cycles,
-    // or leads to one.
-    let mut left = edges.clone();
-    loop {
-        let before = left.len();
-        let names: BTreeSet<Arc<str>> = left.keys().cloned().collect();
-        left.retain(|_, to| !to.is_disjoint(&names));
-        if left.len() == before {
-            break;
+/// Names that reach themselves, and names from which a way is longer than
+/// [`MAX_DEPTH`].
+#[derive(Default)]
+struct Ways {
+    cyclic: BTreeSet<Arc<str>>,
+    deep: BTreeSet<Arc<str>>,
+}
+
+/// Follows edges between names, in a time that grows with their number alone.
+fn ways(edges: &Edges) -> Ways {
+    let mut graph = DiGraph::<&Arc<str>, ()>::new();
+    let ids: BTreeMap<&Arc<str>, NodeIndex> = edges
+        .keys()
+        .map(|name| (name, graph.add_node(name)))
+        .collect();
+    for (from, to) in edges {
+        // What leads to no name of the map leads nowhere.
+        for to in to.iter().filter_map(|name| ids.get(name)) {
+            graph.add_edge(ids[from], *to, ());
         }
     }
-    let reaches = |from: &Arc<str>| {
-        let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
-        while let Some(at) = next.pop() {
-            for to in left.get(at).into_iter().flatten() {
-                if seen.insert(to) {
-                    next.push(to);
-                }
-            }
+    let (mut found, mut depths) = (Ways::default(), BTreeMap::new());
+    // Components come after those that they lead to.
+    for component in kosaraju_scc(&graph) {
+        let first = component[0];
+        if component.len() > 1 || graph.contains_edge(first, first) {
+            found
+                .cyclic
+                .extend(component.iter().map(|&i| graph[i].clone()));
         }
-        seen.contains(from)
-    };
-    left.keys().filter(|name| reaches(name)).cloned().collect()
+        let below = |i| graph.neighbors(i).filter_map(|to| depths.get(&to)).max();
+        let depth = component.iter().filter_map(|&i| below(i)).max();
+        let depth = depth.map_or(0, |d: &usize| d + 1);
+        for i in component {
+            // One error for a chain: the names above it are as deep and deeper.
+            if depth == MAX_DEPTH + 1 {
+                found.deep.insert(graph[i].clone());
+            }
+            depths.insert(i, depth);
+        }
+    }
+    found
 }

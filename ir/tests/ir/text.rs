@@ -265,3 +265,30 @@ fn files_keep_big_constants_beside_the_text() {
     }
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+#[test]
+fn long_chains_of_calls_and_expressions_are_errors_and_take_no_long() {
+    let n = 20_000;
+    let mut calls = "kir 1\nfunc @f0(%x: f32[2]) -> f32[2] {\n return %x\n}\n".to_string();
+    let mut exprs = "kir 1\nconst @g0 : f32[2] = splat 1.0\n".to_string();
+    for i in 1..n {
+        let before = i - 1;
+        calls += &format!(
+            "func @f{i}(%x: f32[2]) -> f32[2] {{\n %0 = call %x {{function = \"f{before}\"}}\n return %0\n}}\n"
+        );
+        exprs += &format!("const @g{i} : f32[2] = expr neg @g{before}\n");
+    }
+    for (text, what) in [(calls, "calls nest"), (exprs, "its expression stands on")] {
+        let module = kiln_ir::parse::parse_module(&text, &kiln_ir::parse::NoFiles).unwrap();
+        let errors = kiln_ir::verify::verify_module(&module);
+        // The first that is too deep, and not each above it.
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].message.contains(what), "{}", errors[0]);
+    }
+}
+
+#[test]
+fn strides_of_a_tensor_without_elements_do_not_wrap() {
+    let strides = kiln_ir::ops::util::strides(&[0, usize::MAX, 16]);
+    assert_eq!(strides, [usize::MAX, 16, 1]);
+}

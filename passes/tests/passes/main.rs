@@ -2,6 +2,7 @@
 
 mod filetests;
 mod random;
+mod regressions;
 
 use kiln_ir::Module;
 use kiln_passes::{Manager, Options, pipeline};

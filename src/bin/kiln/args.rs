@@ -20,7 +20,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show what a model or an artifact holds.
+    /// Show what a model, an artifact or a file of weights (.safetensors) holds.
     Inspect {
         model: PathBuf,
         #[arg(long)]

@@ -6,7 +6,7 @@ use crate::draw;
 use crate::model::{self, Failure};
 use crate::output::{out, outln};
 use crate::reduce;
-use crate::verify;
+use crate::{verify, weights};
 use clap::CommandFactory;
 use kiln::compile;
 use kiln::ir::print::{PrintOptions, print_graph, print_module};
@@ -157,6 +157,9 @@ fn check(path: &Path, json: bool) -> Result<u8, Failure> {
 fn inspect(path: &Path, json: bool, dot: bool, svg: Option<String>) -> Result<u8, Failure> {
     if model::is_artifact(path) {
         return inspect_artifact(path, json);
+    }
+    if weights::is_safetensors(path) {
+        return weights::inspect(path, json);
     }
     let module = model::import(path, &CompileArgs::default(), false)?;
     if dot || svg.is_some() {

@@ -9,6 +9,7 @@ mod output;
 mod reduce;
 mod suite;
 mod verify;
+mod weights;
 
 use args::Cli;
 use clap::Parser;

@@ -161,7 +161,12 @@ pub(crate) fn split(cx: &mut Cx) -> Out {
     let parts = match given {
         Some(parts) => parts,
         None => {
-            let n = cx.int("num_outputs", cx.node.output.len() as i64)?;
+            let named = cx.node.output.len() as i64;
+            let n = cx.int("num_outputs", named)?;
+            if n != named {
+                let message = format!("{named} results are named for {n} parts");
+                return Err(Fail::invalid(message));
+            }
             even_parts(&shape[axis], n)?
         }
     };

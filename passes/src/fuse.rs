@@ -248,7 +248,7 @@ fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group) -> bool {
                 return false;
             };
             let argument = graph.shape(node.args[0]);
-            let aligned = only_elementwise_uses(graph, n, group);
+            let aligned = read_in_place(graph, v, group);
             match &group.reduced {
                 Some(axes) => *axes == r.axes && group.domain == argument && aligned,
                 // The group works on whole rows, or on what is left of them.
@@ -372,6 +372,29 @@ fn only_elementwise_uses(graph: &Graph, n: NodeId, group: &Group) -> bool {
     }) && !through_views(graph, v, group)
 }
 
+/// Whether all that is made of a reduction's value, up to the next reduction, is read
+/// at the value's own place: a gather of `x - max(x)` asks for the maxima of other rows.
+fn read_in_place(graph: &Graph, v: Value, group: &Group) -> bool {
+    let (mut stack, mut seen) = (vec![v], BTreeSet::from([v]));
+    while let Some(v) = stack.pop() {
+        let Some((n, _)) = graph.producer(v) else {
+            return false;
+        };
+        if !only_elementwise_uses(graph, n, group) {
+            return false;
+        }
+        for &m in &group.members {
+            let node = graph.node(m);
+            let made = node.results[0];
+            if node.args.contains(&v) && node.op.class() == Class::Elementwise && seen.insert(made)
+            {
+                stack.push(made);
+            }
+        }
+    }
+    true
+}
+
 /// Whether elementwise broadcasting lines the axes up: equal ranks.
 fn same_axes(a: &[Dim], b: &[Dim]) -> bool {
     a.len() == b.len()
@@ -428,6 +451,15 @@ struct Outlined {
     roots: BTreeSet<NodeId>,
 }
 
+/// Whether an op's first argument must be in memory, be it a literal: what is
+/// scattered into, what a box is cut out of at a place that only data knows.
+fn addresses(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::DynamicSlice(_) | Op::DynamicUpdateSlice(_) | Op::ScatterElements(_) | Op::ScatterNd(_)
+    )
+}
+
 /// Moves a group's nodes into the region of a `fused` node at its root.
 fn outline(
     cx: &mut PassCx,
@@ -452,7 +484,12 @@ fn outline(
                 continue;
             }
             let node = graph.node(p);
+            // A contraction sees its operands through strides of something in memory.
+            let operand = |x: NodeId| n == x || feeds(graph, n, x, group);
+            let stored = addresses(&graph.node(n).op) && graph.node(n).args[0] == a
+                || group.anchor.is_some_and(operand);
             let copied = match &node.op {
+                Op::Constant(_) | Op::Dims(_) if stored => false,
                 Op::Constant(c) => c.value.len() == 1,
                 Op::Dims(d) => d.value.dims.len() == 1,
                 op => op.class() == Class::View && node.parent == graph.node(root).parent,

@@ -6,11 +6,12 @@ KILN := $(TARGET)/release/kiln
 KILN_RT := $(TARGET)/release/kiln-rt
 PY := .venv/bin/python
 
-.PHONY: help setup build demo test fmt lint bench-peers clean
+.PHONY: help setup build demo test random fmt lint bench-peers clean
 
 help:
 	@echo "make demo         install what is missing, build, compile and run a real model"
 	@echo "make test         install what is missing, run every check"
+	@echo "make random N=500 random ONNX graphs against ONNX Runtime, FIRST=SEED"
 	@echo "make bench-peers  time Kiln against ONNX Runtime"
 	@echo "make build | lint | fmt | clean"
 
@@ -27,6 +28,9 @@ demo: build
 
 test: setup
 	@bash scripts/test.sh
+
+random: build
+	@bash scripts/random_graphs.sh $(or $(N),500) $(or $(FIRST),0)
 
 fmt:
 	cargo fmt --all

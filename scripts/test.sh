@@ -42,6 +42,7 @@ onnx_suite() {
 }
 
 step "ONNX node suite, compiled" onnx_suite
+step "300 random graphs against ONNX Runtime" bash scripts/random_graphs.sh 300 0
 step "real models against ONNX Runtime" "$python" scripts/e2e_models.py "$target/release/kiln" "$target/release/kiln-rt"
 step "damaged and hostile input" "$python" scripts/bad_input.py "$target/release/kiln" "$target/release/kiln-rt"
 step "cost" "$python" scripts/cost.py "$target/release/kiln" "$target/dist/kiln-rt"

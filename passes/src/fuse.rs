@@ -188,6 +188,7 @@ fn views_are_absorbed(
                 None => {
                     user.op.class() == Class::View
                         && views_are_absorbed(graph, u, users, results, home, groups)
+                        && anchors_read_through(graph, n, u, users)
                 }
             }
         })
@@ -199,20 +200,41 @@ fn anchor_reads(graph: &Graph, anchor: NodeId, view: NodeId, v: Value) -> bool {
         graph.node(view).op,
         Op::Transpose(_) | Op::Slice(_) | Op::Broadcast(_)
     );
+    let args = &graph.node(anchor).args;
     match &graph.node(anchor).op {
         Op::MatMul(_) => strided,
-        Op::PackedMatMul(_) => strided && graph.node(anchor).args[0] == v,
-        // V is read in runs of features.
-        Op::Attention(_) => {
-            let args = &graph.node(anchor).args;
-            let keeps_last = match &graph.node(view).op {
-                Op::Transpose(t) => t.perm.axes().last() == Some(&(t.perm.axes().len() - 1)),
-                _ => true,
-            };
-            strided && (args[2] != v || keeps_last)
+        Op::PackedMatMul(_) => strided && args[0] == v,
+        Op::Attention(_) => strided && (args[2] != v || keeps_runs(graph, view)),
+        _ => false,
+    }
+}
+
+/// Whether a view's last axis runs through memory as that of what it reads does:
+/// attention reads V in runs of features.
+fn keeps_runs(graph: &Graph, view: NodeId) -> bool {
+    let node = graph.node(view);
+    match &node.op {
+        Op::Transpose(t) => t.perm.axes().last() == Some(&(t.perm.axes().len() - 1)),
+        Op::Slice(s) => s.steps.last() == Some(&1),
+        Op::Broadcast(_) => {
+            let last = |v: Value| graph.shape(v).last().cloned();
+            last(node.args[0]) == last(node.results[0])
         }
         _ => false,
     }
+}
+
+/// Whether a view that another view reads is no hindrance to the anchors that read
+/// that one.
+fn anchors_read_through(graph: &Graph, n: NodeId, view: NodeId, users: &[Vec<NodeId>]) -> bool {
+    let v = graph.node(view).results[0];
+    users[v.index()]
+        .iter()
+        .all(|&u| match graph.node(u).op.class() {
+            Class::Anchor => anchor_reads(graph, u, n, v),
+            Class::View => anchors_read_through(graph, n, u, users),
+            _ => true,
+        })
 }
 
 /// Whether a producer all of whose uses are in a group may join it.
@@ -258,9 +280,8 @@ fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group) -> bool {
             }
         }
         Class::Anchor => {
-            let plain = group.reduced.is_none()
-                && group.domain == shape
-                && only_elementwise_uses(graph, n, group);
+            let plain =
+                group.reduced.is_none() && group.domain == shape && read_in_place(graph, v, group);
             match &node.op {
                 Op::Attention(_) => {
                     group.members.len() == 1
@@ -372,8 +393,9 @@ fn only_elementwise_uses(graph: &Graph, n: NodeId, group: &Group) -> bool {
     }) && !through_views(graph, v, group)
 }
 
-/// Whether all that is made of a reduction's value, up to the next reduction, is read
-/// at the value's own place: a gather of `x - max(x)` asks for the maxima of other rows.
+/// Whether all that is made of a reduction's or a product's value, up to the next
+/// reduction, is read at the value's own place: a gather of `x - max(x)` asks for the
+/// maxima of other rows, a reversing slice of `x·w + b` for other sums.
 fn read_in_place(graph: &Graph, v: Value, group: &Group) -> bool {
     let (mut stack, mut seen) = (vec![v], BTreeSet::from([v]));
     while let Some(v) = stack.pop() {

@@ -6,12 +6,13 @@ KILN := $(TARGET)/release/kiln
 KILN_RT := $(TARGET)/release/kiln-rt
 PY := .venv/bin/python
 
-.PHONY: help setup build demo test models fmt lint bench-peers clean
+.PHONY: help setup build demo test models random fmt lint bench-peers clean
 
 help:
 	@echo "make demo         install what is missing, build, compile and run a real model"
 	@echo "make test         install what is missing, run every check"
 	@echo "make models       the image networks that make test leaves out for their size"
+	@echo "make random N=500 random ONNX graphs against ONNX Runtime, FIRST=SEED"
 	@echo "make bench-peers  time Kiln against ONNX Runtime"
 	@echo "make build | lint | fmt | clean"
 
@@ -31,6 +32,9 @@ test: setup
 
 models: build
 	$(PY) scripts/light_models.py $(KILN) $(KILN_RT)
+
+random: build
+	@bash scripts/random_graphs.sh $(or $(N),500) $(or $(FIRST),0)
 
 fmt:
 	cargo fmt --all

@@ -72,14 +72,11 @@ def build(rng, nodes):
     while len(g.nodes) < want and tries < 20 * nodes:
         tries += 1
         f = ops[int(rng.choice(len(ops), p=weights / weights.sum()))][0]
-        mark = len(g.nodes)
         try:
             f(g)
         except Retry:
             if tries % 50 == 0:
                 start(g)
-        if len(g.nodes) > mark and g.chance(0.0):
-            break
     return g, opset
 
 

@@ -188,6 +188,7 @@ fn views_are_absorbed(
                 None => {
                     user.op.class() == Class::View
                         && views_are_absorbed(graph, u, users, results, home, groups)
+                        && anchors_read_through(graph, n, u, users)
                 }
             }
         })
@@ -199,20 +200,41 @@ fn anchor_reads(graph: &Graph, anchor: NodeId, view: NodeId, v: Value) -> bool {
         graph.node(view).op,
         Op::Transpose(_) | Op::Slice(_) | Op::Broadcast(_)
     );
+    let args = &graph.node(anchor).args;
     match &graph.node(anchor).op {
         Op::MatMul(_) => strided,
-        Op::PackedMatMul(_) => strided && graph.node(anchor).args[0] == v,
-        // V is read in runs of features.
-        Op::Attention(_) => {
-            let args = &graph.node(anchor).args;
-            let keeps_last = match &graph.node(view).op {
-                Op::Transpose(t) => t.perm.axes().last() == Some(&(t.perm.axes().len() - 1)),
-                _ => true,
-            };
-            strided && (args[2] != v || keeps_last)
+        Op::PackedMatMul(_) => strided && args[0] == v,
+        Op::Attention(_) => strided && (args[2] != v || keeps_runs(graph, view)),
+        _ => false,
+    }
+}
+
+/// Whether a view's last axis runs through memory as that of what it reads does:
+/// attention reads V in runs of features.
+fn keeps_runs(graph: &Graph, view: NodeId) -> bool {
+    let node = graph.node(view);
+    match &node.op {
+        Op::Transpose(t) => t.perm.axes().last() == Some(&(t.perm.axes().len() - 1)),
+        Op::Slice(s) => s.steps.last() == Some(&1),
+        Op::Broadcast(_) => {
+            let last = |v: Value| graph.shape(v).last().cloned();
+            last(node.args[0]) == last(node.results[0])
         }
         _ => false,
     }
+}
+
+/// Whether a view that another view reads is no hindrance to the anchors that read
+/// that one.
+fn anchors_read_through(graph: &Graph, n: NodeId, view: NodeId, users: &[Vec<NodeId>]) -> bool {
+    let v = graph.node(view).results[0];
+    users[v.index()]
+        .iter()
+        .all(|&u| match graph.node(u).op.class() {
+            Class::Anchor => anchor_reads(graph, u, n, v),
+            Class::View => anchors_read_through(graph, n, u, users),
+            _ => true,
+        })
 }
 
 /// Whether a producer all of whose uses are in a group may join it.
@@ -248,7 +270,7 @@ fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group) -> bool {
                 return false;
             };
             let argument = graph.shape(node.args[0]);
-            let aligned = only_elementwise_uses(graph, n, group);
+            let aligned = read_in_place(graph, v, group);
             match &group.reduced {
                 Some(axes) => *axes == r.axes && group.domain == argument && aligned,
                 // The group works on whole rows, or on what is left of them.
@@ -258,9 +280,8 @@ fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group) -> bool {
             }
         }
         Class::Anchor => {
-            let plain = group.reduced.is_none()
-                && group.domain == shape
-                && only_elementwise_uses(graph, n, group);
+            let plain =
+                group.reduced.is_none() && group.domain == shape && read_in_place(graph, v, group);
             match &node.op {
                 Op::Attention(_) => {
                     group.members.len() == 1
@@ -372,6 +393,30 @@ fn only_elementwise_uses(graph: &Graph, n: NodeId, group: &Group) -> bool {
     }) && !through_views(graph, v, group)
 }
 
+/// Whether all that is made of a reduction's or a product's value, up to the next
+/// reduction, is read at the value's own place: a gather of `x - max(x)` asks for the
+/// maxima of other rows, a reversing slice of `x·w + b` for other sums.
+fn read_in_place(graph: &Graph, v: Value, group: &Group) -> bool {
+    let (mut stack, mut seen) = (vec![v], BTreeSet::from([v]));
+    while let Some(v) = stack.pop() {
+        let Some((n, _)) = graph.producer(v) else {
+            return false;
+        };
+        if !only_elementwise_uses(graph, n, group) {
+            return false;
+        }
+        for &m in &group.members {
+            let node = graph.node(m);
+            let made = node.results[0];
+            if node.args.contains(&v) && node.op.class() == Class::Elementwise && seen.insert(made)
+            {
+                stack.push(made);
+            }
+        }
+    }
+    true
+}
+
 /// Whether elementwise broadcasting lines the axes up: equal ranks.
 fn same_axes(a: &[Dim], b: &[Dim]) -> bool {
     a.len() == b.len()
@@ -450,6 +495,15 @@ impl Outlined {
     }
 }
 
+/// Whether an op's first argument must be in memory, be it a literal: what is
+/// scattered into, what a box is cut out of at a place that only data knows.
+fn addresses(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::DynamicSlice(_) | Op::DynamicUpdateSlice(_) | Op::ScatterElements(_) | Op::ScatterNd(_)
+    )
+}
+
 /// Moves a group's nodes into the region of a `fused` node at its root.
 fn outline(
     cx: &mut PassCx,
@@ -474,7 +528,12 @@ fn outline(
                 continue;
             }
             let node = graph.node(p);
+            // A contraction sees its operands through strides of something in memory.
+            let operand = |x: NodeId| n == x || feeds(graph, n, x, group);
+            let stored = addresses(&graph.node(n).op) && graph.node(n).args[0] == a
+                || group.anchor.is_some_and(operand);
             let copied = match &node.op {
+                Op::Constant(_) | Op::Dims(_) if stored => false,
                 Op::Constant(c) => c.value.len() == 1,
                 Op::Dims(d) => d.value.dims.len() == 1,
                 op => op.class() == Class::View && node.parent == graph.node(root).parent,

@@ -507,7 +507,12 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                 // Its last reader may overwrite it.
                 let last = self.last_use.get(&node.args[i]) == Some(&n)
                     && self.views_end_here(node.args[i], n);
-                if own && last {
+                // The kernel itself may read it as well: the updates are the target's
+                // own elements, which the first store would change.
+                let read = (kernel.inputs.iter())
+                    .filter_map(|(v, _)| outside(*v))
+                    .any(|j| self.base(args[j]) == base);
+                if own && last && !read {
                     let b = self.buffer(
                         bytes,
                         Place::View {

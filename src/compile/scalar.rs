@@ -324,7 +324,7 @@ impl<'a> Scalars<'a> {
             Op::Gather(g) => {
                 let n = graph.ty(args[1]).rank();
                 let index = self.value(args[1], &at[g.axis..g.axis + n], guard)?;
-                let index = self.checked(index)?;
+                let index = self.checked(index, args[0], g.axis)?;
                 let mut c = at[..g.axis].to_vec();
                 c.push(index);
                 c.extend_from_slice(&at[g.axis + n..]);
@@ -333,7 +333,7 @@ impl<'a> Scalars<'a> {
             Op::GatherElements(g) => {
                 let index = self.value(args[1], at, guard)?;
                 let mut c = at.to_vec();
-                c[g.axis] = self.checked(index)?;
+                c[g.axis] = self.checked(index, args[0], g.axis)?;
                 self.value(args[0], &c, guard)
             }
             Op::GatherNd(g) => {
@@ -347,7 +347,7 @@ impl<'a> Scalars<'a> {
                         offset: j.into(),
                     });
                     let index = self.value(args[1], &place, guard)?;
-                    c.push(self.checked(index)?);
+                    c.push(self.checked(index, args[0], g.batch_dims + j as usize)?);
                 }
                 c.extend_from_slice(&at[lead..]);
                 self.value(args[0], &c, guard)
@@ -439,10 +439,24 @@ impl<'a> Scalars<'a> {
         }
     }
 
-    /// An index from data: whether it is in range is checked where it addresses
-    /// memory.
-    fn checked(&mut self, index: ExprId) -> Result<Coord, NoKernel> {
-        Ok(Coord::Data(self.exprs.cast(DType::I64, index)?))
+    /// An index from data along an axis of `x`. Where it addresses memory it is
+    /// counted from the end if negative, and checked; what reads through a view is
+    /// counted here, since the memory behind has other extents, and an index out of
+    /// range goes far out of those as well.
+    fn checked(&mut self, index: ExprId, x: Value, axis: usize) -> Result<Coord, NoKernel> {
+        let index = self.exprs.cast(DType::I64, index)?;
+        if self.graph.producer(x).is_none() {
+            return Ok(Coord::Data(index));
+        }
+        let extent = self.dim(&self.graph.shape(x)[axis].clone());
+        let (zero, far) = (self.exprs.i64(0), self.exprs.i64(1 << 40));
+        let negative = self.exprs.compare(CompareFn::Lt, index, zero)?;
+        let back = self.exprs.binary(BinaryFn::Add, index, extent)?;
+        let index = self.exprs.select(negative, back, index)?;
+        let above = self.exprs.compare(CompareFn::Ge, index, zero)?;
+        let below = self.exprs.compare(CompareFn::Lt, index, extent)?;
+        let inside = self.exprs.binary(BinaryFn::And, above, below)?;
+        Ok(Coord::Data(self.exprs.select(inside, index, far)?))
     }
 
     /// Adds the start of a box of `sizes` inside `shape`, read from `starts`, to an

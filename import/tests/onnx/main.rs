@@ -7,6 +7,6 @@ mod hostile;
 mod models;
 mod nodes;
 mod random;
-mod sequences;
 mod regressions;
+mod sequences;
 mod support;

@@ -124,7 +124,7 @@ fn compiled_against(
     };
     let options = model::options(args)?;
     let ran = verify::run_compiled(module, &entry, &inputs, &options, run.threads)?;
-    let got: BTreeMap<String, Tensor> = ran.outputs.into_iter().collect();
+    let got: BTreeMap<String, Tensor> = ran.into_iter().collect();
     let mut compared = vec![];
     for i in order {
         if let (Some(got), Some(Some(want))) = (got.get(&names[i]), want.get(i)) {

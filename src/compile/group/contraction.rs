@@ -197,7 +197,7 @@ pub(super) fn contraction(
     if out_dtype != acc {
         sum = s.exprs.cast(out_dtype, sum)?;
     }
-    s.fixed.insert(y, (sum, None));
+    s.fixed.insert(y, (sum, Some(identity.clone())));
     let value = s.value(root, &identity, None)?;
     let out = s.address(&shape, &identity)?;
     let batch = shape[..rank - 2].iter().map(|d| s.size(d)).collect();
@@ -279,7 +279,7 @@ pub(super) fn plain_product(
     let product = s.exprs.binary(BinaryFn::Mul, x, w)?;
     let sum = s.exprs.acc(0, s.exprs.dtype(product))?;
     let identity: Vec<Coord> = (0..rank as u8).map(Coord::axis).collect();
-    s.fixed.insert(y, (sum, None));
+    s.fixed.insert(y, (sum, Some(identity.clone())));
     let value = s.value(root, &identity, None)?;
     let index = s.address(&shape, &identity)?;
     let mut stages = vec![

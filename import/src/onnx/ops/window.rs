@@ -87,7 +87,7 @@ fn frame(cx: &Cx, lengths: &[Dim], kernel: Vec<usize>) -> Result<Frame, Fail> {
     let mut extra = vec![Dim::ZERO; n];
     if cx.flag("ceil_mode", false)? {
         for i in 0..n {
-            extra[i] = rounded_up(&lengths[i], &lo[i], &hi[i], &span(i), strides[i])?;
+            extra[i] = rounded_up(&lengths[i], &lo[i], &hi[i], &span(i), strides[i]);
         }
     }
     Ok(Frame {
@@ -102,26 +102,18 @@ fn frame(cx: &Cx, lengths: &[Dim], kernel: Vec<usize>) -> Result<Frame, Fail> {
 
 /// What must follow the padding so that the last, partial window is whole; a
 /// window that would begin behind the input and its first padding is left out.
-fn rounded_up(length: &Dim, lo: &Dim, hi: &Dim, span: &Dim, stride: usize) -> Result<Dim, Fail> {
+fn rounded_up(length: &Dim, lo: &Dim, hi: &Dim, span: &Dim, stride: usize) -> Dim {
     let step = Dim::from(stride);
     let whole = length.clone() + lo.clone() + hi.clone();
     let mut windows = (whole.clone() - span.clone()).ceil_div(&step) + Dim::ONE;
-    let begins = (windows.clone() - Dim::ONE) * step.clone();
     let reach = hi.clone() + step.clone() - Dim::ONE;
     // The last window begins less than `reach − span` behind the input.
     if reach.le(&(span.clone() - Dim::ONE)) != kiln_ir::Tri::Yes {
-        match (length.clone() + lo.clone()).le(&begins) {
-            kiln_ir::Tri::Yes => windows = windows - Dim::ONE,
-            kiln_ir::Tri::No => {}
-            kiln_ir::Tri::Unknown => {
-                return Err(Fail::form(
-                    "whether the last window begins inside depends on a size that is not known",
-                ));
-            }
-        }
+        // As many windows begin inside as there are steps there.
+        windows = windows.minimum(&(length.clone() + lo.clone()).ceil_div(&step));
     }
     let used = (windows - Dim::ONE) * step + span.clone();
-    Ok((used - whole).maximum(&Dim::ZERO))
+    (used - whole).maximum(&Dim::ZERO)
 }
 
 /// Batch and channels, then spatial axes.

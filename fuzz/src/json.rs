@@ -52,7 +52,7 @@ fn leaf(old: &Value, r: &mut Random, texts: &[&str]) -> Value {
             let near = n.as_i64().unwrap_or(0).wrapping_add(r.below(5) as i64 - 2);
             near.into()
         }
-        (Value::Number(_), 6) => (r.next()).into(),
+        (Value::Number(_), 6) => (r.number()).into(),
         (Value::Bool(b), _) => (!b).into(),
         (Value::String(_), _) => r.one_of(texts).into(),
         (_, _) => r.integer().into(),

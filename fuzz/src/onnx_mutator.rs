@@ -321,7 +321,7 @@ fn change_tensor(t: &mut TensorProto, r: &mut Random) {
         }
         _ => {
             if let Some(b) = pick(&mut t.raw_data, r) {
-                *b = r.next() as u8;
+                *b = r.number() as u8;
             }
         }
     }

@@ -74,8 +74,7 @@ impl SafeTensors {
     fn new(name: &str, mapped: Mapped) -> Result<SafeTensors, Box<Diagnostic>> {
         let bytes = mapped.as_ref();
         let (header, start) = header(bytes).map_err(|d| Box::new(d.at(name, "")))?;
-        let entries = entries(header.tensors, start, bytes.len())
-            .map_err(|(tensor, d)| Box::new(d.at(name, &tensor)))?;
+        let entries = entries(name, header.tensors, start, bytes.len())?;
         let names = entries.iter().enumerate();
         Ok(SafeTensors {
             name: name.to_string(),
@@ -162,8 +161,8 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 /// The header, and where the tensors start.
-fn header(bytes: &[u8]) -> Result<(Header, usize), Diagnostic> {
-    let malformed = |what: String| Diagnostic::error(code::ST_HEADER, what).help(DAMAGED);
+fn header(bytes: &[u8]) -> Result<(Header, usize), Box<Diagnostic>> {
+    let malformed = |what: String| Box::new(Diagnostic::error(code::ST_HEADER, what).help(DAMAGED));
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH>() else {
         let what = format!("{} bytes are no safetensors file", bytes.len());
         return Err(malformed(what));
@@ -171,8 +170,9 @@ fn header(bytes: &[u8]) -> Result<(Header, usize), Diagnostic> {
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER {
         let what = format!("the header is {length} bytes long, {MAX_HEADER} are the limit");
-        return Err(Diagnostic::error(code::ST_LIMIT, what)
-            .help("this is no safetensors file, or a damaged one: fetch or save it again"));
+        let d = Diagnostic::error(code::ST_LIMIT, what)
+            .help("this is no safetensors file, or a damaged one: fetch or save it again");
+        return Err(Box::new(d));
     }
     // Within the limit it fits a usize.
     let text = rest.get(..length as usize).ok_or_else(|| {
@@ -187,22 +187,23 @@ fn header(bytes: &[u8]) -> Result<(Header, usize), Diagnostic> {
 }
 
 /// The tensors in the order of the file, which starts with them at byte `start` and
-/// has `len` bytes; or the faulty one's name and what is wrong with it.
+/// has `len` bytes.
 fn entries(
+    file: &str,
     mut tensors: Vec<(String, Info)>,
     start: usize,
     len: usize,
-) -> Result<Vec<Entry>, (String, Diagnostic)> {
+) -> Result<Vec<Entry>, Box<Diagnostic>> {
     tensors.sort_by(|(a, x), (b, y)| (x.data_offsets, a).cmp(&(y.data_offsets, b)));
     let mut names = std::collections::HashSet::new();
     let (mut out, mut at) = (Vec::with_capacity(tensors.len()), 0);
     for (name, info) in &tensors {
-        let fail = |d: Diagnostic| (name.clone(), d);
+        let fail = |d: Diagnostic| Box::new(d.at(file, name));
         if !names.insert(name.as_str()) {
             let d = Diagnostic::error(code::DUPLICATE, "two tensors have this name");
             return Err(fail(d.help("name each tensor once when saving the file")));
         }
-        let dtype = dtype(&info.dtype).map_err(fail)?;
+        let dtype = dtype(&info.dtype).map_err(|d| fail(*d))?;
         let (from, to) = info.data_offsets;
         if from != at || to < from || to > len - start {
             return Err(fail(misplaced(info, at, len - start)));
@@ -221,7 +222,7 @@ fn entries(
     if at != len - start {
         let what = format!("the last {} bytes belong to no tensor", len - start - at);
         let d = Diagnostic::error(code::ST_LAYOUT, what);
-        return Err((String::new(), d.help(DAMAGED)));
+        return Err(Box::new(d.help(DAMAGED).at(file, "")));
     }
     Ok(out)
 }
@@ -257,10 +258,10 @@ fn bytes(shape: &[usize], dtype: DType) -> Option<usize> {
 }
 
 /// Kiln's element type for the one of this name.
-fn dtype(name: &str) -> Result<DType, Diagnostic> {
+fn dtype(name: &str) -> Result<DType, Box<Diagnostic>> {
     let refused = |what: String| {
         let d = Diagnostic::error(code::ST_DTYPE, what);
-        d.help("convert the tensor to one of F32, F16, BF16 and save the file again")
+        Box::new(d.help("convert the tensor to one of F32, F16, BF16 and save the file again"))
     };
     let shown: String = name.chars().take(40).collect();
     let known = Dtype::deserialize(StrDeserializer::<NameError>::new(name));

@@ -64,6 +64,7 @@ pub fn parse_with_lines(text: &str, loader: &dyn Loader) -> Result<(Module, Line
         cursor: Cursor::new(text),
         loader,
         module: Module::default(),
+        filled: 0,
     };
     p.version()?;
     let mut heads = vec![];
@@ -97,6 +98,7 @@ pub(crate) fn parse_literal(text: &str) -> Result<(crate::Tensor, &str), ParseEr
         cursor: Cursor::new(text),
         loader: &NoFiles,
         module: Module::default(),
+        filled: 0,
     };
     let ty = p.cursor.ty()?;
     let tensor = p.elements(&ty)?;
@@ -108,6 +110,8 @@ struct Parser<'t> {
     cursor: Cursor<'t>,
     loader: &'t dyn Loader,
     module: Module,
+    /// Bytes of the literals that one number fills.
+    filled: usize,
 }
 
 /// A function up to its body.

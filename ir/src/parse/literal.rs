@@ -6,8 +6,9 @@ use crate::op::{Attr, Attrs};
 use crate::tensor::{Encoder, computes_in_integers, element_count};
 use crate::{DType, Dim, ShardSpec, Tensor, TensorType};
 
-/// Elements that one literal may have in memory.
-const LITERAL_LIMIT: usize = 1 << 28;
+/// Bytes that the literals of a text may have in memory where one number fills
+/// them: a few characters ask for any number of elements.
+const FILLED_LIMIT: usize = 1 << 28;
 
 impl Parser<'_> {
     /// `{axis = 1, keep = true}`, or nothing.
@@ -95,10 +96,14 @@ impl Parser<'_> {
         let word = self.cursor.some_word("`(…)`, `splat`, `hex` or `file`")?;
         let built = match word {
             "splat" => {
-                let n = element_count(&shape).filter(|&n| n <= LITERAL_LIMIT);
-                let Some(n) = n.filter(|_| ty.dtype != DType::Str) else {
-                    return Err(self.cursor.error_at(at, format!("{ty} is no literal")));
+                let n = element_count(&shape);
+                let bytes = n.and_then(|n| ty.dtype.bytes_for(n));
+                let filled = bytes.and_then(|b| b.checked_add(self.filled));
+                let (Some(n), Some(filled)) = (n, filled.filter(|&b| b <= FILLED_LIMIT)) else {
+                    let what = format!("{ty} is no literal, or too large to be filled");
+                    return Err(self.cursor.error_at(at, what));
                 };
+                self.filled = filled;
                 let mut out = Encoder::new(ty.dtype, n);
                 let value = self.cursor.number();
                 for _ in 0..n {

@@ -288,6 +288,16 @@ fn long_chains_of_calls_and_expressions_are_errors_and_take_no_long() {
 }
 
 #[test]
+fn one_number_fills_so_many_bytes_in_a_text_and_no_more() {
+    let line = |i: usize| format!("const @g{i} : f64[4096, 4096] = f64[4096, 4096] splat 1.0\n");
+    let text = |n: usize| "kir 1\n".to_string() + &(0..n).map(line).collect::<String>();
+    assert!(parse_module(&text(2), &NoFiles).is_ok());
+    let error = parse_module(&text(3), &NoFiles).unwrap_err();
+    assert_eq!(error.line, 4);
+    assert!(error.message.contains("too large to be filled"), "{error}");
+}
+
+#[test]
 fn strides_of_a_tensor_without_elements_do_not_wrap() {
     let strides = kiln_ir::ops::util::strides(&[0, usize::MAX, 16]);
     assert_eq!(strides, [usize::MAX, 16, 1]);

@@ -356,8 +356,9 @@ def of_onnxruntime():
          {"w": RNG.integers(-128, 127, (8, 5)).astype(np.int8), "s": np.abs(f32(5)), "z": np.zeros(5, np.int8)})
     u8 = lambda *shape: RNG.integers(0, 255, shape).astype(np.uint8)
     scale = lambda v: np.float32(v)
-    pair = {"sa": scale(0.02), "za": np.uint8(120), "b": u8(1, 5), "sb": scale(0.05), "zb": np.uint8(3),
-            "sy": scale(0.06), "zy": np.uint8(100)}
+    # Scales without common factors: no sum lies on a rounding border.
+    pair = {"sa": scale(0.0213), "za": np.uint8(120), "b": u8(1, 5), "sb": scale(0.0517), "zb": np.uint8(3),
+            "sy": scale(0.0607), "zy": np.uint8(100)}
     for op in ["QLinearAdd", "QLinearMul"]:
         case(f"ms-{op}", [node(op, "x sa za b sb zb sy zy", "y", **ms)], "x:u[n,5]", "y", [{"x": u8(4, 5)}], 17, pair)
     one = {"s": scale(0.03), "z": np.uint8(128), "sy": scale(0.004), "zy": np.uint8(0)}

@@ -46,6 +46,9 @@ fn pool(cx: &Cx) -> Result<Vec<Grams>, Fail> {
     Ok(out)
 }
 
+/// Columns of a result: each costs the importer some bytes.
+const MOST_COLUMNS: i64 = 1 << 22;
+
 pub(crate) fn tf_idf(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
     let (least, most) = (cx.int("min_gram_length", 1)?, cx.int("max_gram_length", 1)?);
@@ -67,7 +70,12 @@ pub(crate) fn tf_idf(cx: &mut Cx) -> Out {
     let tokens =
         cx.b.reshape(tokens, &[rows.clone(), Dim::ONE, length.into()])?;
     let columns = cx.ints("ngram_indexes")?.unwrap_or_default();
-    let width = columns.iter().max().map_or(0, |&m| m + 1);
+    let width = columns.iter().max().map_or(0, |&m| m.saturating_add(1));
+    if width > MOST_COLUMNS {
+        return Err(Fail::invalid(format!(
+            "`ngram_indexes` has {width} columns"
+        )));
+    }
     // Which counted gram stands in each column; those that are not counted are the
     // zeros behind.
     let mut counts = vec![];

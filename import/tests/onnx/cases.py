@@ -106,6 +106,9 @@ def older_opsets():
          {"i": np.zeros((1, 1, 2), np.int64), "u": f32(1, 1, 2)})
     case("gemm-9", [node("Gemm", "x w b", "y", alpha=0.5, beta=2.0, transB=1)], "x:f[a,4]", "y",
          [{"x": f32(3, 4)}], 9, {"w": f32(5, 4), "b": f32(5)})
+    # At 4 and 7 the last window would begin in the second padding and is left out.
+    case("maxpool-ceil", [node("MaxPool", "x", "y", kernel_shape=[3], strides=[3], pads=[1, 1], ceil_mode=1)], "x:f[a,2,n]", "y",
+         [{"x": f32(2, 2, n)} for n in (1, 3, 4, 5, 6, 7, 8)], 12)
     case("flatten-9", [node("Flatten", "x", "y", axis=2)], "x:f[a,b,c]", "y", [x], 9)
 
 

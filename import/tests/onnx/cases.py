@@ -122,6 +122,9 @@ def older_opsets():
     case("resize-11-half-pixel-for-nn", [
         node("Resize", "x r r s", "y", coordinate_transformation_mode="tf_half_pixel_for_nn")],
          "x:f[1,1,4,4]", "y", [{"x": f32(1, 1, 4, 4)}], 11, {"r": np.zeros(0, np.float32), "s": i64(1, 1, 3, 2)})
+    # At 4 and 7 the last window would begin in the second padding and is left out.
+    case("maxpool-ceil", [node("MaxPool", "x", "y", kernel_shape=[3], strides=[3], pads=[1, 1], ceil_mode=1)], "x:f[a,2,n]", "y",
+         [{"x": f32(2, 2, n)} for n in (1, 3, 4, 5, 6, 7, 8)], 12)
     case("flatten-9", [node("Flatten", "x", "y", axis=2)], "x:f[a,b,c]", "y", [x], 9)
 
 

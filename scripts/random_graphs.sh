@@ -41,7 +41,7 @@ chunk() {
       rc=0
       verify 120 "$one" >"$one.json" || rc=$?
       if [ "$rc" -gt 1 ]; then
-        printf '{"passed":0,"failed":1,"skipped":0,"notes":["FAILED %s: ended with status %s: %s"]}\n' "$seed" "$rc" \
+        printf '{"passed":0,"failed":1,"skipped":0,"skips":{},"failures":["FAILED %s: ended with status %s: %s"]}\n' "$seed" "$rc" \
           "$(tr '\r' '\n' <"$one.err" | grep -v '^ *$' | tail -n 1 | tr -d '"\\' | tr -cd '[:print:]')" >>"$dir.json"
       else
         cat "$one.json" >>"$dir.json"
@@ -76,11 +76,9 @@ for path in glob.glob(sys.argv[1] + "/result-*.json"):
     for line in open(path):
         d = json.loads(line)
         total.update({k: d[k] for k in ("passed", "failed", "skipped")})
-        for note in d["notes"]:
-            if note.startswith("FAILED"):
-                failed.append(note)
-            else:
-                codes[(re.search(r"K\d{4}", note) or ["no code"])[0]] += 1
+        failed += d["failures"]
+        for reason, names in d["skips"].items():
+            codes[(re.search(r"K\d{4}", reason) or ["no code"])[0]] += len(names)
 for note in sorted(failed):
     print(note)
 refused = ", ".join(f"{n} {c}" for c, n in codes.most_common()) or "none"

@@ -236,9 +236,9 @@ fn late_slice(g: &mut Graph) -> bool {
         Op::Slice(s) => {
             let shape = g.shape(g.node(n).args[0]).to_vec();
             let mut s = s.clone();
-            for i in 0..shape.len() {
+            for (i, extent) in shape.iter().enumerate() {
                 let start = s.starts[i].as_const()?;
-                let room = shape[i].as_const().zip(s.sizes[i].as_const());
+                let room = extent.as_const().zip(s.sizes[i].as_const());
                 if s.steps[i] == 1 && room.is_some_and(|(n, size)| size > 0 && start + size < n) {
                     s.starts[i] = (start + 1).into();
                     return Some(s.into());

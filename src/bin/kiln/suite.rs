@@ -330,7 +330,11 @@ fn report(cases: &[Case], outcomes: &[Outcome], json: bool) {
             }
             Outcome::Failed(why) => {
                 row[1] += 1;
-                failures.push(format!("FAILED {} {}: {why}", case.set, case.name));
+                let name = match &case.set[..] {
+                    "" => case.name.clone(),
+                    set => format!("{set} {}", case.name),
+                };
+                failures.push(format!("FAILED {name}: {why}"));
             }
             Outcome::Skipped(why) => {
                 row[2] += 1;

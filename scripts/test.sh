@@ -59,16 +59,17 @@ step "image networks against ONNX Runtime" "$python" scripts/light_models.py "$t
 step "the first node that is off" "$python" scripts/diff_check.py "$target/release/kiln"
 step "damaged and hostile input" "$python" scripts/bad_input.py "$target/release/kiln" "$target/release/kiln-rt"
 fuzz_briefly() {
-  local name log corpus
-  for name in kir onnx artifact safetensors; do
+  local name runs log corpus
+  while read -r name runs; do
     log=$target/fuzz-$name.log corpus=$(mktemp -d)
-    # A corpus of its own and a fixed seed: every run does about the same.
-    KILN_FUZZ_CORPUS=$corpus scripts/fuzz.sh "$name" 10 -seed=1 >"$log" 2>&1 || { tail -n 60 "$log"; rm -rf "$corpus"; return 1; }
+    # A corpus of its own, a fixed seed and number of runs (about 10 s): every run of
+    # this step does the same.
+    KILN_FUZZ_CORPUS=$corpus scripts/fuzz.sh "$name" 120 -seed=1 -runs="$runs" </dev/null >"$log" 2>&1 || { tail -n 60 "$log"; rm -rf "$corpus"; return 1; }
     rm -rf "$corpus"
     # Without feedback on coverage it would be no fuzzing.
     grep -q 'NEW  *cov: ' "$log" || { echo "$name: no coverage"; tail -n 20 "$log"; return 1; }
     echo "$name: $(grep -o 'DONE.*corp' "$log"), $(tail -n 1 "$log")"
-  done
+  done <<<$'kir 6000\nonnx 8000\nartifact 3000\nsafetensors 100000'
 }
 step "fuzz, a short run of each" fuzz_briefly
 step "cost" "$python" scripts/cost.py "$target/release/kiln" "$target/dist/kiln-rt"

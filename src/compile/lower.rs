@@ -3,7 +3,8 @@
 use super::contents::Contents;
 use super::group;
 use kiln_ir::{
-    DType, Dim, GlobalKind, Graph, Module, NodeId, Op, PortKind, RegionId, Relation, Tensor, Value,
+    DType, Def, Dim, GlobalKind, Graph, Module, NodeId, Op, PortKind, RegionId, Relation, Tensor,
+    Value,
 };
 use kiln_kernels::KernelSpec;
 use kiln_runtime::plan::{
@@ -584,10 +585,34 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
             .iter()
             .filter(|&(_, &o)| self.base(o) == base)
             .all(|(w, _)| {
+                if !self.runs_once_for(*w, n) {
+                    return false;
+                }
                 let results = (0..self.graph.region_count())
                     .any(|r| self.graph.region(RegionId(r as u32)).results.contains(w));
                 *w == v || (!results && self.last_use.get(w).is_none_or(|m| place[m] <= place[&n]))
             })
+    }
+
+    /// Whether a node runs once for each time that a value is made: in a loop it runs
+    /// again on what it made of an outer value.
+    fn runs_once_for(&self, v: Value, n: NodeId) -> bool {
+        let home = match self.graph.value(v).def {
+            Def::Node(m, _) => self.graph.node(m).parent,
+            Def::Param(r, _) => r,
+        };
+        let mut at = self.graph.node(n).parent;
+        while at != home {
+            let Some(owner) = self.graph.region(at).owner else {
+                return true;
+            };
+            let owner = self.graph.node(owner);
+            if matches!(owner.op, Op::Loop(_)) {
+                return false;
+            }
+            at = owner.parent;
+        }
+        true
     }
 
     /// Results that a kernel writes go straight to the caller's memory.

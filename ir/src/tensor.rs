@@ -90,13 +90,25 @@ impl Tensor {
         shape: impl Into<Vec<usize>>,
         bytes: impl Into<Bytes>,
     ) -> Result<Tensor, SizeMismatch> {
-        let (shape, bytes) = (shape.into(), bytes.into());
-        let expected = element_count(&shape).and_then(|n| dtype.bytes_for(n));
+        let (shape, mut bytes): (_, Bytes) = (shape.into(), bytes.into());
+        let count = element_count(&shape);
+        let expected = count.and_then(|n| dtype.bytes_for(n));
         if expected != Some(bytes.len()) {
             return Err(SizeMismatch {
                 expected,
                 found: bytes.len(),
             });
+        }
+        // Bits behind the last element are zero, whatever a file has there: equal
+        // elements are equal bytes.
+        let used = count.unwrap_or(0) * dtype.bits() % 8;
+        if dtype.bits() < 8 && used != 0 && bytes.last().is_some_and(|b| b >> used != 0) {
+            let mut own = bytes.to_vec();
+            own.iter_mut()
+                .last()
+                .into_iter()
+                .for_each(|b| *b &= (1 << used) - 1);
+            bytes = own.into();
         }
         Ok(Tensor {
             dtype,

@@ -7,10 +7,10 @@
 use crate::args::CompileArgs;
 use crate::model::{self, Failure, Temporary};
 use crate::output::{self, outln};
+use crate::verify::Machine;
 use kiln::compile;
 use kiln::ir::filetest::same_results;
 use kiln::ir::{Module, PortKind, Tensor, files, print::PrintOptions, shrink};
-use kiln::runtime::{Model, Session, TensorRef};
 use std::cell::{Cell, RefCell};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -162,53 +162,33 @@ pub fn check(file: &Path, args: &CompileArgs, rtol: f64) -> Result<u8, Failure> 
             verify: true,
             ..options.clone()
         };
-        let out = file.with_extension("kiln");
-        let _temporary = Temporary(out.clone());
-        if let Err(e) = compile::compile(module.clone(), &options, &out) {
-            let text = e.to_string();
-            outln!("{}", text.split(':').next().unwrap_or(""));
-            return Ok(CODE_REFUSED as u8);
-        }
-        let session = RefCell::new(Session::new(Model::load(&out)?, 1)?);
-        let run = |f: &str, x: &[Tensor]| call(&mut session.borrow_mut(), &module, f, x);
+        let machine = match Machine::compile(module.clone(), &options) {
+            Ok(machine) => machine,
+            Err(e) => {
+                let text = e.render();
+                outln!(
+                    "{}",
+                    text.trim_start_matches("error: ")
+                        .split(':')
+                        .next()
+                        .unwrap_or("")
+                );
+                return Ok(CODE_REFUSED as u8);
+            }
+        };
+        let run = |function: &str, inputs: &[Tensor]| {
+            let graph = module.function(function).ok_or("no such function")?;
+            let ports = graph.params.iter().filter(|p| p.kind == PortKind::Caller);
+            let named: Vec<(String, Tensor)> = ports
+                .map(|p| p.name.to_string())
+                .zip(inputs.iter().cloned())
+                .collect();
+            let results = machine.run(function, &named, 1).map_err(|e| e.render())?;
+            Ok(results.into_iter().map(|r| r.1).collect())
+        };
         if same_results(&module, rtol, &run).is_err() {
             return Ok(CODE_DIFFERS as u8);
         }
     }
     Ok(0)
-}
-
-/// Runs a compiled function on the caller's ports in order.
-fn call(
-    session: &mut Session,
-    module: &Module,
-    function: &str,
-    inputs: &[Tensor],
-) -> Result<Vec<Tensor>, String> {
-    let graph = module.function(function).ok_or("no such function")?;
-    let ports = graph.params.iter().filter(|p| p.kind == PortKind::Caller);
-    let named: Vec<(&str, TensorRef)> = ports
-        .zip(inputs)
-        .map(|(p, t)| {
-            let (dtype, shape, bytes) = (t.dtype(), t.shape(), t.bytes());
-            (
-                &*p.name,
-                TensorRef {
-                    dtype,
-                    shape,
-                    bytes,
-                },
-            )
-        })
-        .collect();
-    let model = session.model().clone();
-    let index = model.entry(Some(function)).map_err(|e| e.to_string())?;
-    session.run(index, &named).map_err(|e| e.to_string())?;
-    (0..model.program().entries[index].outputs.len())
-        .map(|i| session.output(i).ok_or("an output is missing".to_string()))
-        .map(|t| {
-            let t = t?;
-            Tensor::new(t.dtype, t.shape, t.bytes.to_vec()).map_err(|e| e.to_string())
-        })
-        .collect()
 }

@@ -103,7 +103,7 @@ pub fn run_compiled(
 }
 
 /// A compiled model. Its artifact is removed with it.
-struct Machine {
+pub struct Machine {
     /// The CPU level.
     level: String,
     model: std::sync::Arc<Model>,
@@ -111,7 +111,8 @@ struct Machine {
 }
 
 impl Machine {
-    fn compile(module: Module, options: &compile::Options) -> Result<Machine, Failure> {
+    /// Compiles for the first level of the options.
+    pub fn compile(module: Module, options: &compile::Options) -> Result<Machine, Failure> {
         let level = options
             .targets
             .first()
@@ -129,7 +130,8 @@ impl Machine {
         })
     }
 
-    fn run(
+    /// Runs an entry in a session of its own.
+    pub fn run(
         &self,
         entry: &str,
         inputs: &[(String, Tensor)],

@@ -146,7 +146,7 @@ const TENSORS: &[Row] = rows! { Tensors:
         "BitCast" => e::bit_cast,
         "Cast" => e::cast; Compiled "strings are not cast",
         "CastLike" => e::cast_like; Compiled "strings are not cast",
-        "Dropout" => e::dropout; Compiled "inference only: nothing drops, and the mask is all true",
+        "Dropout" => e::dropout,
         // Constants and sizes.
         "Constant" => source::constant; Folded,
         "ConstantOfShape" => source::constant_of_shape,
@@ -176,13 +176,13 @@ const TENSORS: &[Row] = rows! { Tensors:
         "Gather" => index::gather,
         "GatherElements" => index::gather_elements,
         "GatherND" => index::gather_nd,
-        "NonZero" => index::non_zero,
+        "NonZero" => index::non_zero; Control,
         "ReverseSequence" => index::reverse_sequence,
         "Scatter" => index::scatter_elements,
         "ScatterElements" => index::scatter_elements,
         "ScatterND" => index::scatter_nd,
         "TensorScatter" => index::tensor_scatter,
-        "TopK" => index::top_k,
+        "TopK" => index::top_k; Control,
         "Unique" => unique::unique,
         "ArgMax" => |c| index::arg_reduce(c, true),
         "ArgMin" => |c| index::arg_reduce(c, false),
@@ -232,7 +232,7 @@ const TENSORS: &[Row] = rows! { Tensors:
         "QLinearConv" => window::qlinear_conv,
         // Resampling.
         "AffineGrid" => grid::affine_grid,
-        "GridSample" => grid::grid_sample,
+        "GridSample" => grid::grid_sample; Compiled "at most 3 sampled axes",
         "Resize" => resize::resize; Compiled
             "scales and the region are known while importing"
             "an antialiased or aspect-keeping resampling needs known extents",
@@ -268,7 +268,7 @@ const TENSORS: &[Row] = rows! { Tensors:
         "NegativeLogLikelihoodLoss" => loss::negative_log_likelihood,
         "SoftmaxCrossEntropyLoss" => loss::softmax_cross_entropy,
         // Linear algebra.
-        "Det" => linear::det; Compiled "at most 4 rows",
+        "Det" => linear::det,
         "Einsum" => linear::einsum,
         "Gemm" => linear::gemm,
         "MatMul" => linear::matmul,
@@ -378,10 +378,8 @@ const TENSORS: &[Row] = rows! { Tensors:
         "RotaryEmbedding" => attention::microsoft_rotary_embedding; Compiled
             "no scale; positions one by one, not as an offset",
         "SimplifiedLayerNormalization" => norm::rms_norm,
-        "SkipLayerNormalization" => norm::skip_layer_norm; Compiled
-            "without the results mean and deviation",
-        "SkipSimplifiedLayerNormalization" => norm::skip_rms_norm; Compiled
-            "without the results mean and deviation",
+        "SkipLayerNormalization" => norm::skip_layer_norm,
+        "SkipSimplifiedLayerNormalization" => norm::skip_rms_norm,
     }
 };
 
@@ -415,7 +413,7 @@ const STRUCTURES: &[Row] = rows! { Any:
         "Optional" => sequence::optional; Folded,
         "OptionalGetElement" => sequence::get_element; Folded,
         "OptionalHasElement" => sequence::has_element; Folded,
-        "Scan" => control::scan; Control "opset 9 and newer",
+        "Scan" => control::scan; Control "of opset 8: one batch entry, no sequence lengths",
         "SequenceAt" => sequence::at; Folded
             "a position that data decides needs elements of one shape",
         "SequenceConstruct" => sequence::construct; Folded,

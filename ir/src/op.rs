@@ -486,6 +486,7 @@ ops! {
     Anchor any_anchor {
         "matmul" => MatMul(contract::MatMul),
         "packed_matmul" => PackedMatMul(packed::PackedMatMul),
+        "packed_conv" => PackedConv(packed_conv::PackedConv),
         "attention" => Attention(attention::Attention),
     }
     Kernel any_kernel {

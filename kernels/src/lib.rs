@@ -1,5 +1,5 @@
 //! Kernel families on top of the code generation toolkits: loop nests,
-//! contractions, attention.
+//! contractions, convolutions, attention.
 //!
 //! A family has a *spec* (the problem, hashable and serialisable), derives its
 //! own schedule, says how many tiles a launch has and what it costs, and emits
@@ -7,6 +7,8 @@
 
 pub mod attention;
 mod check;
+pub mod conv;
+pub mod depthwise;
 pub mod emit_nest;
 pub mod expr;
 pub mod lower;

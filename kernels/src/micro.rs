@@ -36,6 +36,11 @@ impl Tile {
         }
     }
 
+    /// Registers for accumulators.
+    pub fn registers(self) -> u32 {
+        self.registers
+    }
+
     /// Vectors side by side for so many rows: few rows get more, since a chain of
     /// multiply-adds alone waits for each result.
     pub fn vectors(self, rows: u32) -> u32 {

@@ -1,6 +1,7 @@
 //! One type for every family's problem, and their way to object code.
 
 use crate::attention::AttentionSpec;
+use crate::conv::ConvSpec;
 use crate::matmul::MatMulSpec;
 use crate::nest::{LoopNest, SpecError};
 use kiln_codegen::{CodegenError, CpuTarget, Dump};
@@ -16,6 +17,8 @@ pub enum KernelSpec {
     Nest(LoopNest),
     /// Contractions.
     MatMul(MatMulSpec),
+    /// Convolutions.
+    Conv(ConvSpec),
     /// Attention.
     Attention(AttentionSpec),
 }
@@ -26,6 +29,7 @@ impl KernelSpec {
         match self {
             KernelSpec::Nest(s) => s.check(),
             KernelSpec::MatMul(s) => s.check(),
+            KernelSpec::Conv(s) => s.check(),
             KernelSpec::Attention(s) => s.check(),
         }
     }
@@ -35,6 +39,7 @@ impl KernelSpec {
         match self {
             KernelSpec::Nest(s) => s.tiles(params),
             KernelSpec::MatMul(s) => s.tiles(params),
+            KernelSpec::Conv(s) => s.tiles(params),
             KernelSpec::Attention(s) => s.tiles(params),
         }
     }
@@ -44,6 +49,7 @@ impl KernelSpec {
         match self {
             KernelSpec::Nest(s) => s.scratch_bytes(params),
             KernelSpec::MatMul(s) => s.scratch_bytes(params),
+            KernelSpec::Conv(s) => s.scratch_bytes(params),
             KernelSpec::Attention(s) => s.scratch_bytes(params),
         }
     }
@@ -53,6 +59,7 @@ impl KernelSpec {
         match self {
             KernelSpec::Nest(s) => s.cost(params),
             KernelSpec::MatMul(s) => s.cost(params),
+            KernelSpec::Conv(s) => s.cost(params),
             KernelSpec::Attention(s) => s.cost(params),
         }
     }
@@ -75,6 +82,7 @@ impl KernelSpec {
         match self {
             KernelSpec::Nest(s) => crate::emit_nest::emit(symbol, s).map_err(refuse),
             KernelSpec::MatMul(s) => Ok(s.emit(symbol, target)),
+            KernelSpec::Conv(s) => Ok(s.emit(symbol, target)),
             KernelSpec::Attention(s) => Ok(s.emit(symbol, target)),
         }
     }

@@ -123,17 +123,29 @@ fn fold_weight(cx: &mut PassCx, graph: &mut Graph, n: NodeId) -> Result<Option<V
     }
     let op = node.op.clone();
     for value in literals {
-        let kind = GlobalKind::Const(ConstSource::Tensor(value.clone()));
-        let name = literal_name(&value);
-        let global = Global {
-            ty: value.ty(),
-            kind,
-        };
-        cx.globals.entry(name).or_insert(global);
+        literal_global(cx, &value);
     }
     let name = add_expr(cx, &names, op, ty);
     let mut b = Builder::before(graph, cx.globals, n);
     Ok(Some(b.global(name)?))
+}
+
+/// The global that holds a constant value: a weight, or a literal, which becomes one.
+pub fn constant_name(cx: &mut PassCx, graph: &Graph, v: Value) -> Option<Arc<str>> {
+    match graph.producer_op(v)? {
+        (Op::Global(g), _) if is_plain(cx, &g.name) => Some(g.name.clone()),
+        (Op::Constant(c), _) => Some(literal_global(cx, &c.value)),
+        _ => None,
+    }
+}
+
+fn literal_global(cx: &mut PassCx, value: &Tensor) -> Arc<str> {
+    let name = literal_name(value);
+    cx.globals.entry(name.clone()).or_insert_with(|| Global {
+        ty: value.ty(),
+        kind: GlobalKind::Const(ConstSource::Tensor(value.clone())),
+    });
+    name
 }
 
 /// Constants without an encoding.

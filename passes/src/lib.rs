@@ -4,6 +4,7 @@
 //! The pipelines are the lists in [`pipeline`].
 
 pub mod canonicalize;
+pub mod channels_last;
 pub mod choose_layouts;
 pub mod decompose;
 pub mod differentiate;

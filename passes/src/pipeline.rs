@@ -2,8 +2,8 @@
 
 use crate::manager::Pass;
 use crate::{
-    canonicalize, choose_layouts, decompose, eliminate_dead, fold_constants, fuse, inline_calls,
-    recognise, share_common, simplify,
+    canonicalize, channels_last, choose_layouts, decompose, eliminate_dead, fold_constants, fuse,
+    inline_calls, recognise, share_common, simplify,
 };
 
 const INLINE: Pass = Pass {
@@ -38,6 +38,10 @@ const SIMPLIFY: Pass = Pass {
     name: "simplify",
     run: simplify::simplify,
 };
+const CHANNELS: Pass = Pass {
+    name: "channels-last",
+    run: channels_last::channels_last,
+};
 const LAYOUTS: Pass = Pass {
     name: "choose-layouts",
     run: choose_layouts::choose_layouts,
@@ -57,6 +61,7 @@ pub const ALL: &[Pass] = &[
     RECOGNISE,
     SIMPLIFY,
     DECOMPOSE,
+    CHANNELS,
     LAYOUTS,
     FUSE,
 ];
@@ -78,6 +83,8 @@ pub const COMPILE: &[Pass] = &[
     SIMPLIFY,
     // What became constant by that (merged weights) is computed now.
     FOLD,
+    // Convolutions lie as their kernels read them, and so does what is around.
+    CHANNELS,
     // Weights are packed before expansion scatters their users.
     LAYOUTS,
     DECOMPOSE,

@@ -102,6 +102,7 @@ impl Lowerer<'_> {
         let family = match &spec {
             KernelSpec::Nest(_) => "nest",
             KernelSpec::MatMul(_) => "matmul",
+            KernelSpec::Conv(_) => "conv",
             KernelSpec::Attention(_) => "attention",
         };
         let index = self.kernels.len() as u32;

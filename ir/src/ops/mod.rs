@@ -13,6 +13,7 @@ pub mod index;
 pub mod layout;
 mod norm;
 pub mod packed;
+pub mod packed_conv;
 mod quant;
 pub mod reduce;
 pub mod samples;

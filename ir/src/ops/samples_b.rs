@@ -6,6 +6,7 @@ use crate::ops::composite::*;
 use crate::ops::contract::*;
 use crate::ops::conv::Conv;
 use crate::ops::packed::PackedMatMul;
+use crate::ops::packed_conv::PackedConv;
 use crate::ops::reduce::*;
 use crate::{DType, Dim, ReduceFn};
 
@@ -141,6 +142,8 @@ fn contractions() -> Vec<Sample> {
             vec![bytes(DType::U8, &[3, 5]), bytes(DType::I8, &[5, 2])],
         ),
         rough(PackedMatMul { n: 6 }, vec![f(&[2, 3, 5]), f(&[2, 5, 4])]),
+        rough(convolution(6, 2), vec![f(&[2, 5, 4, 4]), f(&[2, 1, 12, 4])]),
+        rough(convolution(4, 4), vec![f(&[2, 5, 4, 4]), f(&[6, 4])]),
         rough(
             Pack {
                 nr: 4,
@@ -156,6 +159,19 @@ fn contractions() -> Vec<Sample> {
             vec![f(&[6, 3])],
         ),
     ]
+}
+
+/// Six taps, a stride, a dilation, paddings.
+fn convolution(filters: usize, groups: usize) -> PackedConv {
+    PackedConv {
+        filters,
+        groups,
+        kernel: vec![2, 3],
+        strides: vec![2, 1],
+        dilations: vec![2, 1],
+        lo: vec![1.into(), 0.into()],
+        hi: vec![0.into(), 1.into()],
+    }
 }
 
 fn composites() -> Vec<Sample> {

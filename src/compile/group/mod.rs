@@ -2,6 +2,7 @@
 
 mod attention;
 mod contraction;
+mod conv;
 mod nest;
 
 use super::scalar::{NoKernel, Scalars};
@@ -42,6 +43,7 @@ pub fn kernel(graph: &Graph, region: RegionId) -> Result<Kernel, NoKernel> {
                     None => contraction::plain_product(graph, region, root, n),
                 };
             }
+            Op::PackedConv(op) => return conv::convolution(graph, region, root, n, op),
             Op::Attention(_) => return attention::attention(graph, region, root, n),
             Op::ArgReduce(_) | Op::Cumulate(_) => return nest::along_axis(graph, region, root, n),
             Op::ScatterElements(_) | Op::ScatterNd(_) | Op::DynamicUpdateSlice(_) => {

@@ -1,0 +1,236 @@
+//! The convolution with channels last and packed filters: what `channels_last`
+//! makes.
+
+use crate::graph::Value;
+use crate::op::*;
+use crate::ops::util::*;
+use crate::{Builder, Dim, Guard, Relation, Tensor, TensorType, Tri};
+
+/// `packed_conv(x: f[n, s.., c], w) -> f[n, o.., filters]`: the cross-correlation of
+/// `x`, padded with zeros, and filters of `kernel` taps.
+///
+/// `w` is `[groups, ceil(m/nr), taps·c/groups, nr]`, the panels of
+/// [`crate::ops::contract::Pack`] of each group's `[taps·c/groups, m]` matrix, where
+/// `m = filters/groups` and taps count row-major; or `[taps, c]` where every channel
+/// is a group of its own and has one filter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackedConv {
+    /// Channels of the result.
+    pub filters: usize,
+    /// Channels come in this many groups that do not meet.
+    pub groups: usize,
+    /// Taps along each spatial axis.
+    pub kernel: Vec<usize>,
+    /// From one result element to the next, by spatial axis.
+    pub strides: Vec<usize>,
+    /// From one tap to the next.
+    pub dilations: Vec<usize>,
+    /// Zeros before each spatial axis.
+    pub lo: Vec<Dim>,
+    /// Zeros after each spatial axis.
+    pub hi: Vec<Dim>,
+}
+
+parse_one!(PackedConv, "packed_conv", |a| Ok(PackedConv {
+    filters: a.index("filters")?,
+    groups: a.index("groups")?,
+    kernel: a.indices("kernel")?,
+    strides: a.indices("strides")?,
+    dilations: a.indices("dilations")?,
+    lo: a.dims("lo")?,
+    hi: a.dims("hi")?,
+}));
+
+impl PackedConv {
+    /// Taps of a filter.
+    pub fn taps(&self) -> usize {
+        self.kernel.iter().product()
+    }
+
+    /// How many elements a filter reaches over along a spatial axis.
+    pub fn span(&self, axis: usize) -> usize {
+        (self.kernel[axis] - 1) * self.dilations[axis] + 1
+    }
+
+    /// Whether `w` says that every channel has a filter of its own.
+    pub fn is_depthwise(w: &TensorType) -> bool {
+        w.rank() == 2
+    }
+
+    fn check_lists(&self, spatial: usize) -> Result<(), TypeError> {
+        let lists = [&self.kernel, &self.strides, &self.dilations];
+        // Counts of elements: none is near this, and their products fit.
+        let sane = |&n: &usize| (1..=1 << 20).contains(&n);
+        if spatial == 0
+            || lists
+                .iter()
+                .any(|l| l.len() != spatial || !l.iter().all(sane))
+            || self.lo.len() != spatial
+            || self.hi.len() != spatial
+            || self.groups == 0
+            || !self.filters.is_multiple_of(self.groups)
+        {
+            return type_err(format!(
+                "needs taps, strides, dilations and paddings of {spatial} axes, and groups that \
+                 divide {} filters",
+                self.filters
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_filters(&self, channels: usize, w: &TensorType) -> Result<(), TypeError> {
+        let fits = match w.const_shape().as_deref() {
+            Some([taps, c]) => {
+                *taps == self.taps() && *c == channels && [self.groups, self.filters] == [*c; 2]
+            }
+            Some([g, panels, depth, nr]) => {
+                *g == self.groups
+                    && *nr > 0
+                    && *panels == (self.filters / self.groups).div_ceil(*nr)
+                    && channels.is_multiple_of(self.groups)
+                    && *depth == self.taps() * (channels / self.groups)
+            }
+            _ => false,
+        };
+        match fits {
+            true => Ok(()),
+            false => type_err(format!(
+                "{w} does not hold {} filters of {} taps for {channels} channels in {} groups",
+                self.filters,
+                self.taps(),
+                self.groups
+            )),
+        }
+    }
+
+    /// Calls `f(element of x, tap)` for each tap of the result element at `at`
+    /// (batch, then spatial places) that is inside `x`; elements count pixels.
+    fn for_taps(&self, shape: &[usize], lo: &[i64], at: &[usize], f: &mut dyn FnMut(usize, usize)) {
+        let mut tap = 0;
+        for_each_index(&self.kernel, |k| {
+            let mut pixel = Some(at[0]);
+            for i in 0..k.len() {
+                let p = (at[i + 1] * self.strides[i] + k[i] * self.dilations[i]) as i64 - lo[i];
+                let inside = (0..shape[i + 1] as i64).contains(&p);
+                pixel = pixel
+                    .filter(|_| inside)
+                    .map(|q| q * shape[i + 1] + p as usize);
+            }
+            if let Some(pixel) = pixel {
+                f(pixel, tap);
+            }
+            tap += 1;
+        });
+    }
+}
+
+impl OpDef for PackedConv {
+    fn mnemonic(&self) -> &'static str {
+        "packed_conv"
+    }
+
+    fn infer(&self, cx: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
+        let (x, w) = (arity(args, 2)?[0].ty, args[1].ty);
+        if x.rank() < 3 || !x.dtype.is_float() || !w.dtype.is_float() {
+            return type_err(format!("cannot convolve {x} with {w}"));
+        }
+        let spatial = x.rank() - 2;
+        self.check_lists(spatial)?;
+        let Some(channels) = x.shape[spatial + 1].as_const() else {
+            return type_err(format!("the channels of {x} are no constant"));
+        };
+        self.check_filters(channels.max(0) as usize, w)?;
+        let mut shape = vec![x.shape[0].clone()];
+        for i in 0..spatial {
+            let length = x.shape[i + 1].clone() + self.lo[i].clone() + self.hi[i].clone();
+            let span = Dim::from(self.span(i));
+            match span.le(&length) {
+                Tri::Yes => {}
+                Tri::No => {
+                    return type_err(format!("a filter spans {span} elements of {length}"));
+                }
+                Tri::Unknown => cx.guards.push(Guard {
+                    left: span.clone(),
+                    relation: Relation::Le,
+                    right: length.clone(),
+                    because: format!("a filter fits into spatial axis {i}"),
+                }),
+            }
+            shape.push((length - span).floor_div(&self.strides[i].into()) + Dim::ONE);
+        }
+        shape.push(self.filters.into());
+        Ok(vec![x.with_shape(shape).into()])
+    }
+
+    fn axes(&self, args: &[&TensorType]) -> AxisMap {
+        let rank = args[0].rank();
+        let mut batch = vec![None; rank];
+        batch[0] = Some(0);
+        AxisMap::Labels {
+            args: vec![batch.clone(), vec![None; args[1].rank()]],
+            results: vec![batch],
+            reduce: None,
+        }
+    }
+
+    fn eval(&self, cx: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let (x, w) = (args[0], args[1]);
+        let spatial = self.kernel.len();
+        let (shape, channels) = (x.shape(), x.shape()[spatial + 1]);
+        let lo: Vec<i64> = cx.dims(&self.lo)?.iter().map(|&d| d as i64).collect();
+        let hi = cx.dims(&self.hi)?;
+        let mut out = vec![shape[0]];
+        for i in 0..spatial {
+            let length = shape[i + 1] + lo[i] as usize + hi[i];
+            let room = length.checked_sub(self.span(i));
+            let room = room.ok_or_else(|| EvalError("a filter does not fit".into()))?;
+            out.push(room / self.strides[i] + 1);
+        }
+        out.push(self.filters);
+        let (depth, m) = (channels / self.groups, self.filters / self.groups);
+        let weight = |tap: usize, c: usize, filter: usize| match w.shape() {
+            [_, channels] => w.get_f64(tap * channels + filter),
+            s => {
+                let (group, j) = (filter / m, filter % m);
+                let (panels, rows, nr) = (s[1], s[2], s[3]);
+                let panel = group * panels + j / nr;
+                w.get_f64((panel * rows + tap * depth + c) * nr + j % nr)
+            }
+        };
+        let mut values = Vec::with_capacity(out.iter().product());
+        for_each_index(&out, |at| {
+            let filter = at[spatial + 1];
+            let mut sum = 0.0;
+            self.for_taps(shape, &lo, at, &mut |pixel, tap| {
+                for c in 0..depth {
+                    let channel = filter / m * depth + c;
+                    sum += x.get_f64(pixel * channels + channel) * weight(tap, c, filter);
+                }
+            });
+            values.push(sum);
+        });
+        let y = Tensor::from_f64(x.dtype(), out, &values);
+        Ok(vec![y.map_err(|e| EvalError(e.to_string()))?])
+    }
+
+    fn grad(&self, _: &mut Builder, _: Io<'_>, _: &[Value]) -> Result<Grad, TypeError> {
+        Ok(Grad::Unsupported {
+            because: "layouts are chosen after differentiation",
+        })
+    }
+
+    fn attrs(&self) -> Attrs {
+        let ints = |v: &[usize]| v.iter().map(|&i| i as i64).collect::<Vec<_>>();
+        Attrs::none()
+            .with("filters", Attr::Int(self.filters as i64))
+            .with("groups", Attr::Int(self.groups as i64))
+            .with_ints("kernel", ints(&self.kernel))
+            .with_ints("strides", ints(&self.strides))
+            .with_ints("dilations", ints(&self.dilations))
+            .with("lo", Attr::Dims(self.lo.clone()))
+            .with("hi", Attr::Dims(self.hi.clone()))
+    }
+
+    primitive!();
+}

@@ -1,0 +1,669 @@
+//! The convolution family: `out = epilogue(x ∗ w)`, channels last.
+//!
+//! A convolution is a contraction whose rows are the result's pixels: row `r` of A,
+//! for one tap, is the run of channels of the pixel that the tap hits. So the register
+//! tiles of contractions serve it ([`crate::micro`]), and nothing is unfolded in
+//! memory: a tile keeps a pointer a row, moved from tap to tap, and a tap outside the
+//! image reads a row of zeros instead (the indirection of Dukhan's "The indirect
+//! convolution algorithm", 2019, computed and not stored).
+//!
+//! An element is one chain of fused multiply-adds over taps, then channels, in order:
+//! results depend on no tile, thread or batch. Where every channel has a filter of its
+//! own, [`crate::depthwise`] serves.
+
+use crate::check::Names;
+use crate::expr::{ExprId, Exprs, Index, Size};
+use crate::lower::{ExprCx, memory_elem};
+use crate::matmul::{ceil_div, div_rem};
+use crate::micro::{self, Operand, Tile};
+use crate::nest::{LANES, SCRATCH_HEAD, SpecError, size_dim};
+use kiln_codegen::emit::{Cmp, KernelArgs};
+use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
+use kiln_ir::{DType, Dim};
+use serde::{Deserialize, Serialize};
+
+/// Rows of a work unit: a multiple of the tiles' 6 and 8.
+const MC: i64 = 48;
+
+/// Products summed between two visits to the block of sums.
+const KC: i64 = 1024;
+
+/// A convolution. Buffers: 0 is the image `[batch, input.., channels]`, 1 the filters
+/// (`[groups, panels, taps·depth, nr]`, or `[taps, channels]` if depthwise), the last
+/// is the result, those between are the epilogue's. The epilogue's axes are the batch,
+/// the spatial axes, then the filter; its `Acc(0)` is the sum, an f32.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ConvSpec {
+    /// The epilogue's expressions.
+    pub exprs: Exprs,
+    /// Element type of each buffer.
+    pub args: Vec<DType>,
+    /// How many launch parameters there are.
+    pub params: u16,
+    /// Images.
+    pub batch: Size,
+    /// Spatial extents of the image.
+    pub input: Vec<Size>,
+    /// Spatial extents of the result.
+    pub output: Vec<Size>,
+    /// Channels of the image.
+    pub channels: i64,
+    /// Channels of the result.
+    pub filters: i64,
+    /// Groups of channels that do not meet.
+    pub groups: i64,
+    /// Taps along each spatial axis.
+    pub kernel: Vec<i64>,
+    /// From one result element to the next.
+    pub strides: Vec<i64>,
+    /// From one tap to the next.
+    pub dilations: Vec<i64>,
+    /// Zeros before each spatial axis.
+    pub lo: Vec<Size>,
+    /// Whether a tap may be outside the image.
+    pub bordered: bool,
+    /// Columns of a panel, a multiple of 16; 0: depthwise.
+    pub nr: i64,
+    /// Where results go.
+    pub out: Index,
+    /// What is stored, of the result's type.
+    pub value: ExprId,
+}
+
+impl ConvSpec {
+    /// Checks that the parts agree.
+    pub fn check(&self) -> Result<(), SpecError> {
+        let spatial = self.input.len();
+        let positive = |l: &[i64]| l.len() == spatial && l.iter().all(|&n| n > 0);
+        let whole = self.groups > 0
+            && self.channels > 0
+            && self.filters > 0
+            && self.channels % self.groups == 0
+            && self.filters % self.groups == 0;
+        let depthwise = self.groups == self.channels && self.groups == self.filters;
+        let floats = |t: &DType| matches!(t, DType::F32 | DType::F16 | DType::BF16);
+        let fits = spatial > 0
+            && whole
+            && [&self.kernel, &self.strides, &self.dilations]
+                .iter()
+                .all(|l| positive(l))
+            && self.output.len() == spatial
+            && self.lo.len() == spatial
+            && self.nr >= 0
+            && self.nr % LANES == 0
+            && (self.nr > 0 || depthwise)
+            && self.args.len() >= 3
+            && self.args[..2].iter().all(floats)
+            && self.out.gathers.is_empty()
+            && (self.value.0 as usize) < self.exprs.len()
+            && Some(&self.exprs.dtype(self.value)) == self.args.last();
+        if !fits {
+            return Err(SpecError("a convolution's parts do not agree".into()));
+        }
+        let names = Names {
+            exprs: &self.exprs,
+            args: &self.args[..self.args.len() - 1],
+            params: self.params,
+            axes: spatial + 2,
+            acc: DType::F32,
+        };
+        names.expression(self.value)?;
+        names.index(&self.out)?;
+        names.sizes(&[self.batch])?;
+        [&self.input, &self.output, &self.lo]
+            .into_iter()
+            .try_for_each(|s| names.sizes(s))
+    }
+
+    /// Taps of a filter.
+    pub fn taps(&self) -> i64 {
+        self.kernel.iter().product()
+    }
+
+    /// Channels that a filter sees.
+    fn depth(&self) -> i64 {
+        self.channels / self.groups
+    }
+
+    /// The runs of neighbouring elements that a filter reads: how many there are along
+    /// each axis, and their length. Without a border, the taps along the last axis are
+    /// one run.
+    fn runs(&self) -> (Vec<i64>, i64) {
+        let (mut kernel, last) = (self.kernel.clone(), self.kernel.len() - 1);
+        let joined = !self.bordered && self.dilations[last] == 1 && self.groups == 1;
+        let taps = match joined {
+            true => std::mem::replace(&mut kernel[last], 1),
+            false => 1,
+        };
+        (kernel, taps * self.depth())
+    }
+
+    fn rows_dim(&self, params: &[Dim]) -> Dim {
+        let dim = |s: Size| size_dim(s, params);
+        self.output.iter().fold(dim(self.batch), |p, &s| p * dim(s))
+    }
+
+    /// Work units of a launch.
+    pub fn tiles(&self, params: &[Dim]) -> Dim {
+        if self.nr == 0 {
+            return crate::depthwise::tiles(self, params);
+        }
+        let panels = self.groups * (self.filters / self.groups + self.nr - 1).div_euclid(self.nr);
+        self.rows_dim(params).ceil_div(&MC.into()) * Dim::from(panels)
+    }
+
+    /// Scratch bytes of a thread.
+    pub fn scratch_bytes(&self, _: &[Dim]) -> Dim {
+        Dim::from(self.zeros_place() + self.zeros() * self.args[0].size().unwrap_or(4) as i64)
+    }
+
+    /// Where in scratch the row of zeros starts.
+    pub(crate) fn zeros_place(&self) -> i64 {
+        SCRATCH_HEAD + MC * self.nr * 4
+    }
+
+    /// Elements of the row of zeros.
+    pub(crate) fn zeros(&self) -> i64 {
+        let run = if self.nr == 0 {
+            self.channels
+        } else {
+            self.runs().1
+        };
+        match self.bordered {
+            true => (run + LANES - 1) / LANES * LANES,
+            false => 0,
+        }
+    }
+
+    /// Arithmetic operations and bytes moved by a launch.
+    pub fn cost(&self, params: &[Dim]) -> (Dim, Dim) {
+        let dim = |s: Size| size_dim(s, params);
+        let bytes = |i: usize| self.args[i].size().unwrap_or(1) as i64;
+        let rows = self.rows_dim(params);
+        let weights = self.taps() * self.depth() * self.filters;
+        let image = self.input.iter().fold(dim(self.batch), |p, &s| p * dim(s));
+        let moved = image * Dim::from(self.channels * bytes(0))
+            + Dim::from(weights * bytes(1))
+            + rows.clone() * Dim::from(self.filters * bytes(self.args.len() - 1));
+        (rows * Dim::from(2 * weights), moved)
+    }
+
+    /// The kernel's MLIR.
+    pub fn emit(&self, symbol: &str, target: &CpuTarget) -> String {
+        Emitter::kernel(symbol, |e, args| {
+            let params = micro::params(e, args.params, self.params);
+            let buffers: Vec<Val> = (0..self.args.len())
+                .map(|i| micro::buffer(e, args.args, i))
+                .collect();
+            let mut cx = ExprCx::new(&self.exprs, buffers, params, args.scratch);
+            cx.clear_status(e);
+            self.clear_zeros(e, args.scratch);
+            let image = Image::new(e, &cx, self);
+            match self.nr {
+                0 => crate::depthwise::body(e, &mut cx, self, &image, &args),
+                _ => self.body(e, &mut cx, target, &image, &args),
+            }
+            cx.status(e)
+        })
+    }
+
+    /// The row of zeros, which no launch before has left.
+    fn clear_zeros(&self, e: &mut Emitter, scratch: Val) {
+        let elem = memory_elem(self.args[0]);
+        let place = e.i64(self.zeros_place());
+        let zeros = e.offset(scratch, place, Elem::I8);
+        let none = e.zero(Ty::vector(elem, LANES as u32));
+        let (zero, count, step) = (e.i64(0), e.i64(self.zeros()), e.i64(LANES));
+        e.for_loop(zero, count, step, &[], |e, i, _| {
+            let p = e.offset(zeros, i, elem);
+            e.store(none, p);
+            vec![]
+        });
+    }
+
+    fn body(
+        &self,
+        e: &mut Emitter,
+        cx: &mut ExprCx,
+        target: &CpuTarget,
+        image: &Image,
+        args: &KernelArgs,
+    ) {
+        let per_group = (self.filters / self.groups + self.nr - 1).div_euclid(self.nr);
+        let (mc, panels) = (e.i64(MC), e.i64(per_group));
+        let rows = image.output.iter().fold(image.batch, |p, &s| e.mul(p, s));
+        let blocks = ceil_div(e, rows, mc);
+        let one = e.i64(1);
+        e.for_loop(args.begin, args.end, one, &[], |e, unit, _| {
+            cx.push();
+            // Neighbouring units share a panel.
+            let (panel, block) = div_rem(e, unit, blocks);
+            let (group, within) = div_rem(e, panel, panels);
+            let first = e.mul(block, mc);
+            let left = e.sub(rows, first);
+            let unit = Unit {
+                first,
+                count: e.min(left, mc, false),
+                panel,
+                group,
+                within,
+            };
+            self.unit(e, cx, target, image, &unit);
+            cx.pop();
+            vec![]
+        });
+    }
+
+    /// One block of rows times one panel.
+    fn unit(
+        &self,
+        e: &mut Emitter,
+        cx: &mut ExprCx,
+        target: &CpuTarget,
+        image: &Image,
+        unit: &Unit,
+    ) {
+        let (kernel, depth) = self.runs();
+        let taps: i64 = kernel.iter().product();
+        let b_elem = memory_elem(self.args[1]);
+        let panel_size = e.i64(taps * depth * self.nr);
+        let at = e.mul(unit.panel, panel_size);
+        let panel = e.offset(cx.args[1], at, b_elem);
+        let head = e.i64(SCRATCH_HEAD);
+        let sums = e.offset(cx.scratch, head, Elem::I8);
+        let place = e.i64(self.zeros_place());
+        let part = Part {
+            kernel: &kernel,
+            sums,
+            zeros: e.offset(cx.scratch, place, Elem::I8),
+            group_skip: {
+                let depth = e.i64(self.depth());
+                e.mul(unit.group, depth)
+            },
+            fresh: taps * depth <= KC,
+        };
+        // Sums that are visited more than once start at 0 in memory.
+        if !part.fresh {
+            clear(e, sums, unit.count, self.nr);
+        }
+        let run = depth.min(KC);
+        let together = (KC / run).max(1);
+        let (zero, depth_v, run_v) = (e.i64(0), e.i64(depth), e.i64(run));
+        let (taps_v, together_v) = (e.i64(taps), e.i64(together));
+        let whole = self.tile_rows(target);
+        let sizes = micro::block_sizes(self.const_rows(), MC);
+        e.for_loop(zero, depth_v, run_v, &[], |e, c0, _| {
+            let left = e.sub(depth_v, c0);
+            let run = e.min(left, run_v, false);
+            e.for_loop(zero, taps_v, together_v, &[], |e, t0, _| {
+                let end = e.add(t0, together_v);
+                let end = e.min(end, taps_v, false);
+                micro::for_rows(e, unit.count, whole, &sizes, &mut |e, first, count| {
+                    let row = e.add(unit.first, first);
+                    let origins = image.origins(e, self, row, count);
+                    let chunk = Chunk {
+                        c0,
+                        run,
+                        t0,
+                        end,
+                        depth,
+                    };
+                    self.tile(
+                        e,
+                        cx,
+                        target,
+                        image,
+                        &part,
+                        (panel, &chunk),
+                        (&origins, first),
+                    );
+                });
+                vec![]
+            });
+            vec![]
+        });
+        self.epilogue(e, cx, image, unit, sums);
+    }
+
+    /// Rows of a register tile: as many as registers (and pointers) allow.
+    fn tile_rows(&self, target: &CpuTarget) -> u32 {
+        let tile = Tile::of(target, 4);
+        match self.nr as u32 / tile.lanes * 8 <= tile.registers() {
+            true => 8,
+            false => tile.rows,
+        }
+    }
+
+    fn const_rows(&self) -> Option<i64> {
+        self.output
+            .iter()
+            .try_fold(self.batch.as_const()?, |n, s| n.checked_mul(s.as_const()?))
+    }
+
+    /// A few rows times a panel, over some taps and channels.
+    #[allow(clippy::too_many_arguments)]
+    fn tile(
+        &self,
+        e: &mut Emitter,
+        cx: &ExprCx,
+        target: &CpuTarget,
+        image: &Image,
+        part: &Part,
+        (panel, chunk): (Val, &Chunk),
+        (origins, first): (&[Origin], Val),
+    ) {
+        let tile = Tile::of(target, 4);
+        let lanes = tile.lanes as i64;
+        let nr = e.i64(self.nr);
+        let (a_elem, b_elem) = (memory_elem(self.args[0]), memory_elem(self.args[1]));
+        let one = e.i64(1);
+        let ty = Ty::vector(Elem::F32, tile.lanes);
+        let most = tile.vectors(origins.len() as u32) as i64;
+        let mut j = 0;
+        while j < self.nr {
+            let vectors = ((self.nr - j) / lanes).min(most);
+            let mut slots = vec![];
+            for r in 0..origins.len() as i64 {
+                let r = e.i64(r);
+                let row = e.add(first, r);
+                let at = e.mul(row, nr);
+                for v in 0..vectors {
+                    let column = e.i64(j + v * lanes);
+                    let at = e.add(at, column);
+                    slots.push(e.offset(part.sums, at, Elem::F32));
+                }
+            }
+            let init: Vec<Val> = match part.fresh {
+                true => vec![e.zero(ty); slots.len()],
+                false => slots.iter().map(|&p| e.load(p, ty)).collect(),
+            };
+            let here = e.i64(j);
+            let panel = e.offset(panel, here, b_elem);
+            let sums = e.for_loop(chunk.t0, chunk.end, one, &init, |e, t, acc| {
+                let hit = image.hits(e, self, part.kernel, t, origins);
+                let skip = e.add(part.group_skip, chunk.c0);
+                let rows: Vec<Val> = hit
+                    .into_iter()
+                    .map(|(at, inside)| {
+                        let at = e.add(at, skip);
+                        let p = e.offset(cx.args[0], at, a_elem);
+                        match inside {
+                            Some(ok) => e.select(ok, p, part.zeros),
+                            None => p,
+                        }
+                    })
+                    .collect();
+                let depth = e.i64(chunk.depth);
+                let line = e.mul(t, depth);
+                let line = e.add(line, chunk.c0);
+                let at = e.mul(line, nr);
+                let b0 = e.offset(panel, at, b_elem);
+                let a = Operand {
+                    dtype: self.args[0],
+                    step: one,
+                };
+                let b = Operand {
+                    dtype: self.args[1],
+                    step: nr,
+                };
+                micro::multiply(
+                    e,
+                    DType::F32,
+                    tile.lanes,
+                    chunk.run,
+                    (a, &rows),
+                    (b, b0),
+                    None,
+                    acc,
+                )
+            });
+            sums.iter().zip(slots).for_each(|(&sum, p)| e.store(sum, p));
+            j += vectors * lanes;
+        }
+    }
+
+    fn epilogue(&self, e: &mut Emitter, cx: &mut ExprCx, image: &Image, unit: &Unit, sums: Val) {
+        let (zero, one, step, nr) = (e.i64(0), e.i64(1), e.i64(LANES), e.i64(self.nr));
+        let out = self.args.len() as u16 - 1;
+        let m = e.i64(self.filters / self.groups);
+        let column0 = e.mul(unit.within, nr);
+        let left = e.sub(m, column0);
+        let columns = e.min(left, nr, false);
+        let before = e.mul(unit.group, m);
+        let filter0 = e.add(before, column0);
+        let start = image.coordinates(e, unit.first);
+        e.for_loop(zero, unit.count, one, &start, |e, r, place| {
+            let at = e.mul(r, nr);
+            e.for_loop(zero, columns, step, &[], |e, c, _| {
+                cx.push();
+                let filter = e.add(filter0, c);
+                let at = e.add(at, c);
+                let p = e.offset(sums, at, Elem::F32);
+                let sum = e.load(p, Ty::vector(Elem::F32, LANES as u32));
+                let left = e.sub(columns, c);
+                cx.mask = Some(e.mask_first(left, LANES as u32));
+                self.finish(e, cx, place, filter, sum, out);
+                cx.mask = None;
+                cx.pop();
+                vec![]
+            });
+            image.next(e, place)
+        });
+    }
+
+    /// The epilogue of one vector of filters of a pixel.
+    pub(crate) fn finish(
+        &self,
+        e: &mut Emitter,
+        cx: &mut ExprCx,
+        place: &[Val],
+        filter: Val,
+        sum: Val,
+        out: u16,
+    ) {
+        cx.axes = place
+            .iter()
+            .copied()
+            .map(Some)
+            .chain([Some(filter)])
+            .collect();
+        cx.vector = Some(place.len() as u8);
+        cx.accs.insert(0, sum);
+        let value = cx.value(e, self.value);
+        cx.store(e, out, self.args[out as usize], &self.out, value, None);
+    }
+}
+
+/// Sets rows of the block of sums to 0.
+fn clear(e: &mut Emitter, sums: Val, rows: Val, nr: i64) {
+    let (zero, step, nr) = (e.i64(0), e.i64(LANES), e.i64(nr));
+    let cells = e.mul(rows, nr);
+    let none = e.zero(Ty::vector(Elem::F32, LANES as u32));
+    e.for_loop(zero, cells, step, &[], |e, i, _| {
+        let p = e.offset(sums, i, Elem::F32);
+        e.store(none, p);
+        vec![]
+    });
+}
+
+/// A block of rows times a panel.
+struct Unit {
+    first: Val,
+    count: Val,
+    panel: Val,
+    group: Val,
+    /// The panel's number in its group.
+    within: Val,
+}
+
+/// What the tiles of a unit share.
+struct Part<'a> {
+    kernel: &'a [i64],
+    sums: Val,
+    zeros: Val,
+    /// Channels before the group's.
+    group_skip: Val,
+    /// Whether sums start at 0: they are visited once.
+    fresh: bool,
+}
+
+/// Some taps and channels.
+struct Chunk {
+    c0: Val,
+    run: Val,
+    t0: Val,
+    end: Val,
+    depth: i64,
+}
+
+/// Where the first tap of a row falls.
+pub(crate) struct Origin {
+    /// Its element, outside the image or not.
+    at: Val,
+    /// Its place along each spatial axis.
+    places: Vec<Val>,
+}
+
+/// The extents of a launch as values.
+pub(crate) struct Image {
+    pub batch: Val,
+    pub input: Vec<Val>,
+    pub output: Vec<Val>,
+    pub lo: Vec<Val>,
+    /// Elements from one place to the next along the batch and each spatial axis.
+    pub steps: Vec<Val>,
+}
+
+impl Image {
+    fn new(e: &mut Emitter, cx: &ExprCx, spec: &ConvSpec) -> Image {
+        let mut all = |s: &[Size]| -> Vec<Val> { s.iter().map(|&s| cx.size(e, s)).collect() };
+        let (input, output, lo) = (all(&spec.input), all(&spec.output), all(&spec.lo));
+        let batch = cx.size(e, spec.batch);
+        let mut steps = vec![e.i64(spec.channels)];
+        for &extent in input.iter().rev() {
+            steps.push(e.mul(steps[steps.len() - 1], extent));
+        }
+        steps.reverse();
+        Image {
+            batch,
+            input,
+            output,
+            lo,
+            steps,
+        }
+    }
+
+    /// The batch and the spatial place of a row.
+    pub fn coordinates(&self, e: &mut Emitter, row: Val) -> Vec<Val> {
+        let (mut rest, mut places) = (row, vec![]);
+        for &extent in self.output.iter().rev() {
+            let (next, here) = div_rem(e, rest, extent);
+            places.push(here);
+            rest = next;
+        }
+        places.push(rest);
+        places.reverse();
+        places
+    }
+
+    /// The coordinates of the next row.
+    fn next(&self, e: &mut Emitter, place: &[Val]) -> Vec<Val> {
+        let (zero, one) = (e.i64(0), e.i64(1));
+        let mut out = place.to_vec();
+        let mut carry = one;
+        for i in (1..place.len()).rev() {
+            let up = e.add(place[i], carry);
+            let wraps = e.cmp(Cmp::Ge, up, self.output[i - 1], false);
+            out[i] = e.select(wraps, zero, up);
+            carry = e.select(wraps, one, zero);
+        }
+        out[0] = e.add(place[0], carry);
+        out
+    }
+
+    /// Where the first taps of `count` rows from `row` on fall.
+    fn origins(&self, e: &mut Emitter, spec: &ConvSpec, row: Val, count: u32) -> Vec<Origin> {
+        let plain = !spec.bordered && spec.taps() == 1 && spec.strides.iter().all(|&s| s == 1);
+        if plain {
+            // Row by row as the image lies.
+            let channels = e.i64(spec.channels);
+            return (0..count as i64)
+                .map(|r| {
+                    let r = e.i64(r);
+                    let row = e.add(row, r);
+                    Origin {
+                        at: e.mul(row, channels),
+                        places: vec![],
+                    }
+                })
+                .collect();
+        }
+        let mut place = self.coordinates(e, row);
+        let mut out = vec![];
+        for r in 0..count {
+            let mut at = e.mul(place[0], self.steps[0]);
+            let mut places = vec![];
+            for i in 0..self.input.len() {
+                let stride = e.i64(spec.strides[i]);
+                let p = e.mul(place[i + 1], stride);
+                let p = e.sub(p, self.lo[i]);
+                let skip = e.mul(p, self.steps[i + 1]);
+                at = e.add(at, skip);
+                places.push(p);
+            }
+            out.push(Origin { at, places });
+            if r + 1 < count {
+                place = self.next(e, &place);
+            }
+        }
+        out
+    }
+
+    /// The elements that tap `t` hits in rows, and whether they are in the image.
+    fn hits(
+        &self,
+        e: &mut Emitter,
+        spec: &ConvSpec,
+        kernel: &[i64],
+        t: Val,
+        origins: &[Origin],
+    ) -> Vec<(Val, Option<Val>)> {
+        let mut rest = t;
+        let mut away = vec![e.i64(0); kernel.len()];
+        for i in (0..kernel.len()).rev() {
+            let extent = e.i64(kernel[i]);
+            let (next, k) = match i {
+                0 => (rest, rest),
+                _ if kernel[i] == 1 => (rest, e.i64(0)),
+                _ => div_rem(e, rest, extent),
+            };
+            let dilation = e.i64(spec.dilations[i]);
+            away[i] = e.mul(k, dilation);
+            rest = next;
+        }
+        let mut skip = e.i64(0);
+        for (i, &d) in away.iter().enumerate() {
+            let step = e.mul(d, self.steps[i + 1]);
+            skip = e.add(skip, step);
+        }
+        origins
+            .iter()
+            .map(|o| {
+                let at = e.add(o.at, skip);
+                let mut inside: Option<Val> = None;
+                if spec.bordered {
+                    for (i, &p) in o.places.iter().enumerate() {
+                        let p = e.add(p, away[i]);
+                        // Below 0 is far above as an unsigned number.
+                        let ok = e.cmp(Cmp::Lt, p, self.input[i], true);
+                        inside = Some(match inside {
+                            Some(all) => e.op2("arith.andi", all, ok),
+                            None => ok,
+                        });
+                    }
+                }
+                (at, inside)
+            })
+            .collect()
+    }
+}

@@ -508,14 +508,19 @@ impl fmt::Display for Dim {
             .filter(|(m, _)| !m.is_empty())
             .chain(terms.iter().filter(|(m, _)| m.is_empty()));
         for (i, (mono, c)) in ordered.enumerate() {
-            match (i, *c < 0) {
+            // The absolute value of the least number is none that reads back.
+            let least = *c == i64::MIN;
+            match (i, *c < 0 && !least) {
                 (0, true) => f.write_str("-")?,
                 (0, false) => {}
                 (_, true) => f.write_str(" - ")?,
                 (_, false) => f.write_str(" + ")?,
             }
             let mut first = true;
-            if c.unsigned_abs() != 1 || mono.is_empty() {
+            if least {
+                write!(f, "(-{} - 1)", i64::MAX)?;
+                first = false;
+            } else if c.unsigned_abs() != 1 || mono.is_empty() {
                 write!(f, "{}", c.unsigned_abs())?;
                 first = false;
             }
@@ -733,6 +738,8 @@ mod tests {
             "max(a, b)",
             "-3*a + 7",
             "min(2*a, b + 1)*c",
+            "a + (0 - 9223372036854775807 - 1)",
+            "(0 - 9223372036854775807 - 1)*a + b",
         ] {
             let dim = d(text);
             assert_eq!(dim, d(&dim.to_string()), "{text} printed as {dim}");

@@ -401,7 +401,7 @@ impl Forms {
         self.result(b, y, 1)
     }
 
-    /// Batch and channels stay; or the channels split in two, or come together again.
+    /// Batch and channels stay; or the channels split, or come together again.
     fn reshape(&mut self, b: &mut Builder, r: &Reshape, x: Value) -> Answer {
         let Some(&form) = self.of.get(&x) else {
             return Ok(Rewrite::Keep);
@@ -412,18 +412,11 @@ impl Forms {
         }
         let spatial = &old[1 + form.moved..];
         let channels = Dim::product(&old[1..1 + form.moved]);
-        let keeps = |moved: usize| {
-            new.len() >= 1 + moved
-                && Dim::product(&new[1..1 + moved]) == channels
-                && new[1 + moved..] == *spatial
+        let keeps = |moved: &usize| {
+            Dim::product(&new[1..1 + moved]) == channels
+                && (new[1 + moved..] == *spatial || (*moved, form.moved) == (1, 1))
         };
-        let moved = if form.moved == 1 && new.get(1) == Some(&channels) {
-            1
-        } else if form.moved == 1 && keeps(2) {
-            2
-        } else if form.moved == 2 && keeps(1) {
-            1
-        } else {
+        let Some(moved) = (1..new.len()).find(keeps) else {
             return Ok(Rewrite::Keep);
         };
         if new.len() < 2 + moved {
@@ -437,20 +430,26 @@ impl Forms {
         self.result(b, y, moved)
     }
 
-    /// The channels of two axes change places.
+    /// Axes of channels change places among themselves or with spatial ones.
     fn transpose(&mut self, b: &mut Builder, t: &Transpose, x: Value) -> Answer {
-        let Some(&form) = self.of.get(&x).filter(|f| f.moved == 2) else {
+        let perm = t.perm.axes();
+        let rank = perm.len();
+        let Some(&form) = self.of.get(&x).filter(|_| rank >= 3 && perm[0] == 0) else {
             return Ok(Rewrite::Keep);
         };
-        let (perm, rank) = (t.perm.axes(), t.perm.axes().len());
-        let swaps = (0..rank).all(|i| perm[i] == [0, 2, 1].get(i).copied().unwrap_or(i));
-        if !swaps {
+        let inside = |axis: &usize| (1..=form.moved).contains(axis);
+        let moved = if perm[1..=form.moved].iter().all(inside) {
+            form.moved
+        } else if inside(&perm[1]) {
+            1
+        } else {
             return Ok(Rewrite::Keep);
-        }
-        let mut swap: Vec<usize> = (0..rank).collect();
-        swap.swap(rank - 2, rank - 1);
-        let y = b.transpose(form.value, &swap)?;
-        self.result(b, y, 2)
+        };
+        let from = order(rank, form.moved);
+        let place = |axis: usize| from.iter().position(|&a| a == axis).unwrap_or(axis);
+        let to: Vec<usize> = order(rank, moved).iter().map(|&a| place(perm[a])).collect();
+        let y = b.transpose(form.value, &to)?;
+        self.result(b, y, moved)
     }
 }
 

@@ -6,9 +6,10 @@
 
 use super::cx::{Cx, Fail, Items, Out};
 use super::ops::{
-    attention, control, deform, detection, elementwise as e, eliminate, grid, index, layout,
-    linear, loops, loss, microsoft as ms, ml, ngrams, norm, quant, random, recurrence, recurrent,
-    recurrent::Cell, reduce, resize, sequence, signal, source, training, unique, window,
+    attention, control, conv_transpose, deform, detection, elementwise as e, eliminate, grid,
+    index, layout, linear, loops, loss, microsoft as ms, ml, ngrams, norm, quant, random,
+    recurrence, recurrent, recurrent::Cell, reduce, resize, sequence, signal, source, training,
+    unique, window,
 };
 use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use std::collections::HashMap;
@@ -218,7 +219,7 @@ const TENSORS: &[Row] = rows! { Tensors:
             "with ceil_mode, whether the last window begins inside must follow from what is known of the sizes",
         "Conv" => window::conv; Compiled "the extents of the filter are known while importing",
         "ConvInteger" => window::conv_integer,
-        "ConvTranspose" => window::conv_transpose; Compiled
+        "ConvTranspose" => conv_transpose::conv_transpose; Compiled
             "the extents of the filter and the number of channels are known while importing",
         "DeformConv" => deform::deform_conv,
         "GlobalLpPool" => window::global_lp_pool,
@@ -348,7 +349,7 @@ const TENSORS: &[Row] = rows! { Tensors:
         "QAttention" => ms::attention::quantized,
         // Products and convolutions.
         "DynamicQuantizeMatMul" => ms::product::dynamic_quantize_matmul,
-        "ConvTransposeWithDynamicPads" => window::conv_transpose_padded,
+        "ConvTransposeWithDynamicPads" => conv_transpose::conv_transpose_padded,
         "FusedConv" => ms::fused::conv,
         "FusedGemm" => ms::fused::gemm,
         "FusedMatMul" => linear::fused_matmul,

@@ -2,6 +2,7 @@
 //! machine has.
 
 mod attention;
+mod conv;
 mod math;
 mod matmul;
 mod nest;

@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod control;
+pub(crate) mod conv_transpose;
 pub(crate) mod deform;
 pub(crate) mod detection;
 pub(crate) mod elementwise;

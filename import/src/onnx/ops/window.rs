@@ -5,7 +5,7 @@ use kiln_ir::graph::Value;
 use kiln_ir::ops::composite::Silu;
 use kiln_ir::ops::conv::Conv;
 use kiln_ir::ops::index::{ScatterElements, ScatterFn};
-use kiln_ir::ops::layout::{Pad, PadMode, Slice};
+use kiln_ir::ops::layout::{Pad, PadMode};
 use kiln_ir::ops::reduce::ArgReduce;
 use kiln_ir::ops::source::Iota;
 use kiln_ir::ops::window::Unfold;
@@ -15,7 +15,7 @@ type One = Result<Value, Fail>;
 
 /// Windows, steps and paddings beyond this are mistakes; sums of products of two
 /// stay within 64 bits.
-const LARGEST: i64 = i32::MAX as i64;
+pub(super) const LARGEST: i64 = i32::MAX as i64;
 /// The most places that the importer lists one by one.
 const MOST_PLACES: i64 = 1 << 22;
 
@@ -117,7 +117,7 @@ fn rounded_up(length: &Dim, lo: &Dim, hi: &Dim, span: &Dim, stride: usize) -> Di
 }
 
 /// Batch and channels, then spatial axes.
-fn spatial(cx: &Cx, x: Value) -> Result<Vec<Dim>, Fail> {
+pub(super) fn spatial(cx: &Cx, x: Value) -> Result<Vec<Dim>, Fail> {
     let shape = cx.shape(x);
     if shape.len() < 3 {
         return Err(Fail::invalid(format!(
@@ -196,7 +196,7 @@ pub(super) fn groups(cx: &Cx) -> Result<usize, Fail> {
 }
 
 /// The spatial extents of a filter.
-fn filter(cx: &Cx, w: Value, spatial: usize) -> Result<Vec<usize>, Fail> {
+pub(super) fn filter(cx: &Cx, w: Value, spatial: usize) -> Result<Vec<usize>, Fail> {
     let shape = cx.shape(w);
     let constant = |d: &Dim| {
         d.as_const()
@@ -314,158 +314,6 @@ pub(crate) fn causal_conv(cx: &mut Cx) -> Out {
         false => cx.b.slice_axis(all, 2, shape[2].clone(), before)?,
     };
     Ok(vec![y, last])
-}
-
-/// A convolution of the input with `stride − 1` zeros between its elements, with
-/// the filter back to front.
-pub(crate) fn conv_transpose(cx: &mut Cx) -> Out {
-    let pads = cx.ints("pads")?.map(<[i64]>::to_vec);
-    transposed(cx, cx.opt(2), pads)
-}
-
-/// Of ONNX Runtime: the paddings are the third argument.
-pub(crate) fn conv_transpose_padded(cx: &mut Cx) -> Out {
-    let pads = match cx.opt(2) {
-        Some(p) => Some(cx.need_ints(p, "the paddings")?),
-        None => None,
-    };
-    transposed(cx, cx.opt(3), pads)
-}
-
-fn transposed(cx: &mut Cx, bias: Option<Value>, pads: Option<Vec<i64>>) -> Out {
-    let (x, w) = (cx.arg(0)?, cx.arg(1)?);
-    let lengths = spatial(cx, x)?;
-    let n = lengths.len();
-    let kernel = filter(cx, w, n)?;
-    let (strides, dilations) = (counts(cx, "strides", n)?, counts(cx, "dilations", n)?);
-    let extra = match cx.ints("output_padding")? {
-        None => vec![0; n],
-        Some(v) if v.len() == n && v.iter().all(|p| (0..=LARGEST).contains(p)) => v.to_vec(),
-        Some(v) => return Err(Fail::invalid(format!("`output_padding` is {v:?}"))),
-    };
-    let span: Vec<i64> = (0..n)
-        .map(|i| ((kernel[i] - 1) * dilations[i] + 1) as i64)
-        .collect();
-    let (lo, hi) = borders(cx, &lengths, &strides, &span, (&extra, pads))?;
-    let groups = groups(cx)?;
-    let w = mirrored(cx, w, groups)?;
-    let mut spread = x;
-    for (i, &by) in strides.iter().enumerate() {
-        spread = spaced(cx, spread, 2 + i, by)?;
-    }
-    let border = |i: usize, cut: &Dim, more: i64| Dim::from(span[i] - 1 + more) - cut.clone();
-    let op = Conv {
-        strides: vec![1; n],
-        dilations,
-        lo: (0..n).map(|i| border(i, &lo[i], 0)).collect(),
-        hi: (0..n).map(|i| border(i, &hi[i], extra[i])).collect(),
-        groups,
-    };
-    let args: Vec<Value> = [spread, w].into_iter().chain(bias).collect();
-    Ok(vec![cx.b.one(op, &args)?])
-}
-
-/// What is cut from each side of a transposed convolution's whole result.
-fn borders(
-    cx: &Cx,
-    lengths: &[Dim],
-    strides: &[usize],
-    span: &[i64],
-    (extra, pads): (&[i64], Option<Vec<i64>>),
-) -> Result<(Vec<Dim>, Vec<Dim>), Fail> {
-    let n = lengths.len();
-    let auto = cx.text("auto_pad", "NOTSET")?;
-    let wanted: Option<Vec<Dim>> = match (cx.ints("output_shape")?, auto) {
-        (Some(v), _) => {
-            let last = v.len().checked_sub(n);
-            let last = last.ok_or_else(|| Fail::invalid(format!("`output_shape` is {v:?}")))?;
-            Some(v[last..].iter().map(|&d| d.into()).collect())
-        }
-        (None, "SAME_UPPER" | "SAME_LOWER") => {
-            let grown = lengths.iter().zip(strides);
-            Some(grown.map(|(l, &s)| l.clone() * Dim::from(s)).collect())
-        }
-        (None, _) => None,
-    };
-    let Some(wanted) = wanted else {
-        return match pads {
-            None => Ok((vec![Dim::ZERO; n], vec![Dim::ZERO; n])),
-            Some(p) if p.len() == 2 * n => Ok((
-                p[..n].iter().map(|&p| p.into()).collect(),
-                p[n..].iter().map(|&p| p.into()).collect(),
-            )),
-            Some(p) => Err(Fail::invalid(format!("`pads` is {p:?} for {n} axes"))),
-        };
-    };
-    let (mut lo, mut hi) = (vec![], vec![]);
-    for i in 0..n {
-        let whole =
-            (lengths[i].clone() - Dim::ONE) * Dim::from(strides[i]) + Dim::from(extra[i] + span[i]);
-        let total = whole - wanted[i].clone();
-        let cut = total.maximum(&Dim::ZERO);
-        // Where more is wanted than there is, zeros follow.
-        let grown = total.minimum(&Dim::ZERO);
-        let less = cut.floor_div(&2.into());
-        let more = cut - less.clone();
-        let (a, b) = match auto {
-            "SAME_UPPER" => (less, more),
-            _ => (more, less),
-        };
-        lo.push(a);
-        hi.push(b + grown);
-    }
-    Ok((lo, hi))
-}
-
-/// `[c, m/groups, k…]` to `[m, c/groups, k…]`, the taps back to front.
-fn mirrored(cx: &mut Cx, w: Value, groups: usize) -> One {
-    let shape = cx.shape(w);
-    let rank = shape.len();
-    let g = Dim::from(groups);
-    let depth = (shape[0].div_exact(&g))
-        .ok_or_else(|| Fail::invalid(format!("{} channels in {groups} groups", shape[0])))?;
-    let mut split = vec![g.clone(), depth.clone()];
-    split.extend(shape[1..].iter().cloned());
-    let w = cx.b.reshape(w, &split)?;
-    let mut perm: Vec<usize> = (0..rank + 1).collect();
-    perm.swap(1, 2);
-    let w = cx.b.transpose(w, &perm)?;
-    let mut joined = vec![g * shape[1].clone(), depth];
-    joined.extend(shape[2..].iter().cloned());
-    let w = cx.b.reshape(w, &joined)?;
-    let mut starts = vec![Dim::ZERO; rank];
-    let mut steps = vec![1; rank];
-    for i in 2..rank {
-        (starts[i], steps[i]) = (joined[i].clone() - Dim::ONE, -1);
-    }
-    let op = Slice {
-        starts,
-        sizes: joined,
-        steps,
-    };
-    Ok(cx.b.one(op, &[w])?)
-}
-
-/// An axis with `by − 1` zeros between its elements.
-fn spaced(cx: &mut Cx, x: Value, axis: usize, by: usize) -> One {
-    if by == 1 {
-        return Ok(x);
-    }
-    let shape = cx.shape(x);
-    let mut column = shape.clone();
-    column.insert(axis + 1, Dim::ONE);
-    let x = cx.b.reshape(x, &column)?;
-    let lo = vec![Dim::ZERO; column.len()];
-    let mut hi = lo.clone();
-    hi[axis + 1] = (by - 1).into();
-    let zero = cx.like(x, 0.0)?;
-    let mode = PadMode::Constant;
-    let x = cx.b.one(Pad { lo, hi, mode }, &[x, zero])?;
-    let mut joined = shape;
-    joined[axis] = joined[axis].clone() * Dim::from(by);
-    let x = cx.b.reshape(x, &joined)?;
-    let used = joined[axis].clone() - Dim::from(by - 1);
-    Ok(cx.b.slice_axis(x, axis, Dim::ZERO, used)?)
 }
 
 /// The attribute `kernel_shape`.
@@ -763,14 +611,15 @@ pub(crate) fn max_unpool(cx: &mut Cx) -> Out {
     let (x, at) = (cx.arg(0)?, cx.arg(1)?);
     let shape = cx.shape(x);
     let n = shape.len().saturating_sub(2);
+    let sane = |all: &[i64]| all.iter().all(|p| (0..=LARGEST).contains(p));
     let kernel = match cx.ints("kernel_shape")? {
-        Some(k) if k.len() == n && n > 0 => k.to_vec(),
+        Some(k) if k.len() == n && n > 0 && sane(k) => k.to_vec(),
         other => return Err(Fail::invalid(format!("`kernel_shape` is {other:?}"))),
     };
     let strides = counts(cx, "strides", n)?;
     let pads = match cx.ints("pads")? {
         None => vec![0; 2 * n],
-        Some(p) if p.len() == 2 * n => p.to_vec(),
+        Some(p) if p.len() == 2 * n && sane(p) => p.to_vec(),
         Some(p) => return Err(Fail::invalid(format!("`pads` is {p:?} for {n} axes"))),
     };
     let mut whole = shape[..2].to_vec();

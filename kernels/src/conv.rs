@@ -64,6 +64,9 @@ pub struct ConvSpec {
     pub bordered: bool,
     /// Columns of a panel, a multiple of 16; 0: depthwise.
     pub nr: i64,
+    /// Whether the filters are those of [`kiln_ir::ops::winograd`],
+    /// `[36, panels, channels, nr]`.
+    pub winograd: bool,
     /// Where results go.
     pub out: Index,
     /// What is stored, of the result's type.
@@ -92,6 +95,7 @@ impl ConvSpec {
             && self.nr >= 0
             && self.nr % LANES == 0
             && (self.nr > 0 || depthwise)
+            && (!self.winograd || self.is_plain_3x3())
             && self.args.len() >= 3
             && self.args[..2].iter().all(floats)
             && self.out.gathers.is_empty()
@@ -113,6 +117,15 @@ impl ConvSpec {
         [&self.input, &self.output, &self.lo]
             .into_iter()
             .try_for_each(|s| names.sizes(s))
+    }
+
+    fn is_plain_3x3(&self) -> bool {
+        let one = |l: &[i64]| l.iter().all(|&n| n == 1);
+        self.kernel == [3, 3]
+            && one(&self.strides)
+            && one(&self.dilations)
+            && self.groups == 1
+            && self.nr > 0
     }
 
     /// Taps of a filter.
@@ -148,6 +161,9 @@ impl ConvSpec {
         if self.nr == 0 {
             return crate::depthwise::tiles(self, params);
         }
+        if self.winograd {
+            return crate::winograd::tiles(self, params);
+        }
         let panels = self.groups * (self.filters / self.groups + self.nr - 1).div_euclid(self.nr);
         self.rows_dim(params).ceil_div(&MC.into()) * Dim::from(panels)
     }
@@ -159,17 +175,21 @@ impl ConvSpec {
 
     /// Where in scratch the row of zeros starts.
     pub(crate) fn zeros_place(&self) -> i64 {
-        SCRATCH_HEAD + MC * self.nr * 4
+        match self.winograd {
+            true => crate::winograd::zeros_place(self),
+            false => SCRATCH_HEAD + MC * self.nr * 4,
+        }
     }
 
     /// Elements of the row of zeros.
     pub(crate) fn zeros(&self) -> i64 {
-        let run = if self.nr == 0 {
-            self.channels
-        } else {
-            self.runs().1
+        let run = match self.nr {
+            0 => self.channels,
+            _ if self.winograd => self.channels,
+            _ => self.runs().1,
         };
-        match self.bordered {
+        // Tiles reach beyond the image on their own.
+        match self.bordered || self.winograd {
             true => (run + LANES - 1) / LANES * LANES,
             false => 0,
         }
@@ -201,6 +221,9 @@ impl ConvSpec {
             let image = Image::new(e, &cx, self);
             match self.nr {
                 0 => crate::depthwise::body(e, &mut cx, self, &image, &args),
+                _ if self.winograd => {
+                    crate::winograd::body(e, &mut cx, self, target, &image, &args)
+                }
                 _ => self.body(e, &mut cx, target, &image, &args),
             }
             cx.status(e)
@@ -326,7 +349,7 @@ impl ConvSpec {
     }
 
     /// Rows of a register tile: as many as registers (and pointers) allow.
-    fn tile_rows(&self, target: &CpuTarget) -> u32 {
+    pub(crate) fn tile_rows(&self, target: &CpuTarget) -> u32 {
         let tile = Tile::of(target, 4);
         match self.nr as u32 / tile.lanes * 8 <= tile.registers() {
             true => 8,

@@ -25,6 +25,7 @@ pub mod simplify;
 mod small;
 mod softmax;
 mod spec;
+mod winograd;
 
 pub use expr::{ExprError, ExprId, Exprs, Gathered, Guard, Index, Node, Size, Stride};
 pub use nest::{Effect, LoopNest, Params, Reducer, SpecError, Stage, Temp};

@@ -139,7 +139,8 @@ pub fn constant_name(cx: &mut PassCx, graph: &Graph, v: Value) -> Option<Arc<str
     }
 }
 
-fn literal_global(cx: &mut PassCx, value: &Tensor) -> Arc<str> {
+/// The global that holds a literal.
+pub fn literal_global(cx: &mut PassCx, value: &Tensor) -> Arc<str> {
     let name = literal_name(value);
     cx.globals.entry(name.clone()).or_insert_with(|| Global {
         ty: value.ty(),

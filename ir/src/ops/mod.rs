@@ -23,6 +23,7 @@ mod sugar;
 mod train;
 pub mod util;
 pub mod window;
+pub mod winograd;
 
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 use crate::graph::Value;
 use crate::op::*;
 use crate::ops::util::*;
+use crate::ops::winograd;
 use crate::{Builder, Dim, Guard, Relation, Tensor, TensorType, Tri};
 
 /// `packed_conv(x: f[n, s.., c], w) -> f[n, o.., filters]`: the cross-correlation of
@@ -12,7 +13,8 @@ use crate::{Builder, Dim, Guard, Relation, Tensor, TensorType, Tri};
 /// `w` is `[groups, ceil(m/nr), taps·c/groups, nr]`, the panels of
 /// [`crate::ops::contract::Pack`] of each group's `[taps·c/groups, m]` matrix, where
 /// `m = filters/groups` and taps count row-major; or `[taps, c]` where every channel
-/// is a group of its own and has one filter.
+/// is a group of its own and has one filter; or `[36, ceil(m/nr), c, nr]`, what
+/// [`super::winograd`] makes of plain 3×3 filters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackedConv {
     /// Channels of the result.
@@ -29,6 +31,8 @@ pub struct PackedConv {
     pub lo: Vec<Dim>,
     /// Zeros after each spatial axis.
     pub hi: Vec<Dim>,
+    /// Whether the filters are transformed.
+    pub winograd: bool,
 }
 
 parse_one!(PackedConv, "packed_conv", |a| Ok(PackedConv {
@@ -39,6 +43,7 @@ parse_one!(PackedConv, "packed_conv", |a| Ok(PackedConv {
     dilations: a.indices("dilations")?,
     lo: a.dims("lo")?,
     hi: a.dims("hi")?,
+    winograd: a.bool("winograd")?,
 }));
 
 impl PackedConv {
@@ -80,7 +85,17 @@ impl PackedConv {
     }
 
     fn check_filters(&self, channels: usize, w: &TensorType) -> Result<(), TypeError> {
+        let one = |l: &[usize]| l.iter().all(|&n| n == 1);
+        let plain = self.kernel == [3, 3] && one(&self.strides) && one(&self.dilations);
         let fits = match w.const_shape().as_deref() {
+            Some([places, panels, c, nr]) if self.winograd => {
+                plain
+                    && self.groups == 1
+                    && [*places, *c] == [winograd::PLACES, channels]
+                    && *nr > 0
+                    && *panels == self.filters.div_ceil(*nr)
+            }
+            _ if self.winograd => false,
             Some([taps, c]) => {
                 *taps == self.taps() && *c == channels && [self.groups, self.filters] == [*c; 2]
             }
@@ -102,6 +117,46 @@ impl PackedConv {
                 self.groups
             )),
         }
+    }
+
+    /// The results of transformed filters, tile by tile.
+    fn by_tiles(&self, x: &Tensor, w: &Tensor, lo: &[i64], out: &[usize]) -> Vec<f64> {
+        let (shape, filters) = (x.shape(), self.filters);
+        let (h, width, channels) = (shape[1], shape[2], shape[3]);
+        let (panels, nr) = (w.shape()[1], w.shape()[3]);
+        let mut values = vec![0.0; out.iter().product()];
+        let tiles = [out[0], out[1].div_ceil(4), out[2].div_ceil(4)];
+        for_each_index(&tiles, |t| {
+            let element = |place: usize, c: usize| {
+                let y = (t[1] * 4 + place / 6) as i64 - lo[0];
+                let x_at = (t[2] * 4 + place % 6) as i64 - lo[1];
+                let inside = (0..h as i64).contains(&y) && (0..width as i64).contains(&x_at);
+                match inside {
+                    true => {
+                        let pixel = (t[0] * h + y as usize) * width + x_at as usize;
+                        x.get_f64(pixel * channels + c)
+                    }
+                    false => 0.0,
+                }
+            };
+            let v: Vec<[f64; winograd::PLACES]> = (0..channels)
+                .map(|c| winograd::transformed(&std::array::from_fn(|p| element(p, c))))
+                .collect();
+            for f in 0..filters {
+                let m = std::array::from_fn(|p| {
+                    let at = |c: usize| ((p * panels + f / nr) * channels + c) * nr + f % nr;
+                    (0..channels).map(|c| v[c][p] * w.get_f64(at(c))).sum()
+                });
+                for i in 0..16 {
+                    let (y, x) = (t[1] * 4 + i / 4, t[2] * 4 + i % 4);
+                    if y < out[1] && x < out[2] {
+                        let pixel = (t[0] * out[1] + y) * out[2] + x;
+                        values[pixel * filters + f] = winograd::result(&m, i / 4, i % 4);
+                    }
+                }
+            }
+        });
+        values
     }
 
     /// Calls `f(element of x, tap)` for each tap of the result element at `at`
@@ -198,6 +253,11 @@ impl OpDef for PackedConv {
                 w.get_f64((panel * rows + tap * depth + c) * nr + j % nr)
             }
         };
+        if self.winograd {
+            let values = self.by_tiles(x, w, &lo, &out);
+            let y = Tensor::from_f64(x.dtype(), out, &values);
+            return Ok(vec![y.map_err(|e| EvalError(e.to_string()))?]);
+        }
         let mut values = Vec::with_capacity(out.iter().product());
         for_each_index(&out, |at| {
             let filter = at[spatial + 1];
@@ -230,7 +290,63 @@ impl OpDef for PackedConv {
             .with_ints("dilations", ints(&self.dilations))
             .with("lo", Attr::Dims(self.lo.clone()))
             .with("hi", Attr::Dims(self.hi.clone()))
+            .with("winograd", Attr::Bool(self.winograd))
     }
 
     primitive!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::contract::Pack;
+    use crate::{Binding, DType};
+    use std::cell::RefCell;
+
+    #[test]
+    fn transformed_filters_give_the_same_results() {
+        let draw = |n: usize, k: usize| -> Vec<f64> {
+            (0..n).map(|i| ((i * k) % 23) as f64 / 8.0 - 1.0).collect()
+        };
+        let tensor =
+            |shape: &[usize], v: &[f64]| Tensor::from_f64(DType::F64, shape.to_vec(), v).unwrap();
+        let (c, m, places) = (3, 5, winograd::PLACES);
+        let x = tensor(&[2, 6, 9, c], &draw(2 * 54 * c, 7919));
+        let taps = draw(9 * c * m, 104_729);
+        let transform = winograd::filter_matrix();
+        let mut u = vec![0.0; places * c * m];
+        for (p, f) in (0..places).flat_map(|p| (0..c * m).map(move |f| (p, f))) {
+            u[p * c * m + f] = (0..9)
+                .map(|t| taps[t * c * m + f] * transform[t * places + p])
+                .sum();
+        }
+        let binding = RefCell::new(Binding::new());
+        let cx = EvalCx::pure(&binding);
+        let pack = Pack {
+            nr: 16,
+            transposed: false,
+        };
+        let plain = PackedConv {
+            filters: m,
+            groups: 1,
+            kernel: vec![3, 3],
+            strides: vec![1, 1],
+            dilations: vec![1, 1],
+            lo: vec![1.into(), 0.into()],
+            hi: vec![0.into(), 1.into()],
+            winograd: false,
+        };
+        let w = pack.eval(&cx, &[&tensor(&[1, 9 * c, m], &taps)]).unwrap();
+        let want = plain.eval(&cx, &[&x, &w[0]]).unwrap();
+        let w = pack.eval(&cx, &[&tensor(&[places, c, m], &u)]).unwrap();
+        let fast = PackedConv {
+            winograd: true,
+            ..plain
+        };
+        let got = fast.eval(&cx, &[&x, &w[0]]).unwrap();
+        assert_eq!(got[0].shape(), want[0].shape());
+        for (a, b) in got[0].to_f64().iter().zip(want[0].to_f64()) {
+            assert!((a - b).abs() < 1e-10, "{a} is not {b}");
+        }
+    }
 }

@@ -144,6 +144,7 @@ fn contractions() -> Vec<Sample> {
         rough(PackedMatMul { n: 6 }, vec![f(&[2, 3, 5]), f(&[2, 5, 4])]),
         rough(convolution(6, 2), vec![f(&[2, 5, 4, 4]), f(&[2, 1, 12, 4])]),
         rough(convolution(4, 4), vec![f(&[2, 5, 4, 4]), f(&[6, 4])]),
+        rough(tiled(5), vec![f(&[2, 5, 4, 3]), f(&[36, 2, 3, 4])]),
         rough(
             Pack {
                 nr: 4,
@@ -171,6 +172,21 @@ fn convolution(filters: usize, groups: usize) -> PackedConv {
         dilations: vec![2, 1],
         lo: vec![1.into(), 0.into()],
         hi: vec![0.into(), 1.into()],
+        winograd: false,
+    }
+}
+
+/// Transformed 3×3 filters.
+fn tiled(filters: usize) -> PackedConv {
+    PackedConv {
+        filters,
+        groups: 1,
+        kernel: vec![3, 3],
+        strides: vec![1, 1],
+        dilations: vec![1, 1],
+        lo: vec![1.into(), 0.into()],
+        hi: vec![0.into(), 1.into()],
+        winograd: true,
     }
 }
 

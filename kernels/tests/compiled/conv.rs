@@ -1,6 +1,7 @@
 //! Convolutions against sums in f64: strides, dilations, borders, groups, tails.
 
 use crate::support::{Rng, bytes, load, numbers, targets};
+use kiln_ir::ops::winograd;
 use kiln_ir::{BinaryFn, DType};
 use kiln_kernels::conv::ConvSpec;
 use kiln_kernels::*;
@@ -19,6 +20,7 @@ struct Problem {
     depth: usize,
     m: usize,
     nr: usize,
+    winograd: bool,
     dtype: DType,
     open: bool,
     /// `max(sum + bias[f], 0) + residual`, or the sum alone.
@@ -48,6 +50,7 @@ impl Problem {
             depth,
             m,
             nr: 64,
+            winograd: false,
             dtype: DType::F32,
             open: false,
             epilogue: false,
@@ -89,6 +92,7 @@ impl Problem {
             } else {
                 rng.pick(&[16, 32, 48, 64])
             },
+            winograd: false,
             dtype: rng.pick(&[DType::F32, DType::F32, DType::F32, DType::F16, DType::BF16]),
             open: rng.below(2) == 0,
             epilogue: rng.below(2) == 0,
@@ -126,6 +130,7 @@ impl Problem {
             &rng.data(self.dtype, self.batch * pixels * channels),
         );
         let size = match self.nr {
+            nr if self.winograd => winograd::PLACES * self.m.div_ceil(nr) * channels * nr,
             0 => taps * channels,
             nr => self.groups * self.m.div_ceil(nr) * taps * self.depth * nr,
         };
@@ -137,7 +142,18 @@ impl Problem {
         let bias = numbers(f32, &rng.data(f32, filters));
         let residual = numbers(f32, &rng.data(f32, self.batch * places * filters));
         let value = |tap: usize, c: usize, f: usize| values[(tap * self.depth + c) * filters + f];
-        for tap in 0..taps {
+        if self.winograd {
+            let (nr, matrix) = (self.nr, winograd::filter_matrix());
+            for (p, f) in (0..winograd::PLACES).flat_map(|p| (0..filters).map(move |f| (p, f))) {
+                for c in 0..channels {
+                    let panel = p * self.m.div_ceil(nr) + f / nr;
+                    w[(panel * channels + c) * nr + f % nr] = (0..9)
+                        .map(|t| value(t, c, f) * matrix[t * winograd::PLACES + p])
+                        .sum();
+                }
+            }
+        }
+        for tap in 0..if self.winograd { 0 } else { taps } {
             for c in 0..self.depth {
                 (0..filters).for_each(|f| w[self.at_w(tap, c, f)] = value(tap, c, f));
             }
@@ -235,6 +251,7 @@ impl Problem {
             lo,
             bordered: self.lo.iter().chain(&self.hi).any(|&p| p > 0),
             nr: self.nr as i64,
+            winograd: self.winograd,
             out: whole,
             value,
         };
@@ -267,7 +284,8 @@ fn check(problems: &[Problem], seed: u64) {
             let last = buffers.last().unwrap();
             let got = numbers(DType::F32, last);
             for (e, &want) in b.want.iter().enumerate() {
-                let allowed = 3e-7 * b.scale[e] + 1e-6 * want.abs().max(1.0);
+                let allowed =
+                    if p.winograd { 4e-6 } else { 3e-7 } * b.scale[e] + 1e-6 * want.abs().max(1.0);
                 assert!(
                     (got[e] - want).abs() <= allowed,
                     "{} element {e}: {} not {want}; {p:?}",
@@ -303,6 +321,33 @@ fn long_sums_are_visited_in_parts() {
     let channels = Problem::plain(&[3, 3], &[1, 1], 1500, 70);
     let both = Problem::plain(&[3, 4], &[2, 2], 1100, 16);
     check(&[taps, channels, both], 5);
+}
+
+#[test]
+fn tiles_of_transformed_filters() {
+    let tiled = |input: &[usize], depth, m| Problem {
+        winograd: true,
+        epilogue: true,
+        ..Problem::plain(input, &[3, 3], depth, m)
+    };
+    let mut problems = vec![
+        // 1 tile, 25 tiles (two blocks), images that end inside a tile.
+        tiled(&[3, 3], 1, 1),
+        tiled(&[22, 22], 5, 20),
+        tiled(&[9, 31], 40, 70),
+        tiled(&[8, 8], 16, 64),
+    ];
+    for (i, p) in problems.clone().into_iter().enumerate() {
+        problems.push(Problem {
+            batch: 3,
+            lo: vec![1, i % 2],
+            hi: vec![i % 3, 1],
+            open: true,
+            nr: [16, 48, 64, 32][i],
+            ..p
+        });
+    }
+    check(&problems, 8);
 }
 
 #[test]

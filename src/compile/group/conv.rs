@@ -64,6 +64,7 @@ pub(super) fn convolution(
         lo,
         bordered: op.lo.iter().chain(&op.hi).any(|d| *d != Dim::ZERO),
         nr,
+        winograd: op.winograd,
         out,
         value,
     };

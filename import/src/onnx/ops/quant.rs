@@ -12,9 +12,10 @@ fn granularity(cx: &mut Cx, x: Value, scale: Value) -> Result<(usize, usize), Fa
         return Ok((0, 0));
     }
     let axis = cx.axis_attr(1, cx.rank(x))?;
-    let block = match cx.rank(scale) {
-        1 => 0,
-        _ => match cx.int("block_size", 0)? {
+    let block = match (cx.rank(scale), cx.int("block_size", 0)?) {
+        // One scale an element of the axis; but a vector may have blocks as well.
+        (1, size) if size == 0 || cx.rank(x) > 1 => 0,
+        (_, size) => match size {
             0 => implied_block(cx, x, scale, axis)?,
             n => usize::try_from(n).map_err(|_| Fail::invalid(format!("blocks of {n}")))?,
         },

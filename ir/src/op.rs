@@ -508,6 +508,7 @@ ops! {
         "top_k" => TopK(reduce::TopK),
         "bind_dim" => BindDim(index::BindDim),
         "pack" => Pack(contract::Pack),
+        "pack_filters" => PackFilters(pack_filters::PackFilters),
         "decode" => Decode(contract::Decode),
         "if" => If(control::If),
         "loop" => Loop(control::Loop),

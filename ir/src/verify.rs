@@ -29,6 +29,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+/// Factors of a size that is made by replacing symbols by what guards say.
+const MOST_FACTORS: usize = 4096;
+
 /// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifyError {
@@ -410,7 +413,8 @@ impl<'a> Verifier<'a> {
         }) || low.iter().any(|l| high.iter().any(|h| l.le(h) == Tri::Yes))
     }
 
-    /// The sizes that guards equate with this one, through its symbols too.
+    /// The sizes that guards equate with this one, through its symbols too, as long
+    /// as they do not grow beyond [`MOST_FACTORS`].
     fn class(&self, d: &Dim) -> BTreeSet<Dim> {
         let mut class = BTreeSet::from([d.clone()]);
         let mut next = vec![d.clone()];
@@ -420,7 +424,8 @@ impl<'a> Verifier<'a> {
             for (l, _, r) in equalities() {
                 for (from, to) in [(*l, *r), (*r, *l)] {
                     let mut found = (x == *from).then(|| to.clone());
-                    if let Some(symbol) = from.as_sym() {
+                    let factors = x.factor_count().saturating_mul(to.factor_count());
+                    if let Some(symbol) = from.as_sym().filter(|_| factors <= MOST_FACTORS) {
                         found = Some(x.substitute(&|s| (*s == **symbol).then(|| to.clone())));
                     }
                     if let Some(found) = found.filter(|f| !class.contains(f)) {

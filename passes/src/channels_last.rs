@@ -16,19 +16,18 @@
 //! Filters are packed here as well ([`PackedConv`] says how); those that are no
 //! constants stay with the convolution's expansion.
 
-use crate::fold_constants::{add_expr, constant_name, literal_global};
+use crate::fold_constants::{add_expr, constant_name};
 use crate::{Changed, PassCx, PassError};
 use kiln_ir::edit::{Rewrite, sweep};
-use kiln_ir::ops::contract::{MatMul, Pack};
 use kiln_ir::ops::conv::Conv;
 use kiln_ir::ops::index::Gather;
-use kiln_ir::ops::layout::{Broadcast, Concat, Pad, PadMode, Perm, Reshape, Slice, Transpose};
+use kiln_ir::ops::layout::{Broadcast, Concat, Pad, PadMode, Reshape, Slice, Transpose};
+use kiln_ir::ops::pack_filters::PackFilters;
 use kiln_ir::ops::packed_conv::PackedConv;
 use kiln_ir::ops::reduce::Reduce;
 use kiln_ir::ops::window::Unfold;
-use kiln_ir::ops::winograd::{PLACES, filter_matrix};
 use kiln_ir::{
-    Builder, Class, DType, Dim, Graph, NodeId, Op, RegionId, Tensor, TensorType, TypeError, Value,
+    Builder, Class, DType, Dim, Graph, NodeId, Op, RegionId, TensorType, TypeError, Value,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -86,74 +85,22 @@ fn pack(cx: &mut PassCx, graph: &Graph, n: NodeId, op: &Conv) -> Option<Packed> 
     let shape = ty.const_shape()?;
     let channels = graph.shape(x)[1].as_const()? as usize;
     let (g, taps) = (op.groups, shape[2..].iter().product::<usize>());
-    let (filters, depth) = (shape[0], shape[1]);
+    let filters = shape[0];
     let depthwise = is_depthwise(op, channels, filters);
     if depthwise && taps > MOST_DEPTHWISE_TAPS || taps > 1 << 16 {
         return None;
     }
     let winograd = !cx.options.exact && tiles_pay(op, &ty, graph.shape(node.results[0]));
-    let mut made = Expressions {
-        name: constant_name(cx, graph, w)?,
-        ty,
+    let pack = PackFilters {
+        groups: g,
+        nr: if depthwise { 0 } else { panel(filters / g) },
+        winograd,
     };
-    if depthwise {
-        made.to(cx, reshape(&[filters, taps]), &[], &[filters, taps]);
-        made.to(cx, transpose(&[1, 0])?, &[], &[taps, filters]);
-        return Some(made.packed(false));
-    }
-    let (m, rows) = (filters / g, taps * depth);
-    let nr = panel(m);
-    let pack = |lead: usize, rows: usize| {
-        let pack = Pack {
-            nr,
-            transposed: false,
-        };
-        (Op::Pack(pack), [lead, m.div_ceil(nr), rows, nr])
-    };
-    if winograd {
-        let matrix = Tensor::from_f64(DType::F32, [9, PLACES], &filter_matrix()).ok()?;
-        let matrix = literal_global(cx, &matrix);
-        let product = Op::MatMul(MatMul {
-            transpose_a: false,
-            transpose_b: false,
-            out: None,
-        });
-        made.to(cx, reshape(&[m * depth, 9]), &[], &[m * depth, 9]);
-        made.to(cx, product, &[matrix], &[m * depth, PLACES]);
-        made.to(cx, reshape(&[m, depth, PLACES]), &[], &[m, depth, PLACES]);
-        made.to(cx, transpose(&[2, 1, 0])?, &[], &[PLACES, depth, m]);
-        let (op, dims) = pack(PLACES, depth);
-        made.to(cx, op, &[], &dims);
-        return Some(made.packed(true));
-    }
-    made.to(cx, reshape(&[g, m, depth, taps]), &[], &[g, m, depth, taps]);
-    made.to(cx, transpose(&[0, 3, 2, 1])?, &[], &[g, taps, depth, m]);
-    made.to(cx, reshape(&[g, rows, m]), &[], &[g, rows, m]);
-    let (op, dims) = pack(g, rows);
-    made.to(cx, op, &[], &dims);
-    Some(made.packed(false))
-}
-
-/// A weight and what is made of it.
-struct Expressions {
-    name: Arc<str>,
-    ty: TensorType,
-}
-
-impl Expressions {
-    /// The next expression, of the last one and other globals.
-    fn to(&mut self, cx: &mut PassCx, op: Op, others: &[Arc<str>], dims: &[usize]) {
-        let shape: Vec<Dim> = dims.iter().map(|&d| d.into()).collect();
-        let sources = [&[self.name.clone()], others].concat();
-        self.name = add_expr(cx, &sources, op, self.ty.with_shape(shape));
-    }
-
-    fn packed(self, winograd: bool) -> Packed {
-        Packed {
-            name: self.name,
-            winograd,
-        }
-    }
+    let name = constant_name(cx, graph, w)?;
+    let packed = pack.shape_of(&shape)?;
+    let packed: Vec<Dim> = packed.into_iter().map(Dim::from).collect();
+    let name = add_expr(cx, &[name], pack.into(), ty.with_shape(packed));
+    Some(Packed { name, winograd })
 }
 
 /// Whether transformed tiles are less work, by what was measured on one Zen 4 core:
@@ -180,17 +127,6 @@ fn tiles_pay(op: &Conv, w: &TensorType, result: &[Dim]) -> bool {
     let filters = (36.0 * 4.0 * c * m - 1e6).max(0.0) / 15.0;
     let around = tiles * (c + m) / 16.0 * 100.0;
     tiles * 72.0 * c * m / 95.0 + around + filters < 0.9 * direct
-}
-
-fn reshape(dims: &[usize]) -> Op {
-    Op::Reshape(Reshape {
-        shape: dims.iter().map(|&d| d.into()).collect(),
-    })
-}
-
-fn transpose(perm: &[usize]) -> Option<Op> {
-    let perm = Perm::new(perm.to_vec())?;
-    Some(Op::Transpose(Transpose { perm }))
 }
 
 fn is_depthwise(op: &Conv, channels: usize, filters: usize) -> bool {

@@ -51,7 +51,12 @@ fn foldable(graph: &Graph, n: NodeId) -> bool {
         && !node.args.is_empty()
         && !matches!(
             node.op,
-            Op::Philox(_) | Op::NonZero(_) | Op::Call(_) | Op::Pack(_) | Op::Decode(_)
+            Op::Philox(_)
+                | Op::NonZero(_)
+                | Op::Call(_)
+                | Op::Pack(_)
+                | Op::PackFilters(_)
+                | Op::Decode(_)
         )
         && graph.ty(node.results[0]).const_shape().is_some()
 }
@@ -139,8 +144,7 @@ pub fn constant_name(cx: &mut PassCx, graph: &Graph, v: Value) -> Option<Arc<str
     }
 }
 
-/// The global that holds a literal.
-pub fn literal_global(cx: &mut PassCx, value: &Tensor) -> Arc<str> {
+fn literal_global(cx: &mut PassCx, value: &Tensor) -> Arc<str> {
     let name = literal_name(value);
     cx.globals.entry(name.clone()).or_insert_with(|| Global {
         ty: value.ty(),

@@ -474,7 +474,7 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                 Some(n),
                 "calls are inlined before lowering, and this one was not",
             ),
-            Op::Pack(_) | Op::Decode(_) => {
+            Op::Pack(_) | Op::PackFilters(_) | Op::Decode(_) => {
                 self.fail(Some(n), "there is no kernel for this operation yet");
             }
             kiln_ir::any_elementwise!()

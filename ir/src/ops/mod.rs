@@ -12,6 +12,7 @@ pub mod elementwise;
 pub mod index;
 pub mod layout;
 mod norm;
+pub mod pack_filters;
 pub mod packed;
 pub mod packed_conv;
 mod quant;

@@ -10,11 +10,11 @@ use crate::{Builder, Dim, Guard, Relation, Tensor, TensorType, Tri};
 /// `packed_conv(x: f[n, s.., c], w) -> f[n, o.., filters]`: the cross-correlation of
 /// `x`, padded with zeros, and filters of `kernel` taps.
 ///
-/// `w` is `[groups, ceil(m/nr), taps·c/groups, nr]`, the panels of
-/// [`crate::ops::contract::Pack`] of each group's `[taps·c/groups, m]` matrix, where
-/// `m = filters/groups` and taps count row-major; or `[taps, c]` where every channel
-/// is a group of its own and has one filter; or `[36, ceil(m/nr), c, nr]`, what
-/// [`super::winograd`] makes of plain 3×3 filters.
+/// `w` is what [`super::pack_filters::PackFilters`] makes of filters:
+/// `[groups, ceil(m/nr), taps·c/groups, nr]`, where `m = filters/groups` and taps count
+/// row-major; or `[taps, c]` where every channel is a group of its own and has one
+/// filter; or `[36, ceil(m/nr), c, nr]`, plain 3×3 filters transformed by
+/// [`super::winograd`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackedConv {
     /// Channels of the result.
@@ -299,54 +299,73 @@ impl OpDef for PackedConv {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::contract::Pack;
+    use crate::ops::conv::Conv;
+    use crate::ops::pack_filters::PackFilters;
     use crate::{Binding, DType};
     use std::cell::RefCell;
 
+    fn draw(shape: &[usize], k: usize) -> Tensor {
+        let values: Vec<f64> = (0..shape.iter().product())
+            .map(|i: usize| ((i * k) % 23) as f64 / 8.0 - 1.0)
+            .collect();
+        Tensor::from_f64(DType::F64, shape.to_vec(), &values).unwrap()
+    }
+
+    /// A tensor with channels behind, or before.
+    fn moved(t: &Tensor, perm: &[usize]) -> Tensor {
+        let shape: Vec<usize> = perm.iter().map(|&p| t.shape()[p]).collect();
+        let from = strides(t.shape());
+        let mut values = vec![];
+        for_each_index(&shape, |at| {
+            let place: usize = at.iter().zip(perm).map(|(i, &p)| i * from[p]).sum();
+            values.push(t.get_f64(place));
+        });
+        Tensor::from_f64(t.dtype(), shape, &values).unwrap()
+    }
+
     #[test]
-    fn transformed_filters_give_the_same_results() {
-        let draw = |n: usize, k: usize| -> Vec<f64> {
-            (0..n).map(|i| ((i * k) % 23) as f64 / 8.0 - 1.0).collect()
-        };
-        let tensor =
-            |shape: &[usize], v: &[f64]| Tensor::from_f64(DType::F64, shape.to_vec(), v).unwrap();
-        let (c, m, places) = (3, 5, winograd::PLACES);
-        let x = tensor(&[2, 6, 9, c], &draw(2 * 54 * c, 7919));
-        let taps = draw(9 * c * m, 104_729);
-        let transform = winograd::filter_matrix();
-        let mut u = vec![0.0; places * c * m];
-        for (p, f) in (0..places).flat_map(|p| (0..c * m).map(move |f| (p, f))) {
-            u[p * c * m + f] = (0..9)
-                .map(|t| taps[t * c * m + f] * transform[t * places + p])
-                .sum();
-        }
+    fn packed_filters_give_the_results_of_plain_ones() {
         let binding = RefCell::new(Binding::new());
         let cx = EvalCx::pure(&binding);
-        let pack = Pack {
-            nr: 16,
-            transposed: false,
-        };
-        let plain = PackedConv {
-            filters: m,
-            groups: 1,
-            kernel: vec![3, 3],
-            strides: vec![1, 1],
-            dilations: vec![1, 1],
-            lo: vec![1.into(), 0.into()],
-            hi: vec![0.into(), 1.into()],
-            winograd: false,
-        };
-        let w = pack.eval(&cx, &[&tensor(&[1, 9 * c, m], &taps)]).unwrap();
-        let want = plain.eval(&cx, &[&x, &w[0]]).unwrap();
-        let w = pack.eval(&cx, &[&tensor(&[places, c, m], &u)]).unwrap();
-        let fast = PackedConv {
-            winograd: true,
-            ..plain
-        };
-        let got = fast.eval(&cx, &[&x, &w[0]]).unwrap();
-        assert_eq!(got[0].shape(), want[0].shape());
-        for (a, b) in got[0].to_f64().iter().zip(want[0].to_f64()) {
-            assert!((a - b).abs() < 1e-10, "{a} is not {b}");
+        for (groups, depth, m, nr, winograd) in [
+            (1, 3, 5, 4, false),
+            (2, 2, 3, 16, false),
+            (6, 1, 1, 0, false),
+            (1, 3, 5, 4, true),
+        ] {
+            let plain = Conv {
+                strides: if winograd { vec![1, 1] } else { vec![2, 1] },
+                dilations: if winograd { vec![1, 1] } else { vec![1, 2] },
+                lo: vec![1.into(), 0.into()],
+                hi: vec![0.into(), 2.into()],
+                groups,
+            };
+            let x = draw(&[2, groups * depth, 6, 9], 7919);
+            let w = draw(&[groups * m, depth, 3, 3], 104_729);
+            let want = plain.eval(&cx, &[&x, &w]).unwrap();
+            let pack = PackFilters {
+                groups,
+                nr,
+                winograd,
+            };
+            let panels = pack.eval(&cx, &[&w]).unwrap();
+            let op = PackedConv {
+                filters: groups * m,
+                groups,
+                kernel: vec![3, 3],
+                strides: plain.strides.clone(),
+                dilations: plain.dilations.clone(),
+                lo: plain.lo.clone(),
+                hi: plain.hi.clone(),
+                winograd,
+            };
+            let x = moved(&x, &[0, 2, 3, 1]);
+            let got = op.eval(&cx, &[&x, &panels[0]]).unwrap();
+            let got = moved(&got[0], &[0, 3, 1, 2]);
+            assert_eq!(got.shape(), want[0].shape());
+            for (a, b) in got.to_f64().iter().zip(want[0].to_f64()) {
+                assert!((a - b).abs() < 1e-10, "{op:?}: {a} is not {b}");
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::ops::attention::*;
 use crate::ops::composite::*;
 use crate::ops::contract::*;
 use crate::ops::conv::Conv;
+use crate::ops::pack_filters::PackFilters;
 use crate::ops::packed::PackedMatMul;
 use crate::ops::packed_conv::PackedConv;
 use crate::ops::reduce::*;
@@ -144,6 +145,9 @@ fn contractions() -> Vec<Sample> {
         rough(PackedMatMul { n: 6 }, vec![f(&[2, 3, 5]), f(&[2, 5, 4])]),
         rough(convolution(6, 2), vec![f(&[2, 5, 4, 4]), f(&[2, 1, 12, 4])]),
         rough(convolution(4, 4), vec![f(&[2, 5, 4, 4]), f(&[6, 4])]),
+        rough(filters(2, 4, false), vec![f(&[6, 2, 2, 3])]),
+        rough(filters(4, 0, false), vec![f(&[4, 1, 3])]),
+        rough(filters(1, 4, true), vec![f(&[5, 2, 3, 3])]),
         rough(tiled(5), vec![f(&[2, 5, 4, 3]), f(&[36, 2, 3, 4])]),
         rough(
             Pack {
@@ -160,6 +164,14 @@ fn contractions() -> Vec<Sample> {
             vec![f(&[6, 3])],
         ),
     ]
+}
+
+fn filters(groups: usize, nr: usize, winograd: bool) -> PackFilters {
+    PackFilters {
+        groups,
+        nr,
+        winograd,
+    }
 }
 
 /// Six taps, a stride, a dilation, paddings.

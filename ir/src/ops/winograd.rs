@@ -39,15 +39,15 @@ pub const PLACES: usize = 36;
 /// Results of a tile along an axis.
 pub const TILE: usize = 4;
 
-/// The matrix `[9, 36]` that takes a filter's taps, row-major, to `U`.
-pub fn filter_matrix() -> Vec<f64> {
-    let mut out = vec![];
-    for tap in 0..9 {
-        for place in 0..PLACES {
-            out.push(FILTER[place / 6][tap / 3] * FILTER[place % 6][tap % 3]);
+/// `U` of a filter's taps, row-major.
+pub fn transformed_filter(g: &[f64; 9]) -> [f64; PLACES] {
+    let mut half = [[0.0; 3]; 6];
+    for (row, of) in half.iter_mut().zip(&FILTER) {
+        for (x, v) in row.iter_mut().enumerate() {
+            *v = (0..3).map(|y| of[y] * g[y * 3 + x]).sum();
         }
     }
-    out
+    std::array::from_fn(|p| (0..3).map(|x| half[p / 6][x] * FILTER[p % 6][x]).sum())
 }
 
 /// `V` of 6×6 elements.

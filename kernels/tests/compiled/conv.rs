@@ -143,13 +143,12 @@ impl Problem {
         let residual = numbers(f32, &rng.data(f32, self.batch * places * filters));
         let value = |tap: usize, c: usize, f: usize| values[(tap * self.depth + c) * filters + f];
         if self.winograd {
-            let (nr, matrix) = (self.nr, winograd::filter_matrix());
-            for (p, f) in (0..winograd::PLACES).flat_map(|p| (0..filters).map(move |f| (p, f))) {
-                for c in 0..channels {
+            let nr = self.nr;
+            for (f, c) in (0..filters).flat_map(|f| (0..channels).map(move |c| (f, c))) {
+                let g = std::array::from_fn(|t| value(t, c, f));
+                for (p, u) in winograd::transformed_filter(&g).into_iter().enumerate() {
                     let panel = p * self.m.div_ceil(nr) + f / nr;
-                    w[(panel * channels + c) * nr + f % nr] = (0..9)
-                        .map(|t| value(t, c, f) * matrix[t * winograd::PLACES + p])
-                        .sum();
+                    w[(panel * channels + c) * nr + f % nr] = u;
                 }
             }
         }

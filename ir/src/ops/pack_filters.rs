@@ -1,0 +1,174 @@
+//! Filters as [`PackedConv`](super::packed_conv::PackedConv) reads them.
+
+use crate::graph::Value;
+use crate::op::*;
+use crate::ops::util::*;
+use crate::ops::winograd;
+use crate::tensor::Encoder;
+use crate::{Builder, DType, Dim, Tensor, TensorType};
+
+/// `pack_filters(w: f[filters, c/groups, k..])`: the filters of a convolution as
+/// panels `[groups, ceil(m/nr), taps·c/groups, nr]` of each group's `m` filters, columns
+/// beyond the end zero; as `[taps, filters]` if `nr` is 0 (each channel has one filter);
+/// or, transformed by [`winograd`], as `[36, ceil(m/nr), c, nr]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackFilters {
+    /// Groups of channels.
+    pub groups: usize,
+    /// Columns of a panel.
+    pub nr: usize,
+    /// Whether the filters are transformed.
+    pub winograd: bool,
+}
+
+parse_one!(PackFilters, "pack_filters", |a| Ok(PackFilters {
+    groups: a.index("groups")?,
+    nr: a.index("nr")?,
+    winograd: a.bool("winograd")?,
+}));
+
+/// The extents of filters.
+struct Sizes {
+    /// Filters of a group.
+    m: usize,
+    depth: usize,
+    taps: usize,
+}
+
+impl PackFilters {
+    fn sizes(&self, shape: &[usize]) -> Result<Sizes, TypeError> {
+        let [filters, depth, kernel @ ..] = shape else {
+            return type_err("filters have channels and taps");
+        };
+        let (taps, g) = (kernel.iter().product::<usize>(), self.groups);
+        let whole = g > 0 && filters.is_multiple_of(g);
+        let depthwise = self.nr > 0 || *depth == 1 && *filters == g;
+        let plain = !self.winograd || kernel == [3, 3] && g == 1 && self.nr > 0;
+        match whole && depthwise && plain && !kernel.is_empty() {
+            true => Ok(Sizes {
+                m: filters / g,
+                depth: *depth,
+                taps,
+            }),
+            false => type_err(format!(
+                "filters {shape:?} in {g} groups do not pack by {}",
+                self.nr
+            )),
+        }
+    }
+
+    /// The result's shape for filters of this shape, if they can be packed.
+    pub fn shape_of(&self, filters: &[usize]) -> Option<Vec<usize>> {
+        self.sizes(filters).ok().map(|s| self.shape(&s))
+    }
+
+    fn shape(&self, s: &Sizes) -> Vec<usize> {
+        if self.nr == 0 {
+            return vec![s.taps, self.groups];
+        }
+        let panels = s.m.div_ceil(self.nr);
+        match self.winograd {
+            true => vec![winograd::PLACES, panels, s.depth, self.nr],
+            false => vec![self.groups, panels, s.taps * s.depth, self.nr],
+        }
+    }
+
+    /// Where element `(filter, channel, tap or place)` goes.
+    fn place(&self, s: &Sizes, filter: usize, c: usize, tap: usize) -> usize {
+        let nr = self.nr;
+        if nr == 0 {
+            return tap * self.groups + filter;
+        }
+        let (group, j) = (filter / s.m, filter % s.m);
+        let panels = s.m.div_ceil(nr);
+        let row = match self.winograd {
+            true => (tap * panels + j / nr) * s.depth + c,
+            false => ((group * panels + j / nr) * s.taps + tap) * s.depth + c,
+        };
+        row * nr + j % nr
+    }
+
+    /// All elements in their places, 0 elsewhere.
+    fn packed<T: Copy + Default>(
+        &self,
+        s: &Sizes,
+        get: impl Fn(usize) -> T,
+        wide: impl Fn(T) -> f64,
+        narrow: impl Fn(f64) -> T,
+    ) -> Vec<T> {
+        let mut out = vec![T::default(); self.shape(s).iter().product()];
+        for filter in 0..self.groups * s.m {
+            for c in 0..s.depth {
+                let from = (filter * s.depth + c) * s.taps;
+                if self.winograd {
+                    let g = std::array::from_fn(|t| wide(get(from + t)));
+                    for (p, u) in winograd::transformed_filter(&g).into_iter().enumerate() {
+                        out[self.place(s, filter, c, p)] = narrow(u);
+                    }
+                } else {
+                    for t in 0..s.taps {
+                        out[self.place(s, filter, c, t)] = get(from + t);
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+impl OpDef for PackFilters {
+    fn mnemonic(&self) -> &'static str {
+        "pack_filters"
+    }
+
+    fn infer(&self, _: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
+        let w = arity(args, 1)?[0].ty;
+        plain(w)?;
+        let Some(shape) = w.const_shape().filter(|_| w.dtype.is_float()) else {
+            return type_err(format!("{w} are no filters of known extents"));
+        };
+        let s = self.sizes(&shape)?;
+        let dims: Vec<Dim> = self.shape(&s).into_iter().map(Dim::from).collect();
+        Ok(vec![w.with_shape(dims).into()])
+    }
+
+    fn axes(&self, _: &[&TensorType]) -> AxisMap {
+        AxisMap::Whole {
+            because: "panels hold what lies apart",
+        }
+    }
+
+    fn eval(&self, _: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let w = args[0];
+        let s = self
+            .sizes(w.shape())
+            .map_err(|e| EvalError(e.to_string()))?;
+        let shape = self.shape(&s);
+        if w.dtype() == DType::F32 {
+            // Whole networks are packed while compiling: this way is worth its lines.
+            let values = w.to_f32();
+            let out = self.packed(&s, |i| values[i], f64::from, |v| v as f32);
+            let y = Tensor::from_f32(shape, &out);
+            return Ok(vec![y.map_err(|e| EvalError(e.to_string()))?]);
+        }
+        let values = self.packed(&s, |i| w.get_f64(i), |v| v, |v| v);
+        let mut out = Encoder::new(w.dtype(), values.len());
+        values.into_iter().for_each(|v| out.push_f64(v));
+        finish(w.dtype(), shape, out)
+    }
+
+    fn grad(&self, _: &mut Builder, _: Io<'_>, _: &[Value]) -> Result<Grad, TypeError> {
+        Ok(Grad::Unsupported {
+            because: "layouts are chosen after differentiation",
+        })
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::none()
+            .with("groups", Attr::Int(self.groups as i64))
+            .with("nr", Attr::Int(self.nr as i64))
+            .with("winograd", Attr::Bool(self.winograd))
+    }
+
+    primitive!();
+}

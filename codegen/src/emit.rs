@@ -274,6 +274,19 @@ impl Emitter {
         v
     }
 
+    /// LLVM intrinsic of a target, by its whole name.
+    pub fn call(&mut self, name: &str, xs: &[Val], result: Ty) -> Val {
+        let v = self.fresh(result);
+        let names: Vec<String> = xs.iter().map(Val::to_string).collect();
+        let types: Vec<String> = xs.iter().map(|x| x.ty.to_string()).collect();
+        self.line(format_args!(
+            "{v} = llvm.call_intrinsic \"{name}\"({}) : ({}) -> {result}",
+            names.join(", "),
+            types.join(", ")
+        ));
+        v
+    }
+
     /// Makes a scalar a vector if the other side is one.
     pub fn match_lanes(&mut self, a: Val, b: Val) -> (Val, Val) {
         match (a.ty.lanes, b.ty.lanes) {
@@ -455,6 +468,12 @@ impl Emitter {
         }
     }
 
+    /// Reinterprets a vector as one of as many bits in lanes of another width.
+    pub fn regroup(&mut self, x: Val, elem: Elem) -> Val {
+        let lanes = x.ty.elem.bits() * x.ty.lanes / elem.bits();
+        self.convert("vector.bitcast", x, Ty::vector(elem, lanes))
+    }
+
     /// Number conversion. Floats round to nearest even; float to integer
     /// truncates, saturates and maps NaN to 0; integers wrap; to I1 is `!= 0`.
     pub fn cast(&mut self, x: Val, to: Elem, from_unsigned: bool, to_unsigned: bool) -> Val {
@@ -625,6 +644,15 @@ impl Emitter {
         v
     }
 
+    /// Reads a scalar or a run of lanes at any address.
+    pub fn load_bytes(&mut self, from: Val, ty: Ty) -> Val {
+        let v = self.fresh(ty);
+        self.line(format_args!(
+            "{v} = llvm.load {from} {{alignment = 1 : i64}} : !llvm.ptr -> {ty}"
+        ));
+        v
+    }
+
     /// The value as memory holds it: bools as bytes, half floats as their bits.
     fn as_stored(&mut self, x: Val) -> Val {
         match x.ty.elem {
@@ -654,9 +682,17 @@ impl Emitter {
             let bits = self.load_masked(from, ty.with(Elem::I16), mask);
             return self.bitcast(bits, ty.elem);
         }
+        self.masked_load(from, ty, mask, ty.elem.bits() / 8)
+    }
+
+    /// The same at any address, of lanes that memory holds as they are.
+    pub fn load_masked_bytes(&mut self, from: Val, ty: Ty, mask: Val) -> Val {
+        self.masked_load(from, ty, mask, 1)
+    }
+
+    fn masked_load(&mut self, from: Val, ty: Ty, mask: Val, align: u32) -> Val {
         let zero = self.zero(ty);
         let v = self.fresh(ty);
-        let align = ty.elem.bits() / 8;
         self.line(format_args!(
             "{v} = llvm.intr.masked.load {from}, {mask}, {zero} {{alignment = {align} : i32}} : (!llvm.ptr, {}, {ty}) -> {ty}",
             mask.ty

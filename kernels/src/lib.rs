@@ -7,6 +7,7 @@
 
 pub mod attention;
 mod check;
+mod dot;
 pub mod emit_nest;
 pub mod expr;
 pub mod lower;

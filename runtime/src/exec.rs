@@ -1131,6 +1131,6 @@ fn machine_has(feature: &str) -> bool {
     }
     features!(
         "avx2", "fma", "bmi1", "bmi2", "f16c", "lzcnt", "movbe", "avx512f", "avx512bw", "avx512cd",
-        "avx512dq", "avx512vl"
+        "avx512dq", "avx512vl", "avx512vnni", "avxvnni"
     )
 }

@@ -28,8 +28,9 @@ fn program(name: &str) -> Module {
 
 /// Every level that this machine runs.
 fn levels() -> Vec<CpuTarget> {
-    [CpuTarget::x86_64_v3(), CpuTarget::x86_64_v4()]
+    CpuTarget::all()
         .into_iter()
+        .rev()
         .filter(CpuTarget::runs_here)
         .collect()
 }

@@ -9,6 +9,7 @@ use kiln_kernels::*;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Layout {
     Packed,
+    Grouped,
     Rows,
     Transposed,
     Spread,
@@ -40,6 +41,8 @@ struct Problem {
     open: bool,
     nr: usize,
     epilogue: Epilogue,
+    /// Bytes are mostly the least and the greatest of their type.
+    extreme: bool,
 }
 
 struct Built {
@@ -72,7 +75,36 @@ impl Problem {
             open: false,
             nr: 64,
             epilogue: Epilogue::Plain,
+            extreme: false,
         }
+    }
+
+    /// A product of bytes, its sums as they are.
+    fn bytes(a: DType, b: DType, m: usize, n: usize, k: usize) -> Problem {
+        Problem {
+            a,
+            b,
+            acc: DType::I32,
+            out: DType::I32,
+            layout: Layout::Grouped,
+            extreme: true,
+            ..Problem::plain(m, n, k)
+        }
+    }
+
+    /// Elements of A or B.
+    fn elements(&self, rng: &mut Rng, dtype: DType, n: usize) -> Vec<f64> {
+        let (least, most) = match dtype {
+            DType::U8 => (0.0, 255.0),
+            _ => (-128.0, 127.0),
+        };
+        if !self.extreme {
+            return numbers(dtype, &rng.data(dtype, n));
+        }
+        let any = |rng: &mut Rng| least + rng.below(256) as f64;
+        (0..n)
+            .map(|_| [least, most, least, most, any(rng)][rng.below(5)])
+            .collect()
     }
 
     fn random(rng: &mut Rng) -> Problem {
@@ -90,8 +122,21 @@ impl Problem {
             (F64, F64, F64),
             (I8, I8, I32),
             (U8, I8, I32),
+            (U8, U8, I32),
+            (I8, U8, I32),
             (I32, I32, I32),
         ]);
+        let a_transposed = rng.below(4) == 0;
+        let bytes = a.bits() == 8 && b.bits() == 8;
+        let mut layouts = vec![
+            Layout::Packed,
+            Layout::Rows,
+            Layout::Transposed,
+            Layout::Spread,
+        ];
+        if bytes && !a_transposed {
+            layouts.extend([Layout::Grouped; 3]);
+        }
         let out = match acc {
             F32 => rng.pick(&[F32, F32, F16, BF16]),
             other => other,
@@ -109,18 +154,14 @@ impl Problem {
             b,
             acc,
             out,
-            layout: rng.pick(&[
-                Layout::Packed,
-                Layout::Rows,
-                Layout::Transposed,
-                Layout::Spread,
-            ]),
+            layout: rng.pick(&layouts),
             shared: rng.below(2) == 0,
-            a_transposed: rng.below(4) == 0,
+            a_transposed,
             out_transposed: rng.below(4) == 0,
             open: rng.below(2) == 0,
             nr: rng.pick(&[16, 32, 48, 64, 64, 80, 128]),
             epilogue,
+            extreme: bytes,
         }
     }
 
@@ -129,6 +170,7 @@ impl Problem {
         let (n, k, nr) = (self.n, self.k, self.nr);
         match self.layout {
             Layout::Packed => (j / nr * k + p) * nr + j % nr,
+            Layout::Grouped => ((j / nr * k.div_ceil(4) + p / 4) * nr + j % nr) * 4 + p % 4,
             Layout::Rows => p * (n + 3) + j,
             Layout::Transposed => j * k + p,
             Layout::Spread => (p * n + j) * 2,
@@ -140,6 +182,7 @@ impl Problem {
         let (n, k, nr) = (self.n, self.k, self.nr);
         match self.layout {
             Layout::Packed => n.div_ceil(nr) * nr * k,
+            Layout::Grouped => n.div_ceil(nr) * nr * k.next_multiple_of(4),
             Layout::Rows => k * (n + 3),
             Layout::Transposed => k * n,
             Layout::Spread => k * n * 2,
@@ -159,8 +202,8 @@ impl Problem {
         let (m, n, k, nr) = (self.m, self.n, self.k, self.nr);
         let batches: usize = self.batch.iter().product();
         let b_batches = if self.shared { 1 } else { batches };
-        let a_data = numbers(self.a, &rng.data(self.a, batches * m * k));
-        let b_data = numbers(self.b, &rng.data(self.b, b_batches * k * n));
+        let a_data = self.elements(rng, self.a, batches * m * k);
+        let b_data = self.elements(rng, self.b, b_batches * k * n);
         let bias = numbers(DType::F32, &rng.data(DType::F32, n));
         let residual = numbers(DType::F32, &rng.data(DType::F32, batches * m * n));
 
@@ -240,6 +283,7 @@ impl Problem {
         };
         let b = match self.layout {
             Layout::Packed => Columns::Packed,
+            Layout::Grouped => Columns::Grouped,
             Layout::Rows => Columns::Strided {
                 row: size(n + 3),
                 column: Size::ONE,
@@ -393,6 +437,78 @@ fn integer_sums_are_exact() {
         ..p.clone()
     };
     check(&[p, rows], 3);
+}
+
+/// Every pair of signs, every way that B can lie, tails of rows, columns and k, and
+/// sums over more than one part of a panel.
+#[test]
+fn products_of_bytes_are_exact_at_the_extremes() {
+    use DType::{I8, U8};
+    let mut problems = vec![];
+    for (a, b) in [(U8, I8), (I8, I8), (U8, U8), (I8, U8)] {
+        for (m, n, k) in [(1, 64, 384), (7, 65, 129), (50, 70, 302), (13, 17, 4096)] {
+            for layout in [
+                Layout::Grouped,
+                Layout::Rows,
+                Layout::Transposed,
+                Layout::Spread,
+            ] {
+                problems.push(Problem {
+                    layout,
+                    ..Problem::bytes(a, b, m, n, k)
+                });
+            }
+        }
+        // Sizes that are not known, a panel that is not the usual, batches.
+        problems.push(Problem {
+            open: true,
+            nr: 48,
+            batch: vec![2, 3],
+            ..Problem::bytes(a, b, 9, 100, 67)
+        });
+        problems.push(Problem {
+            open: true,
+            layout: Layout::Transposed,
+            batch: vec![3],
+            ..Problem::bytes(a, b, 200, 30, 2051)
+        });
+    }
+    for (seed, part) in (0..).zip(problems.chunks(18)) {
+        check(part, seed);
+    }
+}
+
+/// All products are as large as they can be: 255 · −128 · 4096 and so on.
+#[test]
+fn sums_of_bytes_do_not_saturate() {
+    use DType::{I8, U8};
+    let value = |t: DType, low: bool| match (t, low) {
+        (U8, true) => 0.0,
+        (U8, false) => 255.0,
+        (_, true) => -128.0,
+        (_, false) => 127.0,
+    };
+    for target in targets() {
+        for (a, b) in [(U8, I8), (I8, I8), (U8, U8), (I8, U8)] {
+            for layout in [Layout::Grouped, Layout::Rows] {
+                let p = Problem {
+                    layout,
+                    ..Problem::bytes(a, b, 7, 33, 4094)
+                };
+                for (x, y) in [(true, true), (false, true), (true, false), (false, false)] {
+                    let (x, y) = (value(a, x), value(b, y));
+                    let mut built = p.build(&mut Rng(1));
+                    built.buffers[0] = bytes(a, &[x].repeat(7 * 4094));
+                    built.buffers[1] = bytes(b, &[y].repeat(p.b_size()));
+                    let loaded = load(&[("mm".into(), built.spec.clone())], &target);
+                    loaded.run("mm", &built.spec, &mut built.buffers, &built.params);
+                    let got = numbers(DType::I32, built.buffers.last().unwrap());
+                    let at = format!("{a}·{b} {layout:?} at {}", target.name);
+                    assert!(got.iter().all(|&s| s == x * y * 4094.0), "{at}: {}", got[0]);
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::manager::Pass;
 use crate::{
     canonicalize, choose_layouts, decompose, eliminate_dead, fold_constants, fuse, inline_calls,
-    recognise, share_common, simplify,
+    integer_products, recognise, share_common, simplify,
 };
 
 const INLINE: Pass = Pass {
@@ -38,6 +38,10 @@ const SIMPLIFY: Pass = Pass {
     name: "simplify",
     run: simplify::simplify,
 };
+const INTEGER: Pass = Pass {
+    name: "integer-products",
+    run: integer_products::integer_products,
+};
 const LAYOUTS: Pass = Pass {
     name: "choose-layouts",
     run: choose_layouts::choose_layouts,
@@ -56,6 +60,7 @@ pub const ALL: &[Pass] = &[
     DEAD,
     RECOGNISE,
     SIMPLIFY,
+    INTEGER,
     DECOMPOSE,
     LAYOUTS,
     FUSE,
@@ -76,7 +81,10 @@ pub const COMPILE: &[Pass] = &[
     // After recognition, which knows the forms that exporters write; before
     // packing, after which products have no algebra.
     SIMPLIFY,
-    // What became constant by that (merged weights) is computed now.
+    // After it, which would take the sums of a weight's columns for a product to be
+    // factored out.
+    INTEGER,
+    // What became constant by these (merged weights, such sums) is computed now.
     FOLD,
     // Weights are packed before expansion scatters their users.
     LAYOUTS,

@@ -573,8 +573,9 @@ impl Emitter {
             self.cast(x, Elem::F32, false, false)
         };
         let bits = to.bits() as i32;
-        // Narrow integers through i32, whose conversion is one instruction.
-        let via = if bits < 32 { Elem::I32 } else { to };
+        if bits < 32 {
+            return self.float_to_narrow(x, to, unsigned);
+        }
         let (low, high) = match unsigned {
             true => (0.0, 2f64.powi(bits)),
             false => (-(2f64.powi(bits - 1)), 2f64.powi(bits - 1)),
@@ -589,24 +590,43 @@ impl Emitter {
         let outside = self.op2("arith.ori", below, above);
         let outside = self.op2("arith.ori", outside, nan);
         let safe = self.select(outside, zero_f, x);
-        let op = if unsigned && bits >= 32 {
+        let op = if unsigned {
             "arith.fptoui"
         } else {
             "arith.fptosi"
         };
-        let mut v = self.convert(op, safe, x.ty.with(via));
+        let mut v = self.convert(op, safe, x.ty.with(to));
         let (least, most) = match unsigned {
             true => (0, if bits == 64 { -1 } else { (1i64 << bits) - 1 }),
             false => (i64::MIN >> (64 - bits), i64::MAX >> (64 - bits)),
         };
         let (least, most) = (self.int(v.ty, least), self.int(v.ty, most));
         v = self.select(above, most, v);
-        v = self.select(below, least, v);
-        if via == to {
-            v
+        self.select(below, least, v)
+    }
+
+    /// The same to integers of less than 32 bits, whose range floats hold: clamped
+    /// before, then through i32, whose conversion is one instruction.
+    fn float_to_narrow(&mut self, x: Val, to: Elem, unsigned: bool) -> Val {
+        let bits = to.bits() as i32;
+        let (low, high) = match unsigned {
+            true => (0.0, 2f64.powi(bits) - 1.0),
+            false => (-(2f64.powi(bits - 1)), 2f64.powi(bits - 1) - 1.0),
+        };
+        let (low_v, high_v) = (self.float(x.ty, low), self.float(x.ty, high));
+        // A comparison with NaN fails, which leaves the least.
+        let number = if low == 0.0 {
+            x
         } else {
-            self.convert("arith.trunci", v, v.ty.with(to))
-        }
+            let (same, zero) = (self.cmp(Cmp::Eq, x, x, false), self.float(x.ty, 0.0));
+            self.select(same, x, zero)
+        };
+        let above = self.cmp(Cmp::Gt, number, low_v, false);
+        let v = self.select(above, number, low_v);
+        let below = self.cmp(Cmp::Lt, v, high_v, false);
+        let v = self.select(below, v, high_v);
+        let whole = self.convert("arith.fptosi", v, v.ty.with(Elem::I32));
+        self.convert("arith.trunci", whole, whole.ty.with(to))
     }
 
     /// `base + index` elements of this type.

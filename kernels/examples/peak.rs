@@ -201,9 +201,7 @@ fn peak_bytes() -> f64 {
     {
         if is_x86_feature_detected!("avx512vnni") {
             // SAFETY: the feature was just detected.
-            return (0..40)
-                .map(|_| unsafe { peak_vnni() })
-                .fold(0.0, f64::max);
+            return (0..40).map(|_| unsafe { peak_vnni() }).fold(0.0, f64::max);
         }
     }
     f64::NAN

@@ -51,6 +51,11 @@ pub struct Shift {
     pub b: i64,
 }
 
+impl Shift {
+    /// Operands are read as they are.
+    pub const NONE: Shift = Shift { a: 0, b: 0 };
+}
+
 impl DotTile {
     /// The tile of a target: as many sums in registers as fit beside the operands.
     pub fn of(target: &CpuTarget) -> DotTile {
@@ -285,14 +290,15 @@ struct Group {
     bytes: Option<Val>,
 }
 
+/// What is emitted for a group: the carried values that follow.
+type Body<'a> = dyn FnMut(&mut Emitter, Group, &[Val]) -> Vec<Val> + 'a;
+
+/// A row of B, and whether it exists where that is open.
+pub type Row = (Val, Option<Val>);
+
 impl Depth {
     /// Walks the groups with carried values; the last may have fewer bytes.
-    fn groups(
-        self,
-        e: &mut Emitter,
-        init: &[Val],
-        body: &mut dyn FnMut(&mut Emitter, Group, &[Val]) -> Vec<Val>,
-    ) -> Vec<Val> {
+    fn groups(self, e: &mut Emitter, init: &[Val], body: &mut Body) -> Vec<Val> {
         let (zero, one, four) = (e.i64(0), e.i64(1), e.i64(GROUP));
         let full = e.op2("arith.divui", self.products, four);
         let out = e.for_loop(zero, full, one, init, |e, index, acc| {
@@ -311,18 +317,14 @@ impl Depth {
 }
 
 impl Depth {
-    /// Walks the groups: its number, and its four rows of B, each with whether it
-    /// exists where that is open (else it repeats the last).
-    pub fn rows_of_groups(
-        self,
-        e: &mut Emitter,
-        body: &mut dyn FnMut(&mut Emitter, Val, &[(Val, Option<Val>)]),
-    ) {
+    /// Walks the groups: `body(e, number, its four rows of B)`; a row that does not
+    /// exist repeats the last.
+    pub fn rows_of_groups(self, e: &mut Emitter, body: &mut dyn FnMut(&mut Emitter, Val, &[Row])) {
         self.groups(e, &[], &mut |e, group, _| {
             let (four, one) = (e.i64(GROUP), e.i64(1));
             let first = e.mul(group.index, four);
             let last = e.sub(self.products, one);
-            let rows: Vec<(Val, Option<Val>)> = (0..GROUP)
+            let rows: Vec<Row> = (0..GROUP)
                 .map(|t| {
                     let t = e.i64(t);
                     let row = e.add(first, t);

@@ -287,6 +287,21 @@ fn results_do_not_depend_on_threads() {
     std::fs::remove_file(path).unwrap();
 }
 
+/// In whatever order the levels were named.
+#[test]
+fn the_best_level_that_the_machine_has_is_loaded() {
+    let out = std::env::temp_dir().join(format!("kiln-levels-{}.kiln", std::process::id()));
+    let options = Options {
+        targets: levels(),
+        ..Options::default()
+    };
+    let best = levels().pop().unwrap();
+    compile::compile(program("run/mlp.kir"), &options, &out).unwrap();
+    let model = Model::load(&out).unwrap();
+    std::fs::remove_file(&out).unwrap();
+    assert_eq!(model.level(), best.name);
+}
+
 /// `--deterministic`: each row of a batch has the bits that it has alone, whatever
 /// the batch, the threads and the level's tiles.
 #[test]

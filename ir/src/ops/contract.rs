@@ -160,11 +160,10 @@ impl OpDef for MatMul {
         } else {
             (a.to_f64(), b.to_f64())
         };
-        let (ia, ib) = if exact {
-            (a.to_i64(), b.to_i64())
-        } else {
-            (vec![], vec![])
-        };
+        // A single row reads each element of a weight once: no copy of it is made.
+        let once = m == 1 && batch.iter().all(|&n| n == 1);
+        let ia = if exact { a.to_i64() } else { vec![] };
+        let ib = if exact && !once { b.to_i64() } else { vec![] };
         for_each_index(&batch, |at| {
             let (oa, ob) = (offset(at, &sa) * m * k, offset(at, &sb) * k * n);
             for i in 0..m {
@@ -175,7 +174,9 @@ impl OpDef for MatMul {
                     for p in 0..k {
                         let x = ia[a_at(p)];
                         row.iter_mut().enumerate().for_each(|(j, s)| {
-                            *s = s.wrapping_add(x.wrapping_mul(ib[b_at(p, j)]));
+                            let at = b_at(p, j);
+                            let y = if once { b.get_i64(at) } else { ib[at] };
+                            *s = s.wrapping_add(x.wrapping_mul(y));
                         });
                     }
                     row.into_iter().for_each(|s| out.push_i64(s));

@@ -56,6 +56,14 @@ impl MatMulSpec {
         }
     }
 
+    /// Whether tiles start from nothing: there is one part of a panel, and nothing is
+    /// taken off before.
+    pub(super) fn starts_clear(&self, target: &CpuTarget) -> bool {
+        let once = matches!(self.k, Size::Const(k) if (1..=KC_BYTES).contains(&k));
+        let shift = DotTile::of(target).shift(self.signs());
+        self.of_bytes() && once && shift == Shift::NONE
+    }
+
     /// Whether k is known to be whole groups.
     fn whole_groups(&self) -> bool {
         matches!(self.k, Size::Const(k) if k % GROUP == 0)
@@ -111,7 +119,7 @@ impl MatMulSpec {
                 self.row_pointers(e, cx, (at.rows, at.fixed), (first, count), k0)
             };
             let shift = tile.shift(self.signs());
-            if shift != (Shift { a: 0, b: 0 }) {
+            if shift != Shift::NONE {
                 let place = e.i64(self.panel_place() + self.byte_scratch());
                 let back = e.i64(self.nr * self.acc_bytes());
                 let place = e.sub(place, back);
@@ -124,15 +132,22 @@ impl MatMulSpec {
                     vec![]
                 });
             }
-            micro::for_rows(e, at.rows.count, tile.rows, &sizes, &mut |e, first, count| {
-                let rows = pointers(e, cx, first, count);
-                self.byte_tile(e, tile, depth, &rows, part, (sums, first));
-            });
+            micro::for_rows(
+                e,
+                at.rows.count,
+                tile.rows,
+                &sizes,
+                &mut |e, first, count| {
+                    let rows = pointers(e, cx, first, count);
+                    let clear = self.starts_clear(target);
+                    self.byte_tile(e, tile, depth, &rows, part, (sums, first, clear));
+                },
+            );
             vec![]
         });
     }
 
-    /// A few rows times a panel, added to the sums from row `first` on.
+    /// A few rows times a panel, added to the sums from row `first` on, or put there.
     fn byte_tile(
         &self,
         e: &mut Emitter,
@@ -140,7 +155,7 @@ impl MatMulSpec {
         depth: Depth,
         rows: &[Val],
         panel: Val,
-        (sums, first): (Val, Val),
+        (sums, first, clear): (Val, Val, bool),
     ) {
         let lanes = tile.lanes as i64;
         let (nr, step) = (e.i64(self.nr), e.i64(self.nr * GROUP));
@@ -160,7 +175,10 @@ impl MatMulSpec {
                     slots.push(e.offset(sums, at, Elem::I32));
                 }
             }
-            let init: Vec<Val> = slots.iter().map(|&p| e.load(p, ty)).collect();
+            let init: Vec<Val> = match clear {
+                true => vec![e.zero(ty); slots.len()],
+                false => slots.iter().map(|&p| e.load(p, ty)).collect(),
+            };
             let skip = e.i64(j * GROUP);
             let from = e.offset(panel, skip, Elem::I8);
             let out = tile.multiply(e, depth, self.signs(), rows, (from, step), &init);

@@ -3,10 +3,11 @@
 usage: peers_int8.py KILN_RT KILN [PEAK_EXAMPLE]
 
 Single products (MatMulInteger and QLinearMatMul by a constant matrix, of MiniLM's
-sizes and 1024³), and MiniLM quantized by ONNX Runtime's own tools in three ways:
-`qdq` as scripts/int8_models.py has it (feed-forward outputs left in f32), `qdq-all`
-with every product by a weight quantized, and `dynamic` (activations quantized by their
-range while running). One thread. A time is the fastest of a round, and a ratio the
+sizes and 1024³), and MiniLM quantized by ONNX Runtime's own tools in four ways:
+`qdq-s8` as scripts/int8_models.py has it (activations in i8, feed-forward outputs left
+in f32), `qdq-u8` and `qdq-u8t` (activations in u8, every product quantized, weights by
+column or by tensor: forms that ONNX Runtime fuses to QLinearMatMul), and `dynamic`
+(activations quantized by their range while running). One thread. A time is the fastest of a round, and a ratio the
 median over rounds of Kiln's over ONNX Runtime's: on a machine that others use too, a
 median within a round is theirs. PEAK_EXAMPLE (`examples/peak`) gives the machine's
 peak in the same run. Results go to benches/results/peers-int8.json.
@@ -120,15 +121,16 @@ def minilm(name, folder):
 
     def build(folder):
         path, runs, calibration, options = int8_models.minilm(folder)
-        if name == "qdq-all":
-            options = {**options, "nodes_to_exclude": []}
+        if name != "qdq-s8":
+            options = {**options, "nodes_to_exclude": [], "activation_type": QuantType.QUInt8,
+                       "per_channel": name == "qdq-u8"}
         return path, runs, calibration, options
     return int8_models.quantized(build, folder)[0]
 
 
 def whole_models():
     rows = []
-    for name in ("qdq", "qdq-all", "dynamic"):
+    for name in ("qdq-s8", "qdq-u8", "qdq-u8t", "dynamic"):
         with tempfile.TemporaryDirectory() as folder:
             pair = Pair(minilm(name, folder), folder)
             for batch, length in SHAPES:

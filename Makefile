@@ -45,6 +45,7 @@ lint: setup
 
 bench-peers: build
 	$(PY) benches/peers.py $(KILN_RT) $(KILN)
+	$(PY) benches/peers_int8.py $(KILN_RT) $(KILN) $(TARGET)/release/examples/peak
 
 clean:
 	cargo clean

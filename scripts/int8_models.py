@@ -10,9 +10,10 @@ follows then differs by whole steps: in MiniLM one such element of the 27,648 of
 query moves the whole result by 1e-2. Two comparisons:
 
 - step by step: every consumer of a quantized tensor gets the reference's integers. Of
-  each quantized tensor at most one element in a thousand differs, by one step; the
-  float results are within 1e-4. This is exact about every kernel, and nothing adds up.
-- the whole: a relative error of at most 1e-2, for MiniLM 1e-1. Printed with it: the
+  each quantized tensor at most one element in fifty thousand (or one) differs, by one
+  step; the float results are within 1e-5. This is exact about every kernel, and nothing
+  adds up. (Sums are exact integers here, and sums of rounded products there.)
+- the whole: a relative error of at most 1e-2, for MiniLM 5e-2. Printed with it: the
   distance from ONNX Runtime as it usually runs such a model, with its fusions; that
   one's own distance from the reference (up to 5e-2: no runtime can equal both); and
   the share of all quantized elements that are equal.
@@ -183,8 +184,8 @@ def step_by_step(artifact, given, names, expected):
         steps = np.abs(got.astype(np.int64) - want.astype(np.int64))
         here = int((steps > 0).sum())
         off, total, most = off + here, total + steps.size, max(most, int(steps.max(initial=0)))
-        ok = ok and here <= max(1, steps.size // 1000) and most <= 1
-    ok = ok and relative <= 1e-4
+        ok = ok and here <= max(1, steps.size // 50_000) and most <= 1
+    ok = ok and relative <= 1e-5
     return ok, f"step by step: {off} of {total} integers differ, by {most} at most; floats {relative:.1e}"
 
 
@@ -229,7 +230,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         path, runs = quantized(cnn, folder, QuantFormat.QOperator)
         total += against_ort.compare(kiln, kiln_rt, "cnn-qlinear", path, runs, folder, relative=1e-2, element=1e-1)
-    for name, build, bound in (("minilm-qdq", minilm, 1e-1), ("cnn-qdq", cnn, 1e-2), ("speech-qdq", speech, 1e-2)):
+    for name, build, bound in (("minilm-qdq", minilm, 5e-2), ("cnn-qdq", cnn, 1e-2), ("speech-qdq", speech, 1e-2)):
         with tempfile.TemporaryDirectory() as folder:
             total += check(kiln, kiln_rt, name, build, bound, folder)
     print(f"{total[0]} passed, {total[1]} failed")

@@ -274,6 +274,19 @@ impl Emitter {
         v
     }
 
+    /// LLVM intrinsic of a target, by its whole name.
+    pub fn call(&mut self, name: &str, xs: &[Val], result: Ty) -> Val {
+        let v = self.fresh(result);
+        let names: Vec<String> = xs.iter().map(Val::to_string).collect();
+        let types: Vec<String> = xs.iter().map(|x| x.ty.to_string()).collect();
+        self.line(format_args!(
+            "{v} = llvm.call_intrinsic \"{name}\"({}) : ({}) -> {result}",
+            names.join(", "),
+            types.join(", ")
+        ));
+        v
+    }
+
     /// Makes a scalar a vector if the other side is one.
     pub fn match_lanes(&mut self, a: Val, b: Val) -> (Val, Val) {
         match (a.ty.lanes, b.ty.lanes) {
@@ -455,6 +468,12 @@ impl Emitter {
         }
     }
 
+    /// Reinterprets a vector as one of as many bits in lanes of another width.
+    pub fn regroup(&mut self, x: Val, elem: Elem) -> Val {
+        let lanes = x.ty.elem.bits() * x.ty.lanes / elem.bits();
+        self.convert("vector.bitcast", x, Ty::vector(elem, lanes))
+    }
+
     /// Number conversion. Floats round to nearest even; float to integer
     /// truncates, saturates and maps NaN to 0; integers wrap; to I1 is `!= 0`.
     pub fn cast(&mut self, x: Val, to: Elem, from_unsigned: bool, to_unsigned: bool) -> Val {
@@ -554,8 +573,9 @@ impl Emitter {
             self.cast(x, Elem::F32, false, false)
         };
         let bits = to.bits() as i32;
-        // Narrow integers through i32, whose conversion is one instruction.
-        let via = if bits < 32 { Elem::I32 } else { to };
+        if bits < 32 {
+            return self.float_to_narrow(x, to, unsigned);
+        }
         let (low, high) = match unsigned {
             true => (0.0, 2f64.powi(bits)),
             false => (-(2f64.powi(bits - 1)), 2f64.powi(bits - 1)),
@@ -570,24 +590,43 @@ impl Emitter {
         let outside = self.op2("arith.ori", below, above);
         let outside = self.op2("arith.ori", outside, nan);
         let safe = self.select(outside, zero_f, x);
-        let op = if unsigned && bits >= 32 {
+        let op = if unsigned {
             "arith.fptoui"
         } else {
             "arith.fptosi"
         };
-        let mut v = self.convert(op, safe, x.ty.with(via));
+        let mut v = self.convert(op, safe, x.ty.with(to));
         let (least, most) = match unsigned {
             true => (0, if bits == 64 { -1 } else { (1i64 << bits) - 1 }),
             false => (i64::MIN >> (64 - bits), i64::MAX >> (64 - bits)),
         };
         let (least, most) = (self.int(v.ty, least), self.int(v.ty, most));
         v = self.select(above, most, v);
-        v = self.select(below, least, v);
-        if via == to {
-            v
+        self.select(below, least, v)
+    }
+
+    /// The same to integers of less than 32 bits, whose range floats hold: clamped
+    /// before, then through i32, whose conversion is one instruction.
+    fn float_to_narrow(&mut self, x: Val, to: Elem, unsigned: bool) -> Val {
+        let bits = to.bits() as i32;
+        let (low, high) = match unsigned {
+            true => (0.0, 2f64.powi(bits) - 1.0),
+            false => (-(2f64.powi(bits - 1)), 2f64.powi(bits - 1) - 1.0),
+        };
+        let (low_v, high_v) = (self.float(x.ty, low), self.float(x.ty, high));
+        // A comparison with NaN fails, which leaves the least.
+        let number = if low == 0.0 {
+            x
         } else {
-            self.convert("arith.trunci", v, v.ty.with(to))
-        }
+            let (same, zero) = (self.cmp(Cmp::Eq, x, x, false), self.float(x.ty, 0.0));
+            self.select(same, x, zero)
+        };
+        let above = self.cmp(Cmp::Gt, number, low_v, false);
+        let v = self.select(above, number, low_v);
+        let below = self.cmp(Cmp::Lt, v, high_v, false);
+        let v = self.select(below, v, high_v);
+        let whole = self.convert("arith.fptosi", v, v.ty.with(Elem::I32));
+        self.convert("arith.trunci", whole, whole.ty.with(to))
     }
 
     /// `base + index` elements of this type.
@@ -625,6 +664,15 @@ impl Emitter {
         v
     }
 
+    /// Reads a scalar or a run of lanes at any address.
+    pub fn load_bytes(&mut self, from: Val, ty: Ty) -> Val {
+        let v = self.fresh(ty);
+        self.line(format_args!(
+            "{v} = llvm.load {from} {{alignment = 1 : i64}} : !llvm.ptr -> {ty}"
+        ));
+        v
+    }
+
     /// The value as memory holds it: bools as bytes, half floats as their bits.
     fn as_stored(&mut self, x: Val) -> Val {
         match x.ty.elem {
@@ -654,9 +702,17 @@ impl Emitter {
             let bits = self.load_masked(from, ty.with(Elem::I16), mask);
             return self.bitcast(bits, ty.elem);
         }
+        self.masked_load(from, ty, mask, ty.elem.bits() / 8)
+    }
+
+    /// The same at any address, of lanes that memory holds as they are.
+    pub fn load_masked_bytes(&mut self, from: Val, ty: Ty, mask: Val) -> Val {
+        self.masked_load(from, ty, mask, 1)
+    }
+
+    fn masked_load(&mut self, from: Val, ty: Ty, mask: Val, align: u32) -> Val {
         let zero = self.zero(ty);
         let v = self.fresh(ty);
-        let align = ty.elem.bits() / 8;
         self.line(format_args!(
             "{v} = llvm.intr.masked.load {from}, {mask}, {zero} {{alignment = {align} : i32}} : (!llvm.ptr, {}, {ty}) -> {ty}",
             mask.ty

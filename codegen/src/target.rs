@@ -15,6 +15,8 @@ pub struct CpuTarget {
     pub vector_bits: u32,
     /// Vector registers.
     pub vector_registers: u32,
+    /// Whether four products of a u8 and an i8 are summed by one instruction (VNNI).
+    pub byte_dots: bool,
     /// Features that the machine must have, as `std::arch` names them.
     pub requires: Vec<String>,
 }
@@ -33,6 +35,7 @@ impl CpuTarget {
             features: String::new(),
             vector_bits: 256,
             vector_registers: 16,
+            byte_dots: false,
             requires: V3.iter().map(|s| s.to_string()).collect(),
         }
     }
@@ -46,25 +49,56 @@ impl CpuTarget {
             features: "-prefer-256-bit".into(),
             vector_bits: 512,
             vector_registers: 32,
+            byte_dots: false,
             requires: V3.iter().chain(V4).map(|s| s.to_string()).collect(),
         }
+    }
+
+    /// AVX2 with AVX-VNNI: Alder Lake, Zen 5 and later.
+    pub fn x86_64_v3_vnni() -> CpuTarget {
+        CpuTarget {
+            name: "x86-64-v3-vnni".into(),
+            ..CpuTarget::x86_64_v3().with_byte_dots("avxvnni")
+        }
+    }
+
+    /// AVX-512 with its VNNI: Cascade Lake, Ice Lake, Zen 4 and later.
+    pub fn x86_64_v4_vnni() -> CpuTarget {
+        CpuTarget {
+            name: "x86-64-v4-vnni".into(),
+            ..CpuTarget::x86_64_v4().with_byte_dots("avx512vnni")
+        }
+    }
+
+    fn with_byte_dots(mut self, feature: &str) -> CpuTarget {
+        let sign = if self.features.is_empty() { "+" } else { ",+" };
+        self.features += &format!("{sign}{feature}");
+        self.requires.push(feature.into());
+        self.byte_dots = true;
+        self
+    }
+
+    /// Every level, the best first.
+    pub fn all() -> [CpuTarget; 4] {
+        [
+            CpuTarget::x86_64_v4_vnni(),
+            CpuTarget::x86_64_v4(),
+            CpuTarget::x86_64_v3_vnni(),
+            CpuTarget::x86_64_v3(),
+        ]
     }
 
     /// The level of this name; `cpu` and `host` mean the machine's own.
     pub fn by_name(name: &str) -> Option<CpuTarget> {
         match name {
-            "x86-64-v3" => Some(CpuTarget::x86_64_v3()),
-            "x86-64-v4" => Some(CpuTarget::x86_64_v4()),
             "cpu" | "host" => CpuTarget::host(),
-            _ => None,
+            _ => CpuTarget::all().into_iter().find(|t| t.name == name),
         }
     }
 
     /// The highest level that this machine has; none below x86-64-v3.
     pub fn host() -> Option<CpuTarget> {
-        [CpuTarget::x86_64_v4(), CpuTarget::x86_64_v3()]
-            .into_iter()
-            .find(|t| t.runs_here())
+        CpuTarget::all().into_iter().find(CpuTarget::runs_here)
     }
 
     /// Lanes of f32 in a register.
@@ -93,6 +127,8 @@ fn machine_has(feature: &str) -> bool {
         "avx512cd" => is_x86_feature_detected!("avx512cd"),
         "avx512dq" => is_x86_feature_detected!("avx512dq"),
         "avx512vl" => is_x86_feature_detected!("avx512vl"),
+        "avx512vnni" => is_x86_feature_detected!("avx512vnni"),
+        "avxvnni" => is_x86_feature_detected!("avxvnni"),
         _ => false,
     }
 }

@@ -1,5 +1,6 @@
 //! How near to the machine's limits contractions and attention come, one thread:
-//! `cargo run --release -p kiln-kernels --example peak`.
+//! `cargo run --release -p kiln-kernels --example peak [LEVEL] [bytes]`; with `bytes`
+//! products of 8-bit integers, against the peak of `vpdpbusd`.
 
 #[path = "../tests/compiled/support.rs"]
 #[allow(dead_code)]
@@ -80,6 +81,52 @@ fn contraction(
     (KernelSpec::MatMul(spec), buffers)
 }
 
+/// `A·B` of bytes: the sums, or quantized again by a scale for each column.
+fn bytes(m: usize, n: usize, k: usize, quantized: bool) -> (KernelSpec, Vec<Vec<u8>>) {
+    let (a, b) = (DType::U8, DType::I8);
+    let mut e = Exprs::new();
+    let mut value = e.acc(0, DType::I32).unwrap();
+    let mut rng = Rng(1);
+    let nr = 64;
+    let panels = n.next_multiple_of(nr) * k.next_multiple_of(4);
+    let mut buffers = vec![rng.data(a, m * k), rng.data(b, panels)];
+    let (mut args, mut out) = (vec![a, b], DType::I32);
+    if quantized {
+        let columns = Index::strided([Size::ZERO, Size::ONE]);
+        let scale = e.load(2, F, columns).unwrap();
+        value = e.cast(F, value).unwrap();
+        value = e.binary(BinaryFn::Mul, value, scale).unwrap();
+        let step = e.f32(0.37);
+        value = e.binary(BinaryFn::Div, value, step).unwrap();
+        value = e.unary(UnaryFn::Round, value).unwrap();
+        let zero = e.f32(3.0);
+        value = e.binary(BinaryFn::Add, value, zero).unwrap();
+        value = e.cast(DType::U8, value).unwrap();
+        out = DType::U8;
+        args.push(F);
+        buffers.push(rng.data(F, n));
+    }
+    args.push(out);
+    buffers.push(vec![0; m * n * out.size().unwrap()]);
+    let spec = MatMulSpec {
+        exprs: e,
+        args,
+        params: 0,
+        batch: vec![],
+        m: c(m),
+        n: c(n),
+        k: c(k),
+        acc: DType::I32,
+        a: vec![c(k), Size::ONE],
+        b_batch: vec![],
+        b: Columns::Grouped,
+        nr: nr as i64,
+        out: Index::strided([c(n), Size::ONE]),
+        value,
+    };
+    (KernelSpec::MatMul(spec), buffers)
+}
+
 fn attention(
     heads: usize,
     queries: usize,
@@ -148,15 +195,72 @@ fn peak_512() -> f64 {
     (rounds * 16 * 32) as f64 / t
 }
 
+/// Operations a second of products of bytes in registers alone.
+fn peak_bytes() -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512vnni") {
+            // SAFETY: the feature was just detected.
+            return (0..40).map(|_| unsafe { peak_vnni() }).fold(0.0, f64::max);
+        }
+    }
+    f64::NAN
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn peak_vnni() -> f64 {
+    use std::arch::x86_64::*;
+    let rounds = 300_000u64;
+    let (x, y) = (_mm512_set1_epi8(3), _mm512_set1_epi8(-5));
+    let mut acc = [y; 16];
+    let start = Instant::now();
+    for _ in 0..rounds {
+        for a in &mut acc {
+            *a = _mm512_dpbusd_epi32(*a, x, y);
+        }
+    }
+    let t = start.elapsed().as_secs_f64();
+    std::hint::black_box(acc);
+    (rounds * 16 * 128) as f64 / t
+}
+
+type Case = (String, KernelSpec, Vec<Vec<u8>>);
+
+fn byte_cases() -> Vec<Case> {
+    let mut cases = vec![];
+    for (n, k) in [(384, 384), (1536, 384), (384, 1536)] {
+        for m in [1, 16, 128, 1024] {
+            for quantized in [false, true] {
+                let (spec, buffers) = bytes(m, n, k, quantized);
+                let what = if quantized { " quantized" } else { "" };
+                cases.push((format!("{m}x{n}x{k} bytes{what}"), spec, buffers));
+            }
+        }
+    }
+    let (spec, buffers) = bytes(1024, 1024, 1024, false);
+    cases.push(("1024x1024x1024 bytes".into(), spec, buffers));
+    cases
+}
+
 fn main() {
-    let target = match std::env::args().nth(1) {
-        Some(name) => CpuTarget::by_name(&name),
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let of_bytes = words.iter().any(|w| w == "bytes");
+    let target = match words.iter().find(|w| *w != "bytes") {
+        Some(name) => CpuTarget::by_name(name),
         None => CpuTarget::host(),
     };
     let Some(target) = target else {
         return eprintln!("no such CPU level");
     };
-    let mut cases: Vec<(String, KernelSpec, Vec<Vec<u8>>)> = vec![];
+    match of_bytes {
+        true => report(&target, byte_cases(), peak_bytes()),
+        false => report(&target, float_cases(), peak()),
+    }
+}
+
+fn float_cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = vec![];
     for (m, n, k) in [
         (128, 384, 384),
         (128, 1536, 384),
@@ -199,14 +303,17 @@ fn main() {
             buffers,
         ));
     }
-    let peak = peak();
+    cases
+}
+
+fn report(target: &CpuTarget, cases: Vec<Case>, peak: f64) {
     println!("{}, peak {:.0} GF/s", target.name, peak / 1e9);
     let kernels: Vec<(String, KernelSpec)> = (0..)
         .zip(&cases)
         .map(|(i, c)| (format!("k{i}"), c.1.clone()))
         .collect();
     let start = Instant::now();
-    let loaded = load(&kernels, &target);
+    let loaded = load(&kernels, target);
     println!(
         "{} kernels compiled in {:.2} s",
         kernels.len(),

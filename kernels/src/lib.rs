@@ -9,6 +9,7 @@ pub mod attention;
 mod check;
 pub mod conv;
 pub mod depthwise;
+mod dot;
 pub mod emit_nest;
 pub mod expr;
 pub mod lower;

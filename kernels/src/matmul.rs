@@ -7,7 +7,10 @@
 //! panel into scratch first. Sums build up in a block in scratch, [`KC`] products
 //! at a time so that a panel's part stays in the second-level cache; the epilogue
 //! then reads the block once, so its code exists once however many register
-//! tiles there are.
+//! tiles there are. Products of bytes (`bytes.rs`) are summed four at a time.
+
+mod bytes;
+mod pack;
 
 use crate::check::Names;
 use crate::expr::{ExprId, Exprs, Index, Size};
@@ -33,6 +36,9 @@ const KC: i64 = 1024;
 pub enum Columns {
     /// Panels `[.., ceil(n/nr), k, nr]`, zero-padded.
     Packed,
+    /// Panels of bytes `[.., ceil(n/nr), ceil(k/4), nr, 4]`, zero-padded; A's k lie
+    /// next to each other.
+    Grouped,
     /// Element `[k][n]` at `k·row + n·column`.
     Strided {
         /// Elements from one k to the next.
@@ -108,7 +114,10 @@ impl MatMulSpec {
             .try_for_each(|s| names.sizes(s))?;
         match self.b {
             Columns::Strided { row, column } => names.sizes(&[row, column]),
-            Columns::Packed => Ok(()),
+            Columns::Grouped if !self.of_bytes() => Err(SpecError(
+                "grouped panels are of bytes, with sums in i32".into(),
+            )),
+            Columns::Packed | Columns::Grouped => Ok(()),
         }
     }
 
@@ -117,7 +126,10 @@ impl MatMulSpec {
     }
 
     fn packs(&self) -> bool {
-        matches!(self.b, Columns::Strided { column, .. } if column != Size::ONE)
+        match self.b {
+            Columns::Strided { column, .. } => column != Size::ONE || self.of_bytes(),
+            Columns::Packed | Columns::Grouped => false,
+        }
     }
 
     /// Rows of a work unit.
@@ -153,7 +165,11 @@ impl MatMulSpec {
     /// Scratch bytes of a thread.
     pub fn scratch_bytes(&self, _: &[Dim]) -> Dim {
         let size = self.args[1].size().unwrap_or(1) as i64;
-        let panel = if self.packs() { KC * self.nr * size } else { 0 };
+        let panel = match (self.of_bytes(), self.packs()) {
+            (true, _) => self.byte_scratch(),
+            (false, true) => KC * self.nr * size,
+            (false, false) => 0,
+        };
         Dim::from(self.panel_place() + panel)
     }
 
@@ -233,27 +249,55 @@ impl MatMulSpec {
         fixed: Option<Vec<Val>>,
         panel: Val,
     ) {
-        let rank = self.batch.len();
-        let (n, k, nr) = (cx.size(e, self.n), cx.size(e, self.k), e.i64(self.nr));
+        let (n, nr) = (cx.size(e, self.n), e.i64(self.nr));
         let column0 = e.mul(panel, nr);
         let left = e.sub(n, column0);
         let columns = e.min(left, nr, false);
         let head = e.i64(SCRATCH_HEAD);
         let sums = e.offset(cx.scratch, head, Elem::I8);
-        self.clear(e, sums, rows.count);
+        if !self.starts_clear(target) {
+            self.clear(e, sums, rows.count);
+        }
 
         let mut b_at = e.i64(0);
         for (i, &c) in fixed.iter().flatten().enumerate() {
             b_at = advance(e, cx, b_at, c, self.b_batch[i]);
         }
+        let place = bytes::Place {
+            rows,
+            fixed: &fixed,
+            b_at,
+            panel,
+            columns: (column0, columns),
+        };
+        match self.of_bytes() {
+            true => self.sum_bytes(e, cx, target, &place, sums),
+            false => self.sum_elements(e, cx, target, &place, sums),
+        }
+        self.epilogue(e, cx, rows, &fixed, (column0, columns), sums);
+    }
+
+    /// Adds a unit's products to its block of sums.
+    fn sum_elements(
+        &self,
+        e: &mut Emitter,
+        cx: &mut ExprCx,
+        target: &CpuTarget,
+        at: &bytes::Place,
+        sums: Val,
+    ) {
+        let rank = self.batch.len();
+        let (k, nr) = (cx.size(e, self.k), e.i64(self.nr));
+        let (column0, columns) = at.columns;
         let (from, row) = match &self.b {
-            Columns::Packed => {
+            Columns::Packed | Columns::Grouped => {
                 let panel_size = e.mul(k, nr);
-                let at = e.mul(panel, panel_size);
-                (e.add(b_at, at), nr)
+                let skip = e.mul(at.panel, panel_size);
+                (e.add(at.b_at, skip), nr)
             }
             Columns::Strided { row, column } => {
-                (advance(e, cx, b_at, column0, *column), cx.size(e, *row))
+                let from = advance(e, cx, at.b_at, column0, *column);
+                (from, cx.size(e, *row))
             }
         };
         let b_elem = memory_elem(self.args[1]);
@@ -266,8 +310,8 @@ impl MatMulSpec {
         e.for_loop(zero, k, kc, &[], |e, k0, _| {
             let left = e.sub(k, k0);
             let depth = e.min(left, kc, false);
-            let at = e.mul(k0, row);
-            let here = e.offset(b0, at, b_elem);
+            let skip = e.mul(k0, row);
+            let here = e.offset(b0, skip, b_elem);
             let (part, step) = match self.b {
                 Columns::Strided { column, .. } if self.packs() => {
                     let place = e.i64(self.panel_place());
@@ -291,20 +335,10 @@ impl MatMulSpec {
                 dtype: self.args[0],
                 step: a_column,
             };
-            let a_skip = e.mul(k0, a_column);
             let mask = masked.then_some(columns);
-            micro::for_rows(e, rows.count, tile_rows, &sizes, &mut |e, first, count| {
-                let pointers: Vec<Val> = (0..count)
-                    .map(|r| {
-                        let r = e.i64(r as i64);
-                        let row = e.add(first, r);
-                        let mut at = a_skip;
-                        for (i, c) in rows.coordinates(e, row, &fixed).into_iter().enumerate() {
-                            at = advance(e, cx, at, c, self.a[i]);
-                        }
-                        e.offset(cx.args[0], at, memory_elem(self.args[0]))
-                    })
-                    .collect();
+            let count = at.rows.count;
+            micro::for_rows(e, count, tile_rows, &sizes, &mut |e, first, count| {
+                let pointers = self.row_pointers(e, cx, (at.rows, at.fixed), (first, count), k0);
                 self.tile(
                     e,
                     target,
@@ -317,7 +351,31 @@ impl MatMulSpec {
             });
             vec![]
         });
-        self.epilogue(e, cx, rows, &fixed, (column0, columns), sums);
+    }
+
+    /// Pointers to the unit's rows of A from `first` on, at `k0`.
+    fn row_pointers(
+        &self,
+        e: &mut Emitter,
+        cx: &ExprCx,
+        (rows, fixed): (&Rows, &Option<Vec<Val>>),
+        (first, count): (Val, u32),
+        k0: Val,
+    ) -> Vec<Val> {
+        let rank = self.batch.len();
+        let column = cx.size(e, self.a[rank + 1]);
+        let skip = e.mul(k0, column);
+        (0..count)
+            .map(|r| {
+                let r = e.i64(r as i64);
+                let row = e.add(first, r);
+                let mut at = skip;
+                for (i, c) in rows.coordinates(e, row, fixed).into_iter().enumerate() {
+                    at = advance(e, cx, at, c, self.a[i]);
+                }
+                e.offset(cx.args[0], at, memory_elem(self.args[0]))
+            })
+            .collect()
     }
 
     /// Sets the block of sums to 0.
@@ -392,87 +450,6 @@ impl MatMulSpec {
         }
     }
 
-    /// Copies `k × nr` elements of B whose columns lie in runs into a panel.
-    /// Columns beyond the end repeat the last.
-    fn pack_runs(
-        &self,
-        e: &mut Emitter,
-        (from, column): (Val, Val),
-        to: Val,
-        k: Val,
-        columns: Val,
-    ) {
-        let (elem, lanes) = (memory_elem(self.args[1]), LANES as u32);
-        let ty = Ty::vector(elem, lanes);
-        let (zero, one, step, nr) = (e.i64(0), e.i64(1), e.i64(LANES), e.i64(self.nr));
-        let last = e.sub(columns, one);
-        e.for_loop(zero, columns, step, &[], |e, j, _| {
-            e.for_loop(zero, k, step, &[], |e, i, _| {
-                let left = e.sub(k, i);
-                let mask = e.mask_first(left, lanes);
-                let load = |e: &mut Emitter, r: i64| {
-                    let r = e.i64(r);
-                    let c = e.add(j, r);
-                    let c = e.min(c, last, false);
-                    let at = e.mul(c, column);
-                    let at = e.add(at, i);
-                    let p = e.offset(from, at, elem);
-                    e.load_masked(p, ty, mask)
-                };
-                let runs = (0..LANES).map(|r| load(e, r)).collect();
-                for (r, x) in (0..).zip(micro::transpose(e, runs)) {
-                    let r = e.i64(r);
-                    let row = e.add(i, r);
-                    let at = e.mul(row, nr);
-                    let at = e.add(at, j);
-                    let p = e.offset(to, at, elem);
-                    e.store(x, p);
-                }
-                vec![]
-            });
-            vec![]
-        });
-    }
-
-    /// Copies `k × nr` elements of B into a panel; columns beyond the end are 0.
-    fn pack_panel(
-        &self,
-        e: &mut Emitter,
-        (from, row, column): (Val, Val, Val),
-        to: Val,
-        k: Val,
-        columns: Val,
-    ) {
-        let elem = memory_elem(self.args[1]);
-        let (zero, one, nr) = (e.i64(0), e.i64(1), e.i64(self.nr));
-        let lanes = LANES as u32;
-        let lane = e.iota(Elem::I64, lanes);
-        let steps = e.mul(lane, column);
-        let groups: Vec<(i64, Val)> = (0..self.nr / LANES)
-            .map(|g| {
-                let before = e.i64(g * LANES);
-                let count = e.sub(columns, before);
-                (g * LANES, e.mask_first(count, lanes))
-            })
-            .collect();
-        e.for_loop(zero, k, one, &[], |e, i, _| {
-            let at = e.mul(i, row);
-            let source = e.offset(from, at, elem);
-            let at = e.mul(i, nr);
-            let target = e.offset(to, at, elem);
-            for &(j, mask) in &groups {
-                let j = e.i64(j);
-                let skip = e.mul(j, column);
-                let base = e.offset(source, skip, elem);
-                let pointers = e.offset(base, steps, elem);
-                let v = e.gather(pointers, Ty::vector(elem, lanes), mask);
-                let p = e.offset(target, j, elem);
-                e.store(v, p);
-            }
-            vec![]
-        });
-    }
-
     fn epilogue(
         &self,
         e: &mut Emitter,
@@ -485,6 +462,8 @@ impl MatMulSpec {
         let rank = self.batch.len();
         let (zero, one, step, nr) = (e.i64(0), e.i64(1), e.i64(LANES), e.i64(self.nr));
         let out = self.args.len() as u16 - 1;
+        // A masked store of bytes is sixteen stores without AVX-512.
+        let full = matches!(self.n, Size::Const(n) if n % LANES == 0);
         e.for_loop(zero, rows.count, one, &[], |e, r, _| {
             let at = e.mul(r, nr);
             let place = rows.coordinates(e, r, fixed);
@@ -494,8 +473,10 @@ impl MatMulSpec {
                 let at = e.add(at, c);
                 let p = e.offset(sums, at, compute_elem(self.acc));
                 let sum = e.load(p, Ty::vector(compute_elem(self.acc), LANES as u32));
-                let left = e.sub(columns, c);
-                let mask = e.mask_first(left, LANES as u32);
+                let mask = (!full).then(|| {
+                    let left = e.sub(columns, c);
+                    e.mask_first(left, LANES as u32)
+                });
                 cx.axes = place
                     .iter()
                     .copied()
@@ -503,7 +484,7 @@ impl MatMulSpec {
                     .chain([Some(column)])
                     .collect();
                 cx.vector = Some(rank as u8 + 1);
-                cx.mask = Some(mask);
+                cx.mask = mask;
                 cx.accs.insert(0, sum);
                 let value = cx.value(e, self.value);
                 cx.store(e, out, self.args[out as usize], &self.out, value, None);

@@ -1,6 +1,7 @@
 //! Chooses how weights lie in memory: a weight that is the right side of
 //! contractions is stored once, in panels, which the matrix and the vector
-//! kernels share. Packing happens when the artifact is written.
+//! kernels share. Packing happens when the artifact is written. Weights that bytes
+//! are multiplied by hold four neighbours of a column together, as kernels sum them.
 
 use crate::fold_constants::add_expr;
 use crate::{Changed, PassCx, PassError};
@@ -8,6 +9,9 @@ use kiln_ir::ops::contract::Pack;
 use kiln_ir::ops::packed::PackedMatMul;
 use kiln_ir::{Builder, DType, Graph, Op, Value};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Bytes of a column that kernels multiply and add at once.
+const GROUP: usize = 4;
 
 /// Replaces `matmul(x, global w)` by `packed_matmul(x, global pack(w))`.
 pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
@@ -19,12 +23,15 @@ pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pas
             continue;
         };
         let (x, w) = (node.args[0], node.args[1]);
-        if op.transpose_a || op.out.is_some() || graph.ty(w).dtype != DType::F32 {
+        let byte = |v: Value| matches!(graph.ty(v).dtype, DType::I8 | DType::U8);
+        let bytes = byte(x) && byte(w) && op.out == Some(DType::I32);
+        let floats = op.out.is_none() && graph.ty(w).dtype == DType::F32;
+        if op.transpose_a || !(bytes || floats) {
             continue;
         }
         // A weight held in a narrower type is widened by the kernel as it reads.
         let source = match graph.producer_op(w) {
-            Some((Op::Cast(_), args)) => args[0],
+            Some((Op::Cast(_), args)) if floats => args[0],
             _ => w,
         };
         let Some((Op::Global(global), _)) = graph.producer_op(source) else {
@@ -47,9 +54,18 @@ pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pas
             (rows, columns)
         };
         let nr = cx.options.panel.min(columns.next_multiple_of(16));
-        let shape = vec![columns.div_ceil(nr).into(), depth.into(), nr.into()];
+        let group = if bytes { GROUP } else { 1 };
+        let mut shape = vec![
+            columns.div_ceil(nr).into(),
+            depth.div_ceil(group).into(),
+            nr.into(),
+        ];
+        if bytes {
+            shape.push(GROUP.into());
+        }
         let pack = Pack {
             nr,
+            group,
             transposed: op.transpose_b,
         };
         let packed = add_expr(cx, &[name], pack.into(), ty.with_shape(shape));

@@ -12,6 +12,7 @@ pub mod eliminate_dead;
 pub mod fold_constants;
 pub mod fuse;
 pub mod inline_calls;
+pub mod integer_products;
 pub mod manager;
 pub mod pipeline;
 pub mod recognise;

@@ -3,7 +3,7 @@
 use crate::manager::Pass;
 use crate::{
     canonicalize, channels_last, choose_layouts, decompose, eliminate_dead, fold_constants, fuse,
-    inline_calls, recognise, share_common, simplify,
+    inline_calls, integer_products, recognise, share_common, simplify,
 };
 
 const INLINE: Pass = Pass {
@@ -42,6 +42,10 @@ const CHANNELS: Pass = Pass {
     name: "channels-last",
     run: channels_last::channels_last,
 };
+const INTEGER: Pass = Pass {
+    name: "integer-products",
+    run: integer_products::integer_products,
+};
 const LAYOUTS: Pass = Pass {
     name: "choose-layouts",
     run: choose_layouts::choose_layouts,
@@ -60,6 +64,7 @@ pub const ALL: &[Pass] = &[
     DEAD,
     RECOGNISE,
     SIMPLIFY,
+    INTEGER,
     DECOMPOSE,
     CHANNELS,
     LAYOUTS,
@@ -81,7 +86,10 @@ pub const COMPILE: &[Pass] = &[
     // After recognition, which knows the forms that exporters write; before
     // packing, after which products have no algebra.
     SIMPLIFY,
-    // What became constant by that (merged weights) is computed now.
+    // After it, which would take the sums of a weight's columns for a product to be
+    // factored out.
+    INTEGER,
+    // What became constant by these (merged weights, such sums) is computed now.
     FOLD,
     // Convolutions lie as their kernels read them, and so does what is around.
     CHANNELS,

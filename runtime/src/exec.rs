@@ -1130,7 +1130,19 @@ fn machine_has(feature: &str) -> bool {
         ($($name:tt),*) => { match feature { $($name => std::arch::is_x86_feature_detected!($name),)* _ => false } };
     }
     features!(
-        "avx2", "fma", "bmi1", "bmi2", "f16c", "lzcnt", "movbe", "avx512f", "avx512bw", "avx512cd",
-        "avx512dq", "avx512vl"
+        "avx2",
+        "fma",
+        "bmi1",
+        "bmi2",
+        "f16c",
+        "lzcnt",
+        "movbe",
+        "avx512f",
+        "avx512bw",
+        "avx512cd",
+        "avx512dq",
+        "avx512vl",
+        "avx512vnni",
+        "avxvnni"
     )
 }

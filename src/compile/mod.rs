@@ -170,7 +170,12 @@ pub fn assemble(
     let mut writer = ArtifactWriter::create(out)?;
     let program = &mut compiled.lowered.program;
     program.objects.clear();
-    for level in code {
+    // The runtime takes the first that it can run.
+    let order = CpuTarget::all().map(|t| t.name);
+    let rank = |c: &&Code| order.iter().position(|n| *n == c.target.name);
+    let mut best_first: Vec<&Code> = code.iter().collect();
+    best_first.sort_by_key(rank);
+    for level in best_first {
         let mut sections = vec![];
         for object in &level.objects {
             sections.push(writer.section([&object[..]])?);

@@ -28,8 +28,9 @@ fn program(name: &str) -> Module {
 
 /// Every level that this machine runs.
 fn levels() -> Vec<CpuTarget> {
-    [CpuTarget::x86_64_v3(), CpuTarget::x86_64_v4()]
+    CpuTarget::all()
         .into_iter()
+        .rev()
         .filter(CpuTarget::runs_here)
         .collect()
 }
@@ -284,6 +285,21 @@ fn results_do_not_depend_on_threads() {
     }
     assert!(results.windows(2).all(|w| w[0] == w[1]));
     std::fs::remove_file(path).unwrap();
+}
+
+/// In whatever order the levels were named.
+#[test]
+fn the_best_level_that_the_machine_has_is_loaded() {
+    let out = std::env::temp_dir().join(format!("kiln-levels-{}.kiln", std::process::id()));
+    let options = Options {
+        targets: levels(),
+        ..Options::default()
+    };
+    let best = levels().pop().unwrap();
+    compile::compile(program("run/mlp.kir"), &options, &out).unwrap();
+    let model = Model::load(&out).unwrap();
+    std::fs::remove_file(&out).unwrap();
+    assert_eq!(model.level(), best.name);
 }
 
 /// `--deterministic`: each row of a batch has the bits that it has alone, whatever

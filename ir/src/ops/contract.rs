@@ -21,11 +21,15 @@ pub struct MatMul {
 }
 
 /// `pack(w)`: the last two axes `[k, n]` (or `[n, k]` if `transposed`) as panels
-/// `[ceil(n/nr), k, nr]`, zero-padded: what the matmul kernels read.
+/// `[ceil(n/nr), k, nr]`, zero-padded: what the matmul kernels read. With groups of
+/// `group` > 1, those of one column lie together: `[ceil(n/nr), ceil(k/group), nr,
+/// group]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pack {
     /// Columns a panel.
     pub nr: usize,
+    /// Neighbours along k that lie together.
+    pub group: usize,
     /// `w` is `[.., n, k]`.
     pub transposed: bool,
 }
@@ -156,11 +160,10 @@ impl OpDef for MatMul {
         } else {
             (a.to_f64(), b.to_f64())
         };
-        let (ia, ib) = if exact {
-            (a.to_i64(), b.to_i64())
-        } else {
-            (vec![], vec![])
-        };
+        // A single row reads each element of a weight once: no copy of it is made.
+        let once = m == 1 && batch.iter().all(|&n| n == 1);
+        let ia = if exact { a.to_i64() } else { vec![] };
+        let ib = if exact && !once { b.to_i64() } else { vec![] };
         for_each_index(&batch, |at| {
             let (oa, ob) = (offset(at, &sa) * m * k, offset(at, &sb) * k * n);
             for i in 0..m {
@@ -171,7 +174,9 @@ impl OpDef for MatMul {
                     for p in 0..k {
                         let x = ia[a_at(p)];
                         row.iter_mut().enumerate().for_each(|(j, s)| {
-                            *s = s.wrapping_add(x.wrapping_mul(ib[b_at(p, j)]));
+                            let at = b_at(p, j);
+                            let y = if once { b.get_i64(at) } else { ib[at] };
+                            *s = s.wrapping_add(x.wrapping_mul(y));
                         });
                     }
                     row.into_iter().for_each(|s| out.push_i64(s));
@@ -266,6 +271,10 @@ fn broadcast_sizes(a: &[usize], b: &[usize]) -> Result<Vec<usize>, String> {
 
 parse_one!(Pack, "pack", |attrs| Ok(Pack {
     nr: attrs.index("nr")?,
+    group: match attrs.get("group") {
+        Ok(_) => attrs.index("group")?,
+        Err(_) => 1,
+    },
     transposed: attrs.bool("transposed")?,
 }));
 
@@ -280,27 +289,33 @@ impl OpDef for Pack {
         if w.rank() < 2 || w.dtype == DType::Str {
             return type_err(format!("needs a matrix of numbers, not {w}"));
         }
-        if self.nr == 0 {
-            return type_err("a panel needs columns");
+        if self.nr == 0 || self.group == 0 {
+            return type_err("a panel needs columns, and a group rows");
         }
         let (k, n) = matrix(&w.shape, self.transposed);
         let mut shape = w.shape[..w.rank() - 2].to_vec();
-        shape.extend([n.ceil_div(&self.nr.into()), k, self.nr.into()]);
+        let groups = k.ceil_div(&self.group.into());
+        shape.extend([n.ceil_div(&self.nr.into()), groups, self.nr.into()]);
+        if self.group > 1 {
+            shape.push(self.group.into());
+        }
         Ok(vec![TensorType::new(w.dtype, shape).into()])
     }
 
     fn axes(&self, args: &[&TensorType]) -> AxisMap {
         let rank = args[0].rank();
         let batch = || (0..rank - 2).map(|i| Some(i as u8));
-        let k = Some(rank as u8 - 2);
+        // Groups cut k: no part of it passes through.
+        let k = (self.group == 1).then_some(rank as u8 - 2);
         let matrix = if self.transposed {
             [None, k]
         } else {
             [k, None]
         };
+        let inner = (self.group > 1).then_some(None);
         AxisMap::Labels {
             args: vec![batch().chain(matrix).collect()],
-            results: vec![batch().chain([None, k, None]).collect()],
+            results: vec![batch().chain([None, k, None]).chain(inner).collect()],
             reduce: None,
         }
     }
@@ -310,15 +325,17 @@ impl OpDef for Pack {
         let (k, n) = matrix(w.shape(), self.transposed);
         let panels = n.div_ceil(self.nr);
         let batch = &w.shape()[..w.shape().len() - 2];
-        let mut out = Encoder::new(
-            w.dtype(),
-            batch.iter().product::<usize>() * panels * k * self.nr,
-        );
-        let shape: Vec<usize> = batch.iter().copied().chain([panels, k, self.nr]).collect();
+        let groups = k.div_ceil(self.group);
+        let mut shape = batch.to_vec();
+        shape.extend([panels, groups, self.nr]);
+        if self.group > 1 {
+            shape.push(self.group);
+        }
+        let mut out = Encoder::new(w.dtype(), shape.iter().product());
         for_each_index(&shape, |index| {
             let (lead, place) = index.split_at(batch.len());
             let column = place[0] * self.nr + place[2];
-            let row = place[1];
+            let row = place[1] * self.group + place.get(3).unwrap_or(&0);
             let at = offset(lead, &strides(batch)) * k * n
                 + if self.transposed {
                     column * k + row
@@ -326,7 +343,7 @@ impl OpDef for Pack {
                     row * n + column
                 };
             match computes_in_integers(w.dtype()) {
-                _ if column >= n => out.push_i64(0),
+                _ if column >= n || row >= k => out.push_i64(0),
                 true => out.push_i64(w.get_i64(at)),
                 false => out.push_f64(w.get_f64(at)),
             }
@@ -341,9 +358,13 @@ impl OpDef for Pack {
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::none()
+        let attrs = Attrs::none()
             .with("nr", Attr::Int(self.nr as i64))
-            .with("transposed", Attr::Bool(self.transposed))
+            .with("transposed", Attr::Bool(self.transposed));
+        match self.group {
+            1 => attrs,
+            group => attrs.with("group", Attr::Int(group as i64)),
+        }
     }
 
     primitive!();

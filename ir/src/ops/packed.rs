@@ -4,15 +4,20 @@ use crate::graph::Value;
 use crate::op::*;
 use crate::ops::contract::MatMul;
 use crate::ops::util::*;
-use crate::{Builder, Tensor, TensorType};
+use crate::{Builder, DType, Tensor, TensorType};
 
 /// `packed_matmul(x: [.., m, k], panels: [ceil(n/nr), k, nr])`: `x` times the
 /// matrix that [`crate::ops::contract::Pack`] packed. Panels may be of a narrower
-/// type than `x`: their elements are widened to `x`'s.
+/// type than `x`: their elements are widened to `x`'s. Bytes times panels of bytes in
+/// groups, `[ceil(n/nr), ceil(k/group), nr, group]`, are summed in i32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackedMatMul {
     /// Columns of the matrix.
     pub n: usize,
+}
+
+fn is_byte(t: DType) -> bool {
+    matches!(t, DType::I8 | DType::U8)
 }
 
 parse_one!(PackedMatMul, "packed_matmul", |a| Ok(PackedMatMul {
@@ -26,8 +31,13 @@ impl OpDef for PackedMatMul {
 
     fn infer(&self, cx: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
         let (x, w) = (arity(args, 2)?[0].ty, args[1].ty);
-        if x.rank() < 2 || w.rank() != 3 || !x.dtype.is_float() {
-            return type_err(format!("{x} · {w}: needs [.., m, k] and [panels, k, nr]"));
+        let bytes = is_byte(x.dtype) && is_byte(w.dtype);
+        let (rank, wants) = match bytes {
+            true => (4, "[panels, k/group, nr, group]"),
+            false => (3, "[panels, k, nr]"),
+        };
+        if x.rank() < 2 || w.rank() != rank || !(bytes || x.dtype.is_float()) {
+            return type_err(format!("{x} · {w}: needs [.., m, k] and {wants}"));
         }
         let (panels, nr) = (w.shape[0].as_const(), w.shape[2].as_const());
         if !matches!((panels, nr), (Some(p), Some(nr)) if nr > 0 && p == (self.n as i64 + nr - 1) / nr)
@@ -35,10 +45,15 @@ impl OpDef for PackedMatMul {
             return type_err(format!("{w} does not hold {} columns", self.n));
         }
         let last = x.rank() - 1;
-        cx.require_same(&x.shape[last], &w.shape[1], "the contracted extents agree")?;
+        let depth = match w.shape.get(3) {
+            Some(group) => x.shape[last].ceil_div(group),
+            None => x.shape[last].clone(),
+        };
+        cx.require_same(&depth, &w.shape[1], "the contracted extents agree")?;
         let mut shape = x.shape[..last].to_vec();
         shape.push(self.n.into());
-        Ok(vec![x.with_shape(shape).into()])
+        let dtype = if bytes { DType::I32 } else { x.dtype };
+        Ok(vec![TensorType::new(dtype, shape).into()])
     }
 
     fn axes(&self, args: &[&TensorType]) -> AxisMap {
@@ -48,7 +63,7 @@ impl OpDef for PackedMatMul {
         x.push(None);
         result.push(None);
         AxisMap::Labels {
-            args: vec![x, vec![None; 3]],
+            args: vec![x, vec![None; args[1].rank()]],
             results: vec![result],
             reduce: None,
         }
@@ -56,19 +71,26 @@ impl OpDef for PackedMatMul {
 
     fn eval(&self, cx: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let (x, w) = (args[0], args[1]);
-        let (k, nr) = (w.shape()[1], w.shape()[2]);
-        let mut columns = vec![0.0; k * self.n];
-        for i in 0..k {
-            for j in 0..self.n {
-                columns[i * self.n + j] = w.get_f64((j / nr * k + i) * nr + j % nr);
-            }
-        }
-        let plain = Tensor::from_f64(x.dtype(), [k, self.n], &columns)
-            .map_err(|e| EvalError(e.to_string()))?;
+        let (nr, group) = (w.shape()[2], w.shape().get(3).copied().unwrap_or(1));
+        let (k, groups) = (x.shape().last().copied().unwrap_or(0), w.shape()[1]);
+        let at = |i: usize, j: usize| {
+            let (panel, place) = (j / nr, i / group);
+            ((panel * groups + place) * nr + j % nr) * group + i % group
+        };
+        let places = (0..k).flat_map(|i| (0..self.n).map(move |j| (i, j)));
+        let bytes = is_byte(x.dtype());
+        let plain = if bytes {
+            let columns: Vec<i64> = places.map(|(i, j)| w.get_i64(at(i, j))).collect();
+            Tensor::from_i64(w.dtype(), [k, self.n], &columns)
+        } else {
+            let columns: Vec<f64> = places.map(|(i, j)| w.get_f64(at(i, j))).collect();
+            Tensor::from_f64(x.dtype(), [k, self.n], &columns)
+        };
+        let plain = plain.map_err(|e| EvalError(e.to_string()))?;
         MatMul {
             transpose_a: false,
             transpose_b: false,
-            out: None,
+            out: bytes.then_some(DType::I32),
         }
         .eval(cx, &[x, &plain])
     }
@@ -94,6 +116,32 @@ mod tests {
     use std::cell::RefCell;
 
     #[test]
+    fn packing_bytes_in_groups_does_not_change_the_product() {
+        let data: Vec<i64> = (0..6 * 37)
+            .map(|i| ((i * 7919) % 256) as i64 - 128)
+            .collect();
+        let w = Tensor::from_i64(DType::I8, [6, 37], &data).unwrap();
+        let rows: Vec<i64> = data[..18].iter().map(|x| x + 128).collect();
+        let x = Tensor::from_i64(DType::U8, [3, 6], &rows).unwrap();
+        let binding = RefCell::new(Binding::new());
+        let cx = EvalCx::pure(&binding);
+        let pack = Pack {
+            nr: 16,
+            group: 4,
+            transposed: false,
+        };
+        let panels = pack.eval(&cx, &[&w]).unwrap();
+        assert_eq!(panels[0].shape(), [3, 2, 16, 4]);
+        let got = PackedMatMul { n: 37 }.eval(&cx, &[&x, &panels[0]]).unwrap();
+        let plain = MatMul {
+            transpose_a: false,
+            transpose_b: false,
+            out: Some(DType::I32),
+        };
+        assert_eq!(got, plain.eval(&cx, &[&x, &w]).unwrap());
+    }
+
+    #[test]
     fn packing_does_not_change_the_product() {
         let data: Vec<f64> = (0..5 * 37)
             .map(|i| ((i * 7919) % 23) as f64 - 11.0)
@@ -104,6 +152,7 @@ mod tests {
         let cx = EvalCx::pure(&binding);
         let panels = Pack {
             nr: 16,
+            group: 1,
             transposed: false,
         }
         .eval(&cx, &[&w])

@@ -150,8 +150,24 @@ fn contractions() -> Vec<Sample> {
         rough(filters(1, 4, true), vec![f(&[5, 2, 3, 3])]),
         rough(tiled(5), vec![f(&[2, 5, 4, 3]), f(&[36, 2, 3, 4])]),
         rough(
+            PackedMatMul { n: 6 },
+            vec![
+                bytes(DType::I8, &[2, 3, 5]),
+                bytes(DType::U8, &[2, 2, 4, 4]),
+            ],
+        ),
+        rough(
             Pack {
                 nr: 4,
+                group: 4,
+                transposed: true,
+            },
+            vec![bytes(DType::I8, &[6, 3])],
+        ),
+        rough(
+            Pack {
+                nr: 4,
+                group: 1,
                 transposed: false,
             },
             vec![f(&[2, 3, 6])],
@@ -159,6 +175,7 @@ fn contractions() -> Vec<Sample> {
         rough(
             Pack {
                 nr: 4,
+                group: 1,
                 transposed: true,
             },
             vec![f(&[6, 3])],

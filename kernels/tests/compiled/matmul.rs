@@ -1,5 +1,7 @@
 //! Contractions against sums in f64: every layout, tails, types, epilogues.
 
+mod bytes;
+
 use crate::support::{Rng, bytes, load, numbers, targets};
 use kiln_ir::{BinaryFn, DType, UnaryFn};
 use kiln_kernels::matmul::{Columns, MatMulSpec};
@@ -9,6 +11,7 @@ use kiln_kernels::*;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Layout {
     Packed,
+    Grouped,
     Rows,
     Transposed,
     Spread,
@@ -40,6 +43,8 @@ struct Problem {
     open: bool,
     nr: usize,
     epilogue: Epilogue,
+    /// Bytes are mostly the least and the greatest of their type.
+    extreme: bool,
 }
 
 struct Built {
@@ -72,7 +77,36 @@ impl Problem {
             open: false,
             nr: 64,
             epilogue: Epilogue::Plain,
+            extreme: false,
         }
+    }
+
+    /// A product of bytes, its sums as they are.
+    fn bytes(a: DType, b: DType, m: usize, n: usize, k: usize) -> Problem {
+        Problem {
+            a,
+            b,
+            acc: DType::I32,
+            out: DType::I32,
+            layout: Layout::Grouped,
+            extreme: true,
+            ..Problem::plain(m, n, k)
+        }
+    }
+
+    /// Elements of A or B.
+    fn elements(&self, rng: &mut Rng, dtype: DType, n: usize) -> Vec<f64> {
+        let (least, most) = match dtype {
+            DType::U8 => (0.0, 255.0),
+            _ => (-128.0, 127.0),
+        };
+        if !self.extreme {
+            return numbers(dtype, &rng.data(dtype, n));
+        }
+        let any = |rng: &mut Rng| least + rng.below(256) as f64;
+        (0..n)
+            .map(|_| [least, most, least, most, any(rng)][rng.below(5)])
+            .collect()
     }
 
     fn random(rng: &mut Rng) -> Problem {
@@ -90,8 +124,21 @@ impl Problem {
             (F64, F64, F64),
             (I8, I8, I32),
             (U8, I8, I32),
+            (U8, U8, I32),
+            (I8, U8, I32),
             (I32, I32, I32),
         ]);
+        let a_transposed = rng.below(4) == 0;
+        let bytes = a.bits() == 8 && b.bits() == 8;
+        let mut layouts = vec![
+            Layout::Packed,
+            Layout::Rows,
+            Layout::Transposed,
+            Layout::Spread,
+        ];
+        if bytes && !a_transposed {
+            layouts.extend([Layout::Grouped; 3]);
+        }
         let out = match acc {
             F32 => rng.pick(&[F32, F32, F16, BF16]),
             other => other,
@@ -109,18 +156,14 @@ impl Problem {
             b,
             acc,
             out,
-            layout: rng.pick(&[
-                Layout::Packed,
-                Layout::Rows,
-                Layout::Transposed,
-                Layout::Spread,
-            ]),
+            layout: rng.pick(&layouts),
             shared: rng.below(2) == 0,
-            a_transposed: rng.below(4) == 0,
+            a_transposed,
             out_transposed: rng.below(4) == 0,
             open: rng.below(2) == 0,
             nr: rng.pick(&[16, 32, 48, 64, 64, 80, 128]),
             epilogue,
+            extreme: bytes,
         }
     }
 
@@ -129,6 +172,7 @@ impl Problem {
         let (n, k, nr) = (self.n, self.k, self.nr);
         match self.layout {
             Layout::Packed => (j / nr * k + p) * nr + j % nr,
+            Layout::Grouped => ((j / nr * k.div_ceil(4) + p / 4) * nr + j % nr) * 4 + p % 4,
             Layout::Rows => p * (n + 3) + j,
             Layout::Transposed => j * k + p,
             Layout::Spread => (p * n + j) * 2,
@@ -140,6 +184,7 @@ impl Problem {
         let (n, k, nr) = (self.n, self.k, self.nr);
         match self.layout {
             Layout::Packed => n.div_ceil(nr) * nr * k,
+            Layout::Grouped => n.div_ceil(nr) * nr * k.next_multiple_of(4),
             Layout::Rows => k * (n + 3),
             Layout::Transposed => k * n,
             Layout::Spread => k * n * 2,
@@ -159,8 +204,8 @@ impl Problem {
         let (m, n, k, nr) = (self.m, self.n, self.k, self.nr);
         let batches: usize = self.batch.iter().product();
         let b_batches = if self.shared { 1 } else { batches };
-        let a_data = numbers(self.a, &rng.data(self.a, batches * m * k));
-        let b_data = numbers(self.b, &rng.data(self.b, b_batches * k * n));
+        let a_data = self.elements(rng, self.a, batches * m * k);
+        let b_data = self.elements(rng, self.b, b_batches * k * n);
         let bias = numbers(DType::F32, &rng.data(DType::F32, n));
         let residual = numbers(DType::F32, &rng.data(DType::F32, batches * m * n));
 
@@ -240,6 +285,7 @@ impl Problem {
         };
         let b = match self.layout {
             Layout::Packed => Columns::Packed,
+            Layout::Grouped => Columns::Grouped,
             Layout::Rows => Columns::Strided {
                 row: size(n + 3),
                 column: Size::ONE,

@@ -18,8 +18,8 @@ const RED: u8 = 0xa5;
 
 /// The levels that this machine runs.
 pub fn targets() -> Vec<CpuTarget> {
-    let all = [CpuTarget::x86_64_v3(), CpuTarget::x86_64_v4()];
-    all.into_iter().filter(CpuTarget::runs_here).collect()
+    let all = CpuTarget::all().into_iter().rev();
+    all.filter(CpuTarget::runs_here).collect()
 }
 
 /// Compiles and loads; an object that needs anything from outside is refused.

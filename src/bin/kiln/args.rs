@@ -97,7 +97,8 @@ pub enum Command {
         /// beside it.
         #[arg(long)]
         interpreter: bool,
-        /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4. May be repeated.
+        /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4, both also with -vnni
+        /// (products of bytes). May be repeated.
         #[arg(long)]
         target: Vec<String>,
         #[arg(long, default_value_t = 1)]
@@ -180,7 +181,8 @@ pub enum Command {
 /// How to compile.
 #[derive(Args, Clone, Default)]
 pub struct CompileArgs {
-    /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4. May be repeated.
+    /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4, both also with -vnni
+    /// (products of bytes). May be repeated.
     #[arg(long)]
     pub target: Vec<String>,
     /// Fix or give a size, or how many elements the input sequence NAME has, NAME=N;

@@ -532,13 +532,10 @@ fn bisect(path: &Path, args: &CompileArgs, run: &RunArgs, rtol: f64) -> Result<u
 }
 
 fn doctor(json: bool) -> Result<u8, Failure> {
-    let levels: Vec<(String, bool)> = [
-        kiln_codegen::CpuTarget::x86_64_v4(),
-        kiln_codegen::CpuTarget::x86_64_v3(),
-    ]
-    .into_iter()
-    .map(|t| (t.name.clone(), t.runs_here()))
-    .collect();
+    let levels: Vec<(String, bool)> = kiln_codegen::CpuTarget::all()
+        .into_iter()
+        .map(|t| (t.name.clone(), t.runs_here()))
+        .collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let cache = model::cache_dir();
     if json {

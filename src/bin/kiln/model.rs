@@ -322,10 +322,10 @@ pub fn options(args: &CompileArgs) -> Result<compile::Options, Failure> {
                 let gpu = name.starts_with("sm_");
                 Failure::usage(match gpu {
                     true => format!(
-                        "the target {name} is not available yet: x86-64-v3, x86-64-v4 and cpu are"
+                        "the target {name} is not available yet: x86-64-v3, x86-64-v4, each also with -vnni, and cpu are"
                     ),
                     false => {
-                        format!("there is no target `{name}`: x86-64-v3, x86-64-v4 and cpu are")
+                        format!("there is no target `{name}`: x86-64-v3, x86-64-v4, each also with -vnni, and cpu are")
                     }
                 })
             })

@@ -181,7 +181,11 @@ pub(super) fn contraction(
         .map(|i| stride(&mut s, &b_view, i))
         .collect();
     let (columns, nr) = if packed {
-        (Columns::Packed, graph.shape(b)[2].as_const().unwrap_or(64))
+        let columns = match graph.ty(b).rank() {
+            4 => Columns::Grouped,
+            _ => Columns::Packed,
+        };
+        (columns, graph.shape(b)[2].as_const().unwrap_or(64))
     } else {
         let (row, column) = (
             stride(&mut s, &b_view, k_axis),

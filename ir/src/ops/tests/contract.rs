@@ -137,6 +137,7 @@ fn packs_panels_with_zeros_at_the_edge() {
     let y = run1(
         Pack {
             nr: 2,
+            group: 1,
             transposed: false,
         },
         &[&w],
@@ -146,11 +147,25 @@ fn packs_panels_with_zeros_at_the_edge() {
     let same = run1(
         Pack {
             nr: 2,
+            group: 1,
             transposed: true,
         },
         &[&swapped(&w)],
     );
     assert_eq!(same.to_f64(), y.to_f64());
+    let pairs = run1(
+        Pack {
+            nr: 2,
+            group: 4,
+            transposed: false,
+        },
+        &[&w],
+    );
+    assert_eq!(pairs.shape(), [2, 1, 2, 4]);
+    let want = [
+        1., 4., 0., 0., 2., 5., 0., 0., 3., 6., 0., 0., 0., 0., 0., 0.,
+    ];
+    assert_eq!(pairs.to_f64(), want);
 }
 
 /// A block whose byte `i` is `37i + 11`, with f16 numbers 0.5 and 0.25 at `halves`.

@@ -1,0 +1,403 @@
+//! Contractions of bytes: the block of sums by dot products of four
+//! ([`crate::dot`]), and the packing of a B that is computed.
+
+use super::{MatMulSpec, Rows, advance, ceil_div};
+use crate::dot::{Depth, DotTile, GROUP, Shift, Signs};
+use crate::expr::Size;
+use crate::lower::ExprCx;
+use crate::matmul::Columns;
+use crate::micro;
+use crate::nest::LANES;
+use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
+use kiln_ir::DType;
+
+/// Products of bytes summed between two visits to the block of sums: a panel's part
+/// stays in the second-level cache.
+pub(super) const KC_BYTES: i64 = 2048;
+
+/// Where a work unit is.
+pub(super) struct Place<'a> {
+    /// Its rows.
+    pub rows: &'a Rows<'a>,
+    /// Its batch, unless every row has its own.
+    pub fixed: &'a Option<Vec<Val>>,
+    /// Elements of B before the batch's matrix.
+    pub b_at: Val,
+    /// The panel's number.
+    pub panel: Val,
+    /// Its first column, and how many it has.
+    pub columns: (Val, Val),
+}
+
+impl MatMulSpec {
+    /// Whether it multiplies bytes whose neighbours along k lie together in A.
+    pub(super) fn of_bytes(&self) -> bool {
+        let byte = |t: DType| matches!(t, DType::I8 | DType::U8);
+        self.acc == DType::I32
+            && byte(self.args[0])
+            && byte(self.args[1])
+            && self.a.last() == Some(&Size::ONE)
+            && !matches!(self.b, Columns::Packed)
+    }
+
+    /// Bytes of scratch behind the block of sums.
+    pub(super) fn byte_scratch(&self) -> i64 {
+        let panel = match self.b {
+            Columns::Strided { .. } => KC_BYTES * self.nr,
+            _ => 0,
+        };
+        panel + self.nr * self.acc_bytes()
+    }
+
+    fn signs(&self) -> Signs {
+        Signs {
+            a: self.args[0],
+            b: self.args[1],
+        }
+    }
+
+    /// Whether tiles start from nothing: there is one part of a panel, and nothing is
+    /// taken off before.
+    pub(super) fn starts_clear(&self, target: &CpuTarget) -> bool {
+        let once = matches!(self.k, Size::Const(k) if (1..=KC_BYTES).contains(&k));
+        let shift = DotTile::of(target).shift(self.signs());
+        self.of_bytes() && once && shift == Shift::NONE
+    }
+
+    /// Whether k is known to be whole groups.
+    fn whole_groups(&self) -> bool {
+        matches!(self.k, Size::Const(k) if k % GROUP == 0)
+    }
+
+    /// Adds a unit's products to its block of sums.
+    pub(super) fn sum_bytes(
+        &self,
+        e: &mut Emitter,
+        cx: &mut ExprCx,
+        target: &CpuTarget,
+        at: &Place,
+        sums: Val,
+    ) {
+        let (k, nr) = (cx.size(e, self.k), e.i64(self.nr));
+        let tile = DotTile::of(target);
+        let group = e.i64(GROUP);
+        let from = match self.b {
+            Columns::Strided { column, .. } => advance(e, cx, at.b_at, at.columns.0, column),
+            _ => {
+                let groups = ceil_div(e, k, group);
+                let width = e.mul(group, nr);
+                let size = e.mul(groups, width);
+                let skip = e.mul(at.panel, size);
+                e.add(at.b_at, skip)
+            }
+        };
+        let b0 = e.offset(cx.args[1], from, Elem::I8);
+        let sizes = micro::block_sizes(self.const_rows(), self.unit_rows());
+        let (zero, kc) = (e.i64(0), e.i64(KC_BYTES));
+        e.for_loop(zero, k, kc, &[], |e, k0, _| {
+            let left = e.sub(k, k0);
+            let depth = Depth {
+                products: e.min(left, kc, false),
+                whole: self.whole_groups(),
+            };
+            let part = match self.b {
+                Columns::Strided { row, column } => {
+                    let skip = advance(e, cx, zero, k0, row);
+                    let here = e.offset(b0, skip, Elem::I8);
+                    let place = e.i64(self.panel_place());
+                    let to = e.offset(cx.scratch, place, Elem::I8);
+                    let steps = (cx.size(e, row), cx.size(e, column));
+                    self.pack_bytes(e, (here, steps), to, depth, at.columns.1);
+                    to
+                }
+                _ => {
+                    let skip = e.mul(k0, nr);
+                    e.offset(b0, skip, Elem::I8)
+                }
+            };
+            let pointers = |e: &mut Emitter, cx: &ExprCx, first: Val, count: u32| {
+                self.row_pointers(e, cx, (at.rows, at.fixed), (first, count), k0)
+            };
+            let shift = tile.shift(self.signs());
+            if shift != Shift::NONE {
+                let place = e.i64(self.panel_place() + self.byte_scratch());
+                let back = e.i64(self.nr * self.acc_bytes());
+                let place = e.sub(place, back);
+                let spare = e.offset(cx.scratch, place, Elem::I8);
+                let one = e.i64(1);
+                self.columns_off(e, tile, depth, part, spare);
+                e.for_loop(zero, at.rows.count, one, &[], |e, r, _| {
+                    let row = pointers(e, cx, r, 1)[0];
+                    self.row_off(e, tile, depth, row, spare, (sums, r));
+                    vec![]
+                });
+            }
+            micro::for_rows(
+                e,
+                at.rows.count,
+                tile.rows,
+                &sizes,
+                &mut |e, first, count| {
+                    let rows = pointers(e, cx, first, count);
+                    let clear = self.starts_clear(target);
+                    self.byte_tile(e, tile, depth, &rows, part, (sums, first, clear));
+                },
+            );
+            vec![]
+        });
+    }
+
+    /// A few rows times a panel, added to the sums from row `first` on, or put there.
+    fn byte_tile(
+        &self,
+        e: &mut Emitter,
+        tile: DotTile,
+        depth: Depth,
+        rows: &[Val],
+        panel: Val,
+        (sums, first, clear): (Val, Val, bool),
+    ) {
+        let lanes = tile.lanes as i64;
+        let (nr, step) = (e.i64(self.nr), e.i64(self.nr * GROUP));
+        let most = tile.columns(rows.len() as u32);
+        let ty = Ty::vector(Elem::I32, tile.lanes);
+        let mut j = 0;
+        while j < self.nr {
+            let columns = (self.nr - j).min(most);
+            let mut slots = vec![];
+            for r in 0..rows.len() as i64 {
+                let r = e.i64(r);
+                let row = e.add(first, r);
+                let at = e.mul(row, nr);
+                for v in 0..columns / lanes {
+                    let column = e.i64(j + v * lanes);
+                    let at = e.add(at, column);
+                    slots.push(e.offset(sums, at, Elem::I32));
+                }
+            }
+            let init: Vec<Val> = match clear {
+                true => vec![e.zero(ty); slots.len()],
+                false => slots.iter().map(|&p| e.load(p, ty)).collect(),
+            };
+            let skip = e.i64(j * GROUP);
+            let from = e.offset(panel, skip, Elem::I8);
+            let out = tile.multiply(e, depth, self.signs(), rows, (from, step), &init);
+            out.iter().zip(slots).for_each(|(&sum, p)| e.store(sum, p));
+            j += columns;
+        }
+    }
+
+    /// Writes what each column's sums have too much, by the shift of A.
+    fn columns_off(&self, e: &mut Emitter, tile: DotTile, depth: Depth, panel: Val, to: Val) {
+        let lanes = tile.lanes as i64;
+        let step = e.i64(self.nr * GROUP);
+        let shift = tile.shift(self.signs());
+        let mut j = 0;
+        while j < self.nr {
+            let vectors = ((self.nr - j) / lanes).min(8);
+            let skip = e.i64(j * GROUP);
+            let from = e.offset(panel, skip, Elem::I8);
+            let mut off = match shift.a {
+                0 => vec![e.zero(Ty::vector(Elem::I32, tile.lanes)); vectors as usize],
+                _ => tile.column_sums(e, depth, self.signs(), (from, step), vectors),
+            };
+            if shift.a != 0 && shift.b != 0 {
+                let both = e.i64(shift.a * shift.b);
+                let both = e.mul(both, depth.products);
+                let both = e.cast(both, Elem::I32, false, false);
+                off.iter_mut().for_each(|x| *x = e.add(*x, both));
+            }
+            for (v, &x) in (0..).zip(&off) {
+                let at = e.i64(j + v * lanes);
+                let p = e.offset(to, at, Elem::I32);
+                e.store(x, p);
+            }
+            j += vectors * lanes;
+        }
+    }
+
+    /// Takes off a row's sums what the columns and the row itself have too much.
+    fn row_off(
+        &self,
+        e: &mut Emitter,
+        tile: DotTile,
+        depth: Depth,
+        row: Val,
+        columns: Val,
+        (sums, r): (Val, Val),
+    ) {
+        let ty = Ty::vector(Elem::I32, tile.lanes);
+        let nr = e.i64(self.nr);
+        let at = e.mul(r, nr);
+        let own = match tile.shift(self.signs()).b {
+            0 => None,
+            _ => Some(tile.row_sum(e, depth, self.signs(), row)),
+        };
+        for j in (0..self.nr).step_by(tile.lanes as usize) {
+            let j = e.i64(j);
+            let place = e.add(at, j);
+            let p = e.offset(sums, place, Elem::I32);
+            let q = e.offset(columns, j, Elem::I32);
+            let mut off = e.load(q, ty);
+            if let Some(own) = own {
+                off = e.add(off, own);
+            }
+            let sum = e.load(p, ty);
+            let sum = e.sub(sum, off);
+            e.store(sum, p);
+        }
+    }
+
+    /// Copies `depth × columns` bytes of B to a panel `[k/4][nr][4]`; rows beyond the
+    /// last are 0, columns beyond the last are anything.
+    fn pack_bytes(
+        &self,
+        e: &mut Emitter,
+        (from, steps): (Val, (Val, Val)),
+        to: Val,
+        depth: Depth,
+        columns: Val,
+    ) {
+        match self.b {
+            Columns::Strided {
+                column: Size::ONE, ..
+            } => self.pack_rows(e, (from, steps.0), to, depth, columns),
+            Columns::Strided { row: Size::ONE, .. } if depth.whole => {
+                let four = e.i64(GROUP);
+                let groups = e.op2("arith.divui", depth.products, four);
+                self.pack_words(e, (from, steps.1), to, groups, columns);
+            }
+            _ => self.pack_each(e, (from, steps), to, depth, columns),
+        }
+    }
+
+    /// Rows whose columns lie in runs: four of them make a group.
+    fn pack_rows(
+        &self,
+        e: &mut Emitter,
+        (from, row): (Val, Val),
+        to: Val,
+        depth: Depth,
+        columns: Val,
+    ) {
+        let lanes = LANES as u32;
+        let (nr, step) = (e.i64(self.nr), e.i64(LANES));
+        let ty = Ty::vector(Elem::I8, lanes);
+        let words = Ty::vector(Elem::I32, lanes);
+        let zero = e.i64(0);
+        let full = matches!(self.n, Size::Const(n) if n % LANES == 0);
+        depth.rows_of_groups(e, &mut |e, group, rows| {
+            e.for_loop(zero, columns, step, &[], |e, j, _| {
+                let mut out = e.zero(words);
+                for (t, &(r, exists)) in rows.iter().enumerate() {
+                    let at = e.mul(r, row);
+                    let at = e.add(at, j);
+                    let p = e.offset(from, at, Elem::I8);
+                    let bytes = if full {
+                        e.load(p, ty)
+                    } else {
+                        let left = e.sub(columns, j);
+                        let mask = e.mask_first(left, lanes);
+                        e.load_masked(p, ty, mask)
+                    };
+                    let mut x = e.cast(bytes, Elem::I32, true, true);
+                    if let Some(exists) = exists {
+                        let none = e.zero(words);
+                        x = e.select(exists, x, none);
+                    }
+                    let by = e.int(words, 8 * t as i64);
+                    let x = e.op2("arith.shli", x, by);
+                    out = e.op2("arith.ori", out, x);
+                }
+                let at = e.mul(group, nr);
+                let at = e.add(at, j);
+                let p = e.offset(to, at, Elem::I32);
+                e.store(out, p);
+                vec![]
+            });
+        });
+    }
+
+    /// Columns whose k lie in runs of whole groups: 16 of them are turned at a time.
+    fn pack_words(
+        &self,
+        e: &mut Emitter,
+        (from, column): (Val, Val),
+        to: Val,
+        groups: Val,
+        columns: Val,
+    ) {
+        let lanes = LANES as u32;
+        let ty = Ty::vector(Elem::I32, lanes);
+        let (zero, one, step, nr) = (e.i64(0), e.i64(1), e.i64(LANES), e.i64(self.nr));
+        let four = e.i64(GROUP);
+        let last = e.sub(columns, one);
+        e.for_loop(zero, columns, step, &[], |e, j, _| {
+            e.for_loop(zero, groups, step, &[], |e, i, _| {
+                let left = e.sub(groups, i);
+                let mask = e.mask_first(left, lanes);
+                let runs = (0..LANES)
+                    .map(|r| {
+                        let r = e.i64(r);
+                        let c = e.add(j, r);
+                        let c = e.min(c, last, false);
+                        let at = e.mul(c, column);
+                        let skip = e.mul(i, four);
+                        let at = e.add(at, skip);
+                        let p = e.offset(from, at, Elem::I8);
+                        e.load_masked_bytes(p, ty, mask)
+                    })
+                    .collect();
+                for (r, x) in (0..).zip(micro::transpose(e, runs)) {
+                    let r = e.i64(r);
+                    let row = e.add(i, r);
+                    // Rows beyond the last fit: a panel has room for KC_BYTES.
+                    let at = e.mul(row, nr);
+                    let at = e.add(at, j);
+                    let p = e.offset(to, at, Elem::I32);
+                    e.store(x, p);
+                }
+                vec![]
+            });
+            vec![]
+        });
+    }
+
+    /// Byte by byte, whatever the strides.
+    fn pack_each(
+        &self,
+        e: &mut Emitter,
+        (from, (row, column)): (Val, (Val, Val)),
+        to: Val,
+        depth: Depth,
+        columns: Val,
+    ) {
+        let (zero, one, nr) = (e.i64(0), e.i64(1), e.i64(self.nr));
+        let word = Ty::scalar(Elem::I32);
+        depth.rows_of_groups(e, &mut |e, group, rows| {
+            e.for_loop(zero, columns, one, &[], |e, j, _| {
+                let skip = e.mul(j, column);
+                let mut out = e.int(word, 0);
+                for (t, &(r, exists)) in rows.iter().enumerate() {
+                    let at = e.mul(r, row);
+                    let at = e.add(at, skip);
+                    let p = e.offset(from, at, Elem::I8);
+                    let byte = e.load(p, Ty::scalar(Elem::I8));
+                    let mut x = e.cast(byte, Elem::I32, true, true);
+                    if let Some(exists) = exists {
+                        let none = e.int(word, 0);
+                        x = e.select(exists, x, none);
+                    }
+                    let by = e.int(word, 8 * t as i64);
+                    let x = e.op2("arith.shli", x, by);
+                    out = e.op2("arith.ori", out, x);
+                }
+                let at = e.mul(group, nr);
+                let at = e.add(at, j);
+                let p = e.offset(to, at, Elem::I32);
+                e.store(out, p);
+                vec![]
+            });
+        });
+    }
+}

@@ -84,7 +84,7 @@ pub fn element_count(shape: &[usize]) -> Option<usize> {
 }
 
 impl Tensor {
-    /// A tensor over these bytes.
+    /// A tensor over these bytes, of any type but strings.
     pub fn new(
         dtype: DType,
         shape: impl Into<Vec<usize>>,
@@ -92,7 +92,9 @@ impl Tensor {
     ) -> Result<Tensor, SizeMismatch> {
         let (shape, mut bytes): (_, Bytes) = (shape.into(), bytes.into());
         let count = element_count(&shape);
-        let expected = count.and_then(|n| dtype.bytes_for(n));
+        // Strings are no bytes: see `Tensor::strings`.
+        let expected = count.filter(|_| dtype != DType::Str);
+        let expected = expected.and_then(|n| dtype.bytes_for(n));
         if expected != Some(bytes.len()) {
             return Err(SizeMismatch {
                 expected,

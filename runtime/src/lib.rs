@@ -11,8 +11,9 @@ pub mod memory;
 pub mod npy;
 pub mod plan;
 pub mod pool;
+pub mod strings;
 mod top_k;
 
 pub use artifact::{Artifact, ArtifactWriter};
 pub use error::{Error, Fault, Result};
-pub use exec::{MemoryReport, Model, Session, StepTime, TensorRef};
+pub use exec::{Input, MemoryReport, Model, Session, StepTime, StringsRef, TensorRef};

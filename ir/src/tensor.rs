@@ -168,8 +168,12 @@ impl Tensor {
         Tensor::new(DType::F32, shape, bytes)
     }
 
-    /// A one-element tensor of rank 0.
+    /// A one-element tensor of rank 0. Of strings it is the empty one, whatever the
+    /// number: what zero is among numbers.
     pub fn scalar_f64(dtype: DType, value: f64) -> Tensor {
+        if dtype == DType::Str {
+            return Tensor::empty_string();
+        }
         let mut out = Encoder::new(dtype, 1);
         out.push_f64(value);
         Tensor {
@@ -179,8 +183,19 @@ impl Tensor {
         }
     }
 
-    /// A one-element integer tensor of rank 0.
+    fn empty_string() -> Tensor {
+        Tensor {
+            dtype: DType::Str,
+            shape: vec![],
+            data: Data::Strings([String::new()].into()),
+        }
+    }
+
+    /// A one-element integer tensor of rank 0; of strings the empty one.
     pub fn scalar_i64(dtype: DType, value: i64) -> Tensor {
+        if dtype == DType::Str {
+            return Tensor::empty_string();
+        }
         let mut out = Encoder::new(dtype, 1);
         out.push_i64(value);
         Tensor {

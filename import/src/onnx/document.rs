@@ -48,7 +48,7 @@ function body for it.
   model was tried with each.
 - **Done**: in compiled code; folded (while importing: what is left are at most
   copies and views); or by the runtime, around compiled code.
-- Strings and complex numbers are not computed with. A value has at most 32 axes.
+- Complex numbers are not computed with. A value has at most 32 axes.
 - What must be known while importing and is not gives the error K0112, which says what
   to do: `--dim NAME=N` fixes a size, `--freeze NAME=FILE.npy` what an input holds.
 

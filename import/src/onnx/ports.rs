@@ -14,7 +14,7 @@ use super::scope::{Bound, Env, Scope, initializer_names};
 use super::{Keep, order, shapes};
 use crate::diagnostic::{Diagnostic, code};
 use kiln_ir::graph::{PortKind, Value};
-use kiln_ir::{Builder, DType};
+use kiln_ir::Builder;
 use onnx_protobuf::{GraphProto, ValueInfoProto};
 use std::collections::HashSet;
 
@@ -87,7 +87,6 @@ impl<'m> Importer<'m> {
         for name in names.filter(|n| !n.is_empty() && kept(n)) {
             let own = graph.output.iter().any(|o| o.name == *name);
             if let (false, Some(Bound::Item(Item::Tensor(v)))) = (own, scope.find(name))
-                && b.graph.ty(v).dtype != DType::Str
             {
                 b.graph.add_result(&**name, PortKind::Caller, v);
             }

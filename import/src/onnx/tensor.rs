@@ -138,8 +138,9 @@ fn inline(t: &TensorProto, dtype: DType, shape: Vec<usize>) -> Result<Tensor, Fa
         let strings = t
             .string_data
             .iter()
-            .map(|s| String::from_utf8_lossy(s).into_owned())
-            .collect();
+            .map(|s| String::from_utf8(s.clone()))
+            .collect::<Result<_, _>>()
+            .map_err(|_| bad("a string is not UTF-8"))?;
         return Tensor::strings(shape, strings).map_err(|e| bad(e.to_string()));
     }
     let bytes: Vec<u8> = if !t.raw_data.is_empty() {

@@ -734,6 +734,12 @@ impl Session {
         Tensor::new(t.dtype, t.shape, t.bytes.to_vec()).ok()
     }
 
+    /// Strings that the session holds besides the model's constants: none between
+    /// runs, however many there were.
+    pub fn live_strings(&self) -> usize {
+        self.strings.len()
+    }
+
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
@@ -810,6 +816,13 @@ fn bind<'a>(e: &Entry, inputs: &[(&str, Input<'a>)]) -> Result<(Vec<Input<'a>>, 
                 "K0712",
                 format!("input `{}` is {}, not {}", p.name, p.dtype, dtype),
             ));
+        }
+        if matches!(t, Input::Numbers(t) if t.dtype == DType::Str) {
+            return Err(Error::input(
+                "K0712",
+                format!("input `{}` is of strings, and bytes are given", p.name),
+            )
+            .help("give it as `Input::Strings`"));
         }
         if shape.len() != p.dims.len() {
             return Err(Error::input(

@@ -107,8 +107,7 @@ impl Table {
         self.bytes = 0;
     }
 
-    /// How many strings a run has met.
-    #[cfg(test)]
+    /// How many strings it holds besides the constants.
     pub(crate) fn len(&self) -> usize {
         self.texts.len()
     }

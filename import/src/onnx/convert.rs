@@ -405,7 +405,7 @@ impl<'m> Importer<'m> {
             None => {
                 let message = format!("the operator {} is not supported", node.op_type);
                 Err(Fail::new(code::OPERATOR, message)
-                    .help(table::suggestion(in_domain, &node.op_type)))
+                    .help(table::suggestion(in_domain)))
             }
         }
     }

@@ -173,7 +173,7 @@ fn short(types: &[&str]) -> String {
 fn not_supported(domain: &str, ops: &[&str]) -> String {
     let mut remedies: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for &op in ops {
-        let remedy = table::suggestion(domain, op);
+        let remedy = table::suggestion(domain);
         remedies.entry(remedy).or_default().push(op);
     }
     if remedies.is_empty() {

@@ -448,7 +448,7 @@ pub(crate) fn find(domain: &str, op: &str) -> Option<&'static Row> {
 }
 
 /// What a user can do about an operator that is not in the table.
-pub(crate) fn suggestion(domain: &str, op: &str) -> &'static str {
+pub(crate) fn suggestion(domain: &str) -> &'static str {
     match domain {
         "" => {
             "export the model without it, or with the operators that it is defined by (a function body)"

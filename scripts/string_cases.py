@@ -4,10 +4,10 @@
     string_cases.py OUT_DIR
 
 Left out is what its kernels answer otherwise than the standard's reference does: an
-empty string is cut into no pieces there, white space is spaces alone, and cut off behind the last piece, a number may have
-something behind it, results stacked by no step have no extents, and a string that a
-scan carries on through StringConcat is written over. Changes of case are made in the locale C, since others are not
-installed everywhere. Prints how many were written. Exits with 3 where numpy, onnx or
+empty string is cut into no pieces there, white space is spaces alone, and cut off
+behind the last piece; a number may have something behind it; results stacked by no step
+have no extents; a string that a scan carries on through StringConcat is written over.
+Changes of case are made in the locale C: others are not installed everywhere. Prints how many were written. Exits with 3 where numpy, onnx or
 onnxruntime are not installed.
 """
 

@@ -222,6 +222,13 @@ def moves():
     case("nothing-but-strings", plain("Concat", "x x", "y", axis=0), "x:t[n]", "y", [{"x": text("a")}, {"x": text()}])
 
 
+def unique():
+    for order in [0, 1]:
+        case(f"unique-{order}", plain("Unique", "x", "y a b c", sorted=order), "x:t[n]", "y a b c",
+             [{"x": words(30)}, {"x": words(1)}, {"x": text("b", "a", "b", "é", "Z")}])
+    case("unique-then", [plain("Unique", "x", "u"), plain("StringConcat", "u u", "y")], "x:t[n,m]", "y", {"x": words(4, 5)})
+
+
 def value(name, kind, shape):
     return helper.make_tensor_value_info(name, kind, shape)
 
@@ -271,6 +278,6 @@ def sequences():
                             plain("SequenceAt", "s zero", "y")], "x:t[n]", "y:t", {"x": words(3)}, {"zero": np.array(0)})
 
 
-for group in [joins, pieces, normalized, matches, labels, classes, grams, numbers, moves, control, sequences]:
+for group in [joins, pieces, normalized, matches, labels, classes, grams, numbers, moves, unique, control, sequences]:
     group()
 print(W.count, "cases written")

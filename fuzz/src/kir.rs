@@ -147,9 +147,9 @@ fn same(have: &Outcome, want: &Outcome) -> bool {
             && (a == b
                 || a.dtype() != DType::Str
                     && a.to_f64()
-                    .iter()
-                    .zip(b.to_f64())
-                    .all(|(&x, y)| number(x, y)))
+                        .iter()
+                        .zip(b.to_f64())
+                        .all(|(&x, y)| number(x, y)))
     };
     let results =
         have.0.len() == want.0.len() && have.0.iter().zip(&want.0).all(|(a, b)| equal(a, b));

@@ -48,7 +48,10 @@ impl Letters {
         match self {
             Letters::Ascii => s.to_ascii_uppercase(),
             Letters::Unicode => s.chars().map(upper).collect(),
-            Letters::Turkic => s.chars().map(|c| if c == 'i' { 'İ' } else { upper(c) }).collect(),
+            Letters::Turkic => s
+                .chars()
+                .map(|c| if c == 'i' { 'İ' } else { upper(c) })
+                .collect(),
         }
     }
 
@@ -57,7 +60,10 @@ impl Letters {
         match self {
             Letters::Ascii => s.to_ascii_lowercase(),
             Letters::Unicode => s.chars().map(lower).collect(),
-            Letters::Turkic => s.chars().map(|c| if c == 'I' { 'ı' } else { lower(c) }).collect(),
+            Letters::Turkic => s
+                .chars()
+                .map(|c| if c == 'I' { 'ı' } else { lower(c) })
+                .collect(),
         }
     }
 }
@@ -68,7 +74,9 @@ fn upper(c: char) -> char {
         (Some(one), None) => one,
         // The simple mapping of the Greek letters whose full one spells out the iota.
         _ => match c {
-            'ᾀ'..='ᾇ' | 'ᾐ'..='ᾗ' | 'ᾠ'..='ᾧ' => char::from_u32(c as u32 + 8).unwrap_or(c),
+            'ᾀ'..='ᾇ' | 'ᾐ'..='ᾗ' | 'ᾠ'..='ᾧ' => {
+                char::from_u32(c as u32 + 8).unwrap_or(c)
+            }
             'ᾳ' => 'ᾼ',
             'ῃ' => 'ῌ',
             'ῳ' => 'ῼ',
@@ -117,6 +125,15 @@ pub fn split<'s>(s: &'s str, delimiter: &str, most: Option<usize>) -> Vec<&'s st
     out
 }
 
+/// How many different strings come before each, in the order of their bytes.
+pub fn ranks<S: AsRef<str>>(all: &[S]) -> Vec<i64> {
+    let mut order: Vec<&str> = all.iter().map(AsRef::as_ref).collect();
+    order.sort_unstable();
+    order.dedup();
+    let before = |s: &S| order.partition_point(|o| *o < s.as_ref()) as i64;
+    all.iter().map(before).collect()
+}
+
 /// White space as Python has it: Unicode's, and four separators.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
@@ -130,11 +147,23 @@ mod tests {
     fn case_changes_one_character_to_one() {
         let both = |l: Letters, s: &str| (l.lower(s), l.upper(s));
         let pair = |a: &str, b: &str| (a.to_string(), b.to_string());
-        assert_eq!(both(Letters::Unicode, "Straße Éa"), pair("straße éa", "STRAßE ÉA"));
+        assert_eq!(
+            both(Letters::Unicode, "Straße Éa"),
+            pair("straße éa", "STRAßE ÉA")
+        );
         assert_eq!(both(Letters::Unicode, "İiIı"), pair("iiiı", "İIII"));
         assert_eq!(both(Letters::Turkic, "İiIı"), pair("iiıı", "İİII"));
         assert_eq!(both(Letters::Ascii, "AbÉé"), pair("abÉé", "ABÉé"));
-        assert_eq!(both(Letters::Unicode, "ΣΑΣ ᾳ ﬁ"), pair("σασ ᾳ ﬁ", "ΣΑΣ ᾼ ﬁ"));
+        assert_eq!(
+            both(Letters::Unicode, "ΣΑΣ ᾳ ﬁ"),
+            pair("σασ ᾳ ﬁ", "ΣΑΣ ᾼ ﬁ")
+        );
+    }
+
+    #[test]
+    fn ranks_are_among_different_strings() {
+        assert_eq!(ranks(&["b", "", "é", "b", "Z"]), [2, 0, 3, 2, 1]);
+        assert_eq!(ranks::<&str>(&[]), [0; 0]);
     }
 
     /// From Python 3.11: `s.split(delimiter or None, most)`.

@@ -73,7 +73,10 @@ fn walk(
         let apart = !node.regions.is_empty()
             || node.results.is_empty()
             || !node.op.def().donates().is_empty()
-            || matches!(node.op, Op::NonZero(_) | Op::StringSplit(_) | Op::BindDim(_) | Op::Call(_));
+            || matches!(
+                node.op,
+                Op::NonZero(_) | Op::StringSplit(_) | Op::BindDim(_) | Op::Call(_)
+            );
         if apart {
             continue;
         }

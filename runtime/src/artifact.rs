@@ -262,8 +262,11 @@ impl Artifact {
             &map[at..at + size]
         };
         let strings = Constants::read(program.strings.map_or(&[], section)).map_err(|e| {
-            Error::input("K0703", format!("{name}: the string constants are damaged: {e}"))
-                .help("compile the model again")
+            Error::input(
+                "K0703",
+                format!("{name}: the string constants are damaged: {e}"),
+            )
+            .help("compile the model again")
         })?;
         for g in program.globals.iter().filter(|g| g.dtype == DType::Str) {
             if let GlobalData::Section(s) = g.data

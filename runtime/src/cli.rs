@@ -197,8 +197,8 @@ fn run_once(
     let mut outputs = vec![];
     let mut lines = vec![];
     for (i, port) in model.program().entries[entry].outputs.iter().enumerate() {
-        let path = (r.output_dir.as_ref())
-            .map(|dir| dir.join(format!("{}.npy", file_name(&port.name))));
+        let path =
+            (r.output_dir.as_ref()).map(|dir| dir.join(format!("{}.npy", file_name(&port.name))));
         let (shape, shown) = if let Some(t) = session.output(i) {
             if let Some(path) = &path {
                 npy::write(path, t.dtype, t.shape, t.bytes)?;

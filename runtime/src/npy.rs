@@ -102,8 +102,10 @@ pub fn parse(name: &str, data: &[u8]) -> Result<Array> {
     }
     let kind = descr.trim_start_matches(['<', '|', '=']);
     if kind == "O" {
-        return Err(bad(name, "elements that are Python objects are not supported")
-            .help("strings are saved as such with np.save(file, x.astype(str))"));
+        return Err(
+            bad(name, "elements that are Python objects are not supported")
+                .help("strings are saved as such with np.save(file, x.astype(str))"),
+        );
     }
     let characters = kind.strip_prefix('U').and_then(|n| n.parse::<usize>().ok());
     let found = NAMES.iter().find(|n| n.0 == kind).map(|n| n.1);
@@ -138,7 +140,9 @@ pub fn parse(name: &str, data: &[u8]) -> Result<Array> {
         Some(n) => n.checked_mul(4),
         None => dtype.size(),
     };
-    let want = shape.iter().try_fold(width.unwrap_or(1), |n, &d| n.checked_mul(d));
+    let want = shape
+        .iter()
+        .try_fold(width.unwrap_or(1), |n, &d| n.checked_mul(d));
     if want != Some(bytes.len()) {
         return Err(bad(
             name,
@@ -158,7 +162,10 @@ pub fn parse(name: &str, data: &[u8]) -> Result<Array> {
             }
             let all = (0..count).map(|i| text(&bytes[4 * n * i..4 * n * (i + 1)]));
             let all: Option<Vec<String>> = all.collect();
-            (vec![], all.ok_or_else(|| bad(name, "a string has what is no character"))?)
+            (
+                vec![],
+                all.ok_or_else(|| bad(name, "a string has what is no character"))?,
+            )
         }
     };
     Ok(Array {
@@ -172,8 +179,13 @@ pub fn parse(name: &str, data: &[u8]) -> Result<Array> {
 /// A string of UTF-32, behind which are zeros.
 fn text(bytes: &[u8]) -> Option<String> {
     let (words, _) = bytes.as_chunks::<4>();
-    let end = words.iter().rposition(|w| *w != [0; 4]).map_or(0, |i| i + 1);
-    let characters = words[..end].iter().map(|w| char::from_u32(u32::from_le_bytes(*w)));
+    let end = words
+        .iter()
+        .rposition(|w| *w != [0; 4])
+        .map_or(0, |i| i + 1);
+    let characters = words[..end]
+        .iter()
+        .map(|w| char::from_u32(u32::from_le_bytes(*w)));
     characters.collect()
 }
 
@@ -227,13 +239,27 @@ const MOST_BYTES: usize = 1 << 36;
 pub fn write_strings(path: &Path, shape: &[usize], strings: &[String]) -> Result<()> {
     let name = path.display().to_string();
     if strings.iter().any(|s| s.ends_with('\0')) {
-        return Err(bad(&name, "NumPy's strings cannot end in a zero, and one does"));
+        return Err(bad(
+            &name,
+            "NumPy's strings cannot end in a zero, and one does",
+        ));
     }
-    let longest = strings.iter().map(|s| s.chars().count()).max().unwrap_or(0).max(1);
-    let size = strings.len().checked_mul(4 * longest).filter(|&n| n <= MOST_BYTES);
+    let longest = strings
+        .iter()
+        .map(|s| s.chars().count())
+        .max()
+        .unwrap_or(0)
+        .max(1);
+    let size = strings
+        .len()
+        .checked_mul(4 * longest)
+        .filter(|&n| n <= MOST_BYTES);
     let size = size.ok_or_else(|| {
         let count = strings.len();
-        bad(&name, format!("{count} strings of up to {longest} characters are too much for one file"))
+        bad(
+            &name,
+            format!("{count} strings of up to {longest} characters are too much for one file"),
+        )
     })?;
     let mut bytes = Vec::with_capacity(size);
     for (i, s) in strings.iter().enumerate() {
@@ -318,17 +344,31 @@ mod tests {
         assert!(write_strings(&path, &[1], &["a\0".into()]).is_err());
         std::fs::remove_file(&path).unwrap();
         let file = |descr: &str, shape: &str, bytes: &[u8]| {
-            let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
+            let header =
+                format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
             let length = (header.len() as u16).to_le_bytes();
             [b"\x93NUMPY\x01\x00", &length[..], header.as_bytes(), bytes].concat()
         };
         // Saved by NumPy with width 0, and characters that are none.
-        assert_eq!(parse("x", &file("<U0", "(2,)", &[])).unwrap().strings, ["", ""]);
+        assert_eq!(
+            parse("x", &file("<U0", "(2,)", &[])).unwrap().strings,
+            ["", ""]
+        );
         for bytes in [[0, 0xd8, 0, 0], [0, 0, 0x11, 0]] {
             assert!(parse("x", &file("<U1", "(1,)", &bytes)).is_err());
         }
-        for (descr, shape) in [("<U1", "(2,)"), ("|O", "(1,)"), ("<U18446744073709551615", "(1,)"), ("<U0", "(4611686018427387904,)"), (">U1", "(1,)"), ("<U-1", "(1,)")] {
-            assert!(parse("x", &file(descr, shape, &[0; 4])).is_err(), "{descr} {shape}");
+        for (descr, shape) in [
+            ("<U1", "(2,)"),
+            ("|O", "(1,)"),
+            ("<U18446744073709551615", "(1,)"),
+            ("<U0", "(4611686018427387904,)"),
+            (">U1", "(1,)"),
+            ("<U-1", "(1,)"),
+        ] {
+            assert!(
+                parse("x", &file(descr, shape, &[0; 4])).is_err(),
+                "{descr} {shape}"
+            );
         }
     }
 }

@@ -471,7 +471,9 @@ impl Program {
                     buffers.extend([*from, *values, *indices]);
                     let ordered = dtype.size().is_some() && *dtype != DType::Str;
                     if !ordered || *axis as usize >= dims.len() {
-                        return bad("a selection of strings or sub-byte elements, or along no axis");
+                        return bad(
+                            "a selection of strings or sub-byte elements, or along no axis",
+                        );
                     }
                 }
                 Step::Strings {

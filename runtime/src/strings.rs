@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Run, StepTime};
 use crate::plan::{Entry, Step};
 use kiln_ir::ops::strings::StringFn;
-use kiln_ir::strings::{Pattern, format_number, join, parse_number, split};
+use kiln_ir::strings::{Pattern, format_number, join, parse_number, ranks, split};
 use kiln_ir::tensor::Encoder;
 use kiln_ir::{DType, Dim};
 use std::collections::{BTreeMap, HashMap};
@@ -37,7 +37,8 @@ impl Constants {
             let (length, rest) = section.split_first_chunk::<4>().ok_or_else(cut)?;
             let length = u32::from_le_bytes(*length) as usize;
             let (text, rest) = rest.split_at_checked(length).ok_or_else(cut)?;
-            let text = std::str::from_utf8(text).map_err(|_| format!("string {number} is not UTF-8"))?;
+            let text =
+                std::str::from_utf8(text).map_err(|_| format!("string {number} is not UTF-8"))?;
             let text: Arc<str> = text.into();
             if text.is_empty() || out.handles.insert(text.clone(), number as i64).is_some() {
                 return Err(format!("string {number} is empty or there twice"));
@@ -72,8 +73,12 @@ impl Collector {
         if let Some(&h) = self.handles.get(text) {
             return Ok(h);
         }
-        let length = u32::try_from(text.len())
-            .map_err(|_| Error::input("K0726", format!("a constant string has {} bytes", text.len())))?;
+        let length = u32::try_from(text.len()).map_err(|_| {
+            Error::input(
+                "K0726",
+                format!("a constant string has {} bytes", text.len()),
+            )
+        })?;
         self.section.extend(length.to_le_bytes());
         self.section.extend(text.as_bytes());
         let handle = self.handles.len() as i64 + 1;
@@ -97,7 +102,12 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new(constants: Arc<Constants>) -> Table {
-        Table { constants, texts: vec![], handles: HashMap::new(), bytes: 0 }
+        Table {
+            constants,
+            texts: vec![],
+            handles: HashMap::new(),
+            bytes: 0,
+        }
     }
 
     /// Forgets all but the constants.
@@ -117,7 +127,11 @@ impl Table {
         if text.is_empty() {
             return Ok(0);
         }
-        let known = self.constants.handles.get(text).or_else(|| self.handles.get(text));
+        let known = self
+            .constants
+            .handles
+            .get(text)
+            .or_else(|| self.handles.get(text));
         if let Some(&h) = known {
             return Ok(h);
         }
@@ -142,8 +156,11 @@ impl Table {
             Err(_) => None,
         };
         found.ok_or_else(|| {
-            Error::run("K0727", format!("there is no string with the handle {handle}"))
-                .help("the artifact is damaged: compile the model again")
+            Error::run(
+                "K0727",
+                format!("there is no string with the handle {handle}"),
+            )
+            .help("the artifact is damaged: compile the model again")
         })
     }
 }
@@ -154,13 +171,18 @@ pub(crate) fn patterns(entries: &[Entry]) -> BTreeMap<String, Pattern> {
     let mut open: Vec<&Step> = entries.iter().flat_map(|e| &e.steps).collect();
     while let Some(step) = open.pop() {
         match step {
-            Step::Strings { f: StringFn::FullMatch(text), .. } => {
+            Step::Strings {
+                f: StringFn::FullMatch(text),
+                ..
+            } => {
                 // `Program::validate` has refused what does not compile.
                 if let Ok(p) = Pattern::new(text) {
                     out.insert(text.clone(), p);
                 }
             }
-            Step::If { then, otherwise, .. } => open.extend(then.iter().chain(otherwise)),
+            Step::If {
+                then, otherwise, ..
+            } => open.extend(then.iter().chain(otherwise)),
             Step::Loop(l) => open.extend(&l.body),
             _ => {}
         }
@@ -180,9 +202,10 @@ impl Run<'_> {
         let place = self.pointer(buffer)?;
         let need = n.checked_mul(width);
         match self.sizes[buffer as usize] {
-            Some(have) if need.is_none_or(|need| need > have) => {
-                Err(Error::run("K0725", format!("{label}: a buffer is too small")))
-            }
+            Some(have) if need.is_none_or(|need| need > have) => Err(Error::run(
+                "K0725",
+                format!("{label}: a buffer is too small"),
+            )),
             _ => Ok(place),
         }
     }
@@ -190,10 +213,19 @@ impl Run<'_> {
     fn read_strings(&mut self, buffer: u32, n: usize, label: &str) -> Result<Vec<Arc<str>>> {
         let from = self.elements(buffer, n, 8, label)?.cast::<i64>();
         // SAFETY: the buffer has `n` handles, as was just checked.
-        (0..n).map(|i| self.strings.text(unsafe { from.add(i).read_unaligned() })).collect()
+        (0..n)
+            .map(|i| self.strings.text(unsafe { from.add(i).read_unaligned() }))
+            .collect()
     }
 
-    fn write_bytes(&mut self, buffer: u32, n: usize, width: usize, bytes: &[u8], label: &str) -> Result<()> {
+    fn write_bytes(
+        &mut self,
+        buffer: u32,
+        n: usize,
+        width: usize,
+        bytes: &[u8],
+        label: &str,
+    ) -> Result<()> {
         let to = self.elements(buffer, n, width, label)?;
         let bytes = &bytes[..bytes.len().min(n * width)];
         // SAFETY: the buffer has `n` elements, as was just checked.
@@ -202,7 +234,10 @@ impl Run<'_> {
     }
 
     fn count(&self, dim: &Dim, label: &str) -> Result<usize> {
-        let n = dim.eval(&self.binding).ok().and_then(|n| usize::try_from(n).ok());
+        let n = dim
+            .eval(&self.binding)
+            .ok()
+            .and_then(|n| usize::try_from(n).ok());
         n.ok_or_else(|| Error::run("K0720", format!("{label}: the size `{dim}` has no value")))
     }
 
@@ -210,16 +245,33 @@ impl Run<'_> {
     pub(crate) fn string_step(&mut self, step: &Step) -> Result<()> {
         let start = self.profile.is_some().then(Instant::now);
         let (kernel, label, n) = match step {
-            Step::Strings { f, args, dtype, count, to, label } => {
+            Step::Strings {
+                f,
+                args,
+                dtype,
+                count,
+                to,
+                label,
+            } => {
                 let n = self.count(count, label)?;
                 self.map_strings(f, args, *dtype, n, *to, label)?;
                 (f.name(), label, n)
             }
-            Step::SplitStrings { from, delimiter, most, count, symbol, pieces, counts, label } => {
+            Step::SplitStrings {
+                from,
+                delimiter,
+                most,
+                count,
+                symbol,
+                pieces,
+                counts,
+                label,
+            } => {
                 let n = self.count(count, label)?;
                 let texts = self.read_strings(*from, n, label)?;
                 let most = most.map(|m| usize::try_from(m).unwrap_or(usize::MAX));
-                let rows: Vec<Vec<&str>> = texts.iter().map(|s| split(s, delimiter, most)).collect();
+                let rows: Vec<Vec<&str>> =
+                    texts.iter().map(|s| split(s, delimiter, most)).collect();
                 let width = rows.iter().map(Vec::len).max().unwrap_or(0);
                 self.binding.insert(symbol.as_str().into(), width as i64);
                 // Zero bytes are empty strings.
@@ -229,7 +281,10 @@ impl Run<'_> {
                         to.copy_from_slice(&self.strings.handle(piece)?.to_le_bytes());
                     }
                 }
-                let lengths: Vec<u8> = rows.iter().flat_map(|r| (r.len() as i64).to_le_bytes()).collect();
+                let lengths: Vec<u8> = rows
+                    .iter()
+                    .flat_map(|r| (r.len() as i64).to_le_bytes())
+                    .collect();
                 self.write_bytes(*pieces, n * width, 8, &handles, label)?;
                 self.write_bytes(*counts, n, 8, &lengths, label)?;
                 ("string_split", label, n)
@@ -299,6 +354,10 @@ impl Run<'_> {
                 out = encoder.finish();
                 width = dtype.size().ok_or_else(wrong)?;
             }
+            StringFn::Rank => {
+                let all = ranks(&self.read_strings(first, n, label)?);
+                out = all.iter().flat_map(|r| r.to_le_bytes()).collect();
+            }
             StringFn::Format => {
                 let size = dtype.size().ok_or_else(wrong)?;
                 let from = self.elements(first, n, size, label)?;
@@ -323,18 +382,33 @@ mod tests {
         let handles = ["b", "", "é", "b"].map(|s| c.handle(s).unwrap());
         assert_eq!(handles, [1, 0, 2, 1]);
         let read = Constants::read(c.section()).unwrap();
-        assert_eq!(read.texts.iter().map(|s| &**s).collect::<Vec<_>>(), ["b", "é"]);
+        assert_eq!(
+            read.texts.iter().map(|s| &**s).collect::<Vec<_>>(),
+            ["b", "é"]
+        );
         assert!(read.hold(&[0u64, 2, 1].map(u64::to_le_bytes).concat()));
         for bad in [&[3u64][..], &[u64::MAX]] {
-            assert!(!read.hold(&bad.iter().flat_map(|h| h.to_le_bytes()).collect::<Vec<u8>>()));
+            assert!(
+                !read.hold(
+                    &bad.iter()
+                        .flat_map(|h| h.to_le_bytes())
+                        .collect::<Vec<u8>>()
+                )
+            );
         }
         assert!(!read.hold(&[0; 7]));
         let one = |bytes: &[u8]| [&(bytes.len() as u32).to_le_bytes()[..], bytes].concat();
         let refused = |section: &[u8]| Constants::read(section).unwrap_err();
         assert_eq!(refused(&[1, 0, 0]), "string 1 is cut off");
-        assert_eq!(refused(&[one(b"a"), vec![255, 255, 255, 255]].concat()), "string 2 is cut off");
+        assert_eq!(
+            refused(&[one(b"a"), vec![255, 255, 255, 255]].concat()),
+            "string 2 is cut off"
+        );
         assert_eq!(refused(&one(b"\xff")), "string 1 is not UTF-8");
-        assert_eq!(refused(&[one(b"a"), one(b"a")].concat()), "string 2 is empty or there twice");
+        assert_eq!(
+            refused(&[one(b"a"), one(b"a")].concat()),
+            "string 2 is empty or there twice"
+        );
         assert_eq!(refused(&one(b"")), "string 1 is empty or there twice");
     }
 
@@ -344,8 +418,14 @@ mod tests {
         c.handle("constant").unwrap();
         let mut t = Table::new(Arc::new(Constants::read(c.section()).unwrap()));
         for _ in 0..2 {
-            assert_eq!(["", "constant", "x", "y", "x"].map(|s| t.handle(s).unwrap()), [0, 1, 2, 3, 2]);
-            assert_eq!([0, 1, 2, 3].map(|h| t.text(h).unwrap().to_string()), ["", "constant", "x", "y"]);
+            assert_eq!(
+                ["", "constant", "x", "y", "x"].map(|s| t.handle(s).unwrap()),
+                [0, 1, 2, 3, 2]
+            );
+            assert_eq!(
+                [0, 1, 2, 3].map(|h| t.text(h).unwrap().to_string()),
+                ["", "constant", "x", "y"]
+            );
             assert_eq!(t.len(), 2);
             for h in [4, -1, i64::MAX, i64::MIN] {
                 assert_eq!(t.text(h).unwrap_err().code, "K0727");

@@ -429,7 +429,8 @@ impl<'a> Scalars<'a> {
                     None => self.exprs.load(arg, element(ty.dtype), index)?,
                     Some(g) => {
                         let zero = self.exprs.int(element(ty.dtype), 0)?;
-                        self.exprs.load_where(arg, element(ty.dtype), index, g, zero)?
+                        self.exprs
+                            .load_where(arg, element(ty.dtype), index, g, zero)?
                     }
                 })
             }
@@ -506,7 +507,8 @@ impl<'a> Scalars<'a> {
             None => self.exprs.load(arg, element(ty.dtype), index)?,
             Some(g) => {
                 let zero = self.exprs.int(element(ty.dtype), 0)?;
-                self.exprs.load_where(arg, element(ty.dtype), index, g, zero)?
+                self.exprs
+                    .load_where(arg, element(ty.dtype), index, g, zero)?
             }
         })
     }

@@ -39,14 +39,19 @@ const GREET: &str = r#"func @f(%x: str[B], %k: i64[B]) -> (y: str[B], same: bool
 
 #[test]
 fn a_session_forgets_the_strings_of_its_runs() {
-    let Some(bytes) = compiled(GREET, "strings-runs") else { return };
+    let Some(bytes) = compiled(GREET, "strings-runs") else {
+        return;
+    };
     let mut session = Session::new(load(&bytes).unwrap(), 1).unwrap();
     let ids = Tensor::from_i64(DType::I64, [2], &[0, 1]).unwrap();
     for i in 0..1000 {
         let name = format!("n{i}");
         let x = strings(&[2], &["you", &name]);
         let got = run(&mut session, "f", &[("x", &x), ("k", &ids)]);
-        assert_eq!(got[0], strings(&[2], &["hello you", &format!("bye {name}")]));
+        assert_eq!(
+            got[0],
+            strings(&[2], &["hello you", &format!("bye {name}")])
+        );
         assert_eq!(got[1].to_i64(), [1, 0]);
         assert_eq!(got[2], strings(&[2], &["hello you", &name]));
         // Those of the run's inputs and results, and no others.
@@ -62,38 +67,65 @@ fn a_session_forgets_the_strings_of_its_runs() {
 
 #[test]
 fn inputs_and_outputs_have_one_kind_each() {
-    let Some(bytes) = compiled(GREET, "strings-kinds") else { return };
+    let Some(bytes) = compiled(GREET, "strings-kinds") else {
+        return;
+    };
     let mut session = Session::new(load(&bytes).unwrap(), 1).unwrap();
     let all = ["a".to_string(), "b".to_string()];
-    let x = Input::Strings(StringsRef { shape: &[2], strings: &all });
+    let x = Input::Strings(StringsRef {
+        shape: &[2],
+        strings: &all,
+    });
     let (dtype, shape, zeros) = (DType::I64, &[2usize][..], [0u8; 16]);
-    let k = TensorRef { dtype, shape, bytes: &zeros };
+    let k = TensorRef {
+        dtype,
+        shape,
+        bytes: &zeros,
+    };
     session.run_with(0, &[("x", x), ("k", k.into())]).unwrap();
     assert!(session.output(0).is_none() && session.strings(1).is_none());
     assert_eq!(session.strings(0).unwrap().strings, ["hello a", "hello b"]);
     assert_eq!(session.output(1).unwrap().bytes, [0, 0]);
     // Handles are no input, whatever type they say that they have.
     for dtype in [DType::I64, DType::Str] {
-        let handles = TensorRef { dtype, shape, bytes: &zeros };
+        let handles = TensorRef {
+            dtype,
+            shape,
+            bytes: &zeros,
+        };
         let refused = session.run_with(0, &[("x", handles.into()), ("k", k.into())]);
         assert_eq!(refused.unwrap_err().code, "K0712", "{dtype}");
     }
-    let short = Input::Strings(StringsRef { shape: &[3], strings: &all });
-    let error = session.run_with(0, &[("x", short), ("k", k.into())]).unwrap_err();
+    let short = Input::Strings(StringsRef {
+        shape: &[3],
+        strings: &all,
+    });
+    let error = session
+        .run_with(0, &[("x", short), ("k", k.into())])
+        .unwrap_err();
     assert!(error.message.contains("comes with 2 strings"), "{error}");
 }
 
 #[test]
 fn a_step_that_fails_says_at_which_element() {
-    let text = "func @f(%x: str[B]) -> (y: i32[B]) {\n  %y = parse_number %x {to = i32}\n  return %y\n}";
-    let Some(bytes) = compiled(text, "strings-parse") else { return };
+    let text =
+        "func @f(%x: str[B]) -> (y: i32[B]) {\n  %y = parse_number %x {to = i32}\n  return %y\n}";
+    let Some(bytes) = compiled(text, "strings-parse") else {
+        return;
+    };
     let mut session = Session::new(load(&bytes).unwrap(), 1).unwrap();
     let good = strings(&[3], &["1", "-2.9", " 3e2 "]);
-    assert_eq!(run(&mut session, "f", &[("x", &good)])[0].to_i64(), [1, -2, 300]);
+    assert_eq!(
+        run(&mut session, "f", &[("x", &good)])[0].to_i64(),
+        [1, -2, 300]
+    );
     let bad = strings(&[2], &["1", "two"]);
     let error = try_run(&mut session, "f", &[("x", &bad)]).unwrap_err();
     assert_eq!(error.code, "K0728");
-    assert!(error.message.contains("element 1: \"two\" is no number"), "{error}");
+    assert!(
+        error.message.contains("element 1: \"two\" is no number"),
+        "{error}"
+    );
 }
 
 /// Where these bytes begin, which are there once.
@@ -107,7 +139,9 @@ fn place(bytes: &[u8], what: &[u8]) -> usize {
 
 #[test]
 fn damaged_strings_are_coded_errors() {
-    let Some(whole) = compiled(GREET, "strings-damaged") else { return };
+    let Some(whole) = compiled(GREET, "strings-damaged") else {
+        return;
+    };
     load(&whole).unwrap();
     let refused = |change: &dyn Fn(&mut Vec<u8>), what: &str| {
         let mut bytes = whole.clone();
@@ -123,17 +157,25 @@ fn damaged_strings_are_coded_errors() {
     refused(&|b| b[text - 4..text].fill(0), "is empty or there twice");
     // The same string twice, in as many bytes.
     let section = place(&whole, b"\x06\0\0\0hello \x04\0\0\0bye ");
-    refused(&|b| b[section..section + 18].copy_from_slice(b"\x05\0\0\0bye e\x05\0\0\0bye e"), "is empty or there twice");
+    refused(
+        &|b| b[section..section + 18].copy_from_slice(b"\x05\0\0\0bye e\x05\0\0\0bye e"),
+        "is empty or there twice",
+    );
     // The vector of both constants: handles 1 and 2.
     let handles = place(&whole, &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
     refused(&|b| b[handles] = 4, "refers to strings that are not there");
-    refused(&|b| b[handles + 7] = 0x80, "refers to strings that are not there");
+    refused(
+        &|b| b[handles + 7] = 0x80,
+        "refers to strings that are not there",
+    );
 }
 
 #[test]
 fn a_damaged_step_on_strings_is_a_coded_error() {
     let text = "func @f(%x: str[B]) -> (y: bool[B]) {\n  %y = full_match %x {pattern = \"a+b\"}\n  return %y\n}";
-    let Some(whole) = compiled(text, "strings-step") else { return };
+    let Some(whole) = compiled(text, "strings-step") else {
+        return;
+    };
     let change = |from: &[u8], to: &[u8]| {
         let mut bytes = whole.clone();
         let at = place(&bytes, from);
@@ -142,9 +184,19 @@ fn a_damaged_step_on_strings_is_a_coded_error() {
         load(&bytes)
     };
     let message = |m: Result<Arc<Model>, kiln::runtime::Error>| m.map(|_| ()).unwrap_err().message;
-    assert!(message(change(b"\"a+b\"", b"\"a(b\"")).contains("an expression that does not compile"));
-    assert!(message(change(b"\"args\":[0]", b"\"args\":[9]")).contains("a buffer that is not there"));
-    assert!(message(change(b"\"dtype\":\"str\",\"count\"", b"\"dtype\":\"i32\",\"count\"")).contains("no such arguments"));
+    assert!(
+        message(change(b"\"a+b\"", b"\"a(b\"")).contains("an expression that does not compile")
+    );
+    assert!(
+        message(change(b"\"args\":[0]", b"\"args\":[9]")).contains("a buffer that is not there")
+    );
+    assert!(
+        message(change(
+            b"\"dtype\":\"str\",\"count\"",
+            b"\"dtype\":\"i32\",\"count\""
+        ))
+        .contains("no such arguments")
+    );
     // What nobody made is no string: the input is said to be of numbers.
     let model = change(b"\"dtype\":\"str\",\"dims\"", b"\"dtype\":\"i64\",\"dims\"").unwrap();
     let mut session = Session::new(model, 1).unwrap();
@@ -160,5 +212,10 @@ func @f(%s: str[1] = state @s) -> (y: str[1], s: str[1] = state @s) {
   return %s, %s
 }"#;
     let refused = compile::plan(module(text), &Options::default()).map(|_| ());
-    assert!(refused.unwrap_err().to_string().contains("the state @s is of strings"));
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .contains("the state @s is of strings")
+    );
 }

@@ -114,7 +114,14 @@ impl ArgSpec {
 
 /// What tests of strings are filled with.
 const WORDS: [&str; 8] = [
-    "", "a", "A", "naïve café", " two  words ", "7", "ǅ", "a,b,,c",
+    "",
+    "a",
+    "A",
+    "naïve café",
+    " two  words ",
+    "7",
+    "ǅ",
+    "a,b,,c",
 ];
 
 /// SplitMix64 (Steele et al. 2014).

@@ -100,6 +100,7 @@ fn strings() -> Vec<Sample> {
             StringFn::Parse(DType::I32),
             vec![exactly(DType::Str, &[2, 2], &[-1.0, 2.5, 1e9, 0.0])],
         ),
+        map(StringFn::Rank, vec![text(&[3, 4])]),
         map(StringFn::Format, vec![f(&[2, 3])]),
         map(StringFn::Format, vec![between(DType::U8, &[3], 0.0, 255.0)]),
     ];

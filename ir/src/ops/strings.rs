@@ -5,7 +5,7 @@ use crate::graph::Value;
 use crate::op::*;
 use crate::ops::elementwise::map_axes;
 use crate::ops::util::*;
-use crate::strings::{Letters, Pattern, format_number, join, parse_number, split};
+use crate::strings::{Letters, Pattern, format_number, join, parse_number, ranks, split};
 use crate::tensor::Encoder;
 use crate::{Builder, DType, Dim, Kind, Tensor, TensorType};
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,9 @@ pub enum StringFn {
     Parse(DType),
     /// `format_number(x)`: the number as text.
     Format,
+    /// `string_rank(x: str)`: how many different strings of `x` come before, in the
+    /// order of their bytes. The one that looks at more than an element.
+    Rank,
 }
 
 /// Strings made of strings or numbers, or the other way round, element by element.
@@ -50,7 +53,10 @@ pub struct StringSplit {
 
 /// Numbers of whole bytes: what text is made of and becomes.
 fn is_number(dtype: DType) -> bool {
-    let kind = matches!(dtype.kind(), Kind::Float | Kind::Int | Kind::Uint | Kind::Bool);
+    let kind = matches!(
+        dtype.kind(),
+        Kind::Float | Kind::Int | Kind::Uint | Kind::Bool
+    );
     kind && dtype.size().is_some()
 }
 
@@ -64,6 +70,7 @@ impl StringFn {
             StringFn::FullMatch(_) => "full_match",
             StringFn::Parse(_) => "parse_number",
             StringFn::Format => "format_number",
+            StringFn::Rank => "string_rank",
         }
     }
 
@@ -78,6 +85,7 @@ impl StringFn {
             (StringFn::Parse(to), _) if !is_number(*to) => Err(format!("text is not read as {to}")),
             (StringFn::Parse(to), _) => Ok(*to),
             (StringFn::FullMatch(_), _) => Ok(DType::Bool),
+            (StringFn::Rank, _) => Ok(DType::I64),
             _ => Ok(DType::Str),
         }
     }
@@ -103,6 +111,7 @@ impl StringMap {
             "full_match" => a.str("pattern").map(|p| StringFn::FullMatch(p.to_string())),
             "parse_number" => a.dtype("to").map(StringFn::Parse),
             "format_number" => Ok(StringFn::Format),
+            "string_rank" => Ok(StringFn::Rank),
             _ => return None,
         };
         Some(f.map(|f| StringMap { f }))
@@ -145,28 +154,33 @@ impl OpDef for StringMap {
     }
 
     fn axes(&self, args: &[&TensorType]) -> AxisMap {
-        map_axes(args)
+        match self.f {
+            StringFn::Rank => AxisMap::Whole {
+                because: "a rank is among all elements",
+            },
+            _ => map_axes(args),
+        }
     }
 
     fn eval(&self, _: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let (x, shape) = (args[0], args[0].shape().to_vec());
-        let each = x.as_strings().iter().enumerate();
+        let each = x.as_strings().iter();
         let made = match &self.f {
             StringFn::Concat => {
-                let pairs = each.zip(args[1].as_strings());
-                let joined = pairs.map(|((i, a), b)| at(i, join(a, b)));
+                let pairs = each.zip(args[1].as_strings()).enumerate();
+                let joined = pairs.map(|(i, (a, b))| at(i, join(a, b)));
                 Tensor::strings(shape, joined.collect::<Result<_, _>>()?)
             }
-            StringFn::Lower(l) => Tensor::strings(shape, each.map(|(_, s)| l.lower(s)).collect()),
-            StringFn::Upper(l) => Tensor::strings(shape, each.map(|(_, s)| l.upper(s)).collect()),
+            StringFn::Lower(l) => Tensor::strings(shape, each.map(|s| l.lower(s)).collect()),
+            StringFn::Upper(l) => Tensor::strings(shape, each.map(|s| l.upper(s)).collect()),
             StringFn::FullMatch(text) => {
                 let p = pattern(text).map_err(EvalError)?;
-                let truths = each.map(|(_, s)| u8::from(p.matches(s)));
+                let truths = each.map(|s| u8::from(p.matches(s)));
                 Tensor::new(DType::Bool, shape, truths.collect::<Vec<u8>>())
             }
             StringFn::Parse(to) => {
                 let mut out = Encoder::new(*to, x.len());
-                for (i, s) in each {
+                for (i, s) in each.enumerate() {
                     let read = parse_number(s, *to, &mut out);
                     at(i, read.map_err(|e| format!("{s:?} is {e}")))?;
                 }
@@ -176,6 +190,7 @@ impl OpDef for StringMap {
                 let text = (0..x.len()).map(|i| format_number(x.dtype(), x.bytes(), i));
                 Tensor::strings(shape, text.collect())
             }
+            StringFn::Rank => Tensor::from_i64(DType::I64, shape, &ranks(x.as_strings())),
         };
         made.map(|t| vec![t]).map_err(|e| EvalError(e.to_string()))
     }
@@ -189,7 +204,7 @@ impl OpDef for StringMap {
     fn attrs(&self) -> Attrs {
         let none = Attrs::none();
         match &self.f {
-            StringFn::Concat | StringFn::Format => none,
+            StringFn::Concat | StringFn::Format | StringFn::Rank => none,
             StringFn::Lower(l) | StringFn::Upper(l) => {
                 none.with("letters", Attr::Name(l.name().into()))
             }
@@ -251,7 +266,9 @@ impl OpDef for StringSplit {
         });
         shape.push(width);
         let pieces = Tensor::strings(shape, padded.collect());
-        cx.binding.borrow_mut().insert(self.symbol.clone(), width as i64);
+        cx.binding
+            .borrow_mut()
+            .insert(self.symbol.clone(), width as i64);
         let bad = |e: crate::tensor::SizeMismatch| EvalError(e.to_string());
         Ok(vec![pieces.map_err(bad)?, counts.map_err(bad)?])
     }

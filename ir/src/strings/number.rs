@@ -85,28 +85,68 @@ mod tests {
 
     fn written(dtype: DType, values: &[f64]) -> Vec<String> {
         let t = Tensor::from_f64(dtype, [values.len()], values).unwrap();
-        (0..values.len()).map(|i| format_number(dtype, t.bytes(), i)).collect()
+        (0..values.len())
+            .map(|i| format_number(dtype, t.bytes(), i))
+            .collect()
     }
 
     /// From ONNX Runtime 1.32.
     #[test]
     fn floats_are_written_with_eight_digits() {
         let values = [
-            0.1, 1.0, 1e8, 1e-5, 1.0 / 3.0, -0.0, f64::NAN, f64::INFINITY, -f64::INFINITY,
-            123456.789, 1e20, 16777216.0, 3.4e38, 1e-40, 0.0001, 12345678.0, 0.00001234,
+            0.1,
+            1.0,
+            1e8,
+            1e-5,
+            1.0 / 3.0,
+            -0.0,
+            f64::NAN,
+            f64::INFINITY,
+            -f64::INFINITY,
+            123456.789,
+            1e20,
+            16777216.0,
+            3.4e38,
+            1e-40,
+            0.0001,
+            12345678.0,
+            0.00001234,
         ];
         let want = [
-            "0.1", "1", "1e+08", "9.9999997e-06", "0.33333334", "-0", "NaN", "INF", "-INF",
-            "123456.79", "1e+20", "16777216", "3.4e+38", "9.9999461e-41", "9.9999997e-05",
-            "12345678", "1.234e-05",
+            "0.1",
+            "1",
+            "1e+08",
+            "9.9999997e-06",
+            "0.33333334",
+            "-0",
+            "NaN",
+            "INF",
+            "-INF",
+            "123456.79",
+            "1e+20",
+            "16777216",
+            "3.4e+38",
+            "9.9999461e-41",
+            "9.9999997e-05",
+            "12345678",
+            "1.234e-05",
         ];
         assert_eq!(written(DType::F32, &values), want);
-        assert_eq!(written(DType::F64, &[1.0 / 3.0, 1e16, 123456.789]), ["0.33333333", "1e+16", "123456.79"]);
-        assert_eq!(written(DType::F16, &[0.1, 65504.0]), ["0.099975586", "65504"]);
+        assert_eq!(
+            written(DType::F64, &[1.0 / 3.0, 1e16, 123456.789]),
+            ["0.33333333", "1e+16", "123456.79"]
+        );
+        assert_eq!(
+            written(DType::F16, &[0.1, 65504.0]),
+            ["0.099975586", "65504"]
+        );
         assert_eq!(written(DType::Bool, &[1.0, 0.0]), ["1", "0"]);
         assert_eq!(written(DType::I8, &[-128.0]), ["-128"]);
         let most = Tensor::new(DType::U64, [1], vec![255; 8]).unwrap();
-        assert_eq!(format_number(DType::U64, most.bytes(), 0), "18446744073709551615");
+        assert_eq!(
+            format_number(DType::U64, most.bytes(), 0),
+            "18446744073709551615"
+        );
     }
 
     fn read(s: &str, to: DType) -> Result<f64, String> {
@@ -117,17 +157,32 @@ mod tests {
 
     #[test]
     fn numbers_are_read_or_refused() {
-        for (s, v) in [("1", 1.0), (" -2.5 ", -2.5), ("1E8", 1e8), ("+inf", f64::INFINITY), (".5", 0.5)] {
+        for (s, v) in [
+            ("1", 1.0),
+            (" -2.5 ", -2.5),
+            ("1E8", 1e8),
+            ("+inf", f64::INFINITY),
+            (".5", 0.5),
+        ] {
             assert_eq!(read(s, DType::F32), Ok(v), "{s}");
         }
         assert!(read("nAn", DType::F64).unwrap().is_nan());
         for (s, v) in [("7", 7.0), ("100.5", 100.0), ("-1.9", -1.0), ("1e2", 100.0)] {
             assert_eq!(read(s, DType::I8), Ok(v), "{s}");
         }
-        assert_eq!(read("18446744073709551615", DType::U64), Ok(18446744073709551615.0));
+        assert_eq!(
+            read("18446744073709551615", DType::U64),
+            Ok(18446744073709551615.0)
+        );
         assert_eq!(read("0.5", DType::Bool), Ok(1.0));
         assert_eq!(read("0", DType::Bool), Ok(0.0));
-        for (s, to) in [("128", DType::I8), ("-1", DType::U8), ("inf", DType::I64), ("nan", DType::Bool), ("1e400", DType::I32)] {
+        for (s, to) in [
+            ("128", DType::I8),
+            ("-1", DType::U8),
+            ("inf", DType::I64),
+            ("nan", DType::Bool),
+            ("1e400", DType::I32),
+        ] {
             assert_eq!(read(s, to), Err(format!("no number of {to}")), "{s}");
         }
         for s in ["", "abc", "1abc", "0x10", "1_0", "1 2"] {

@@ -68,7 +68,10 @@ enum Member {
 
 impl<'p> Translator<'p> {
     fn new(pattern: &'p str) -> Translator<'p> {
-        Translator { rest: pattern.chars().peekable(), out: String::new() }
+        Translator {
+            rest: pattern.chars().peekable(),
+            out: String::new(),
+        }
     }
 
     fn all(mut self) -> Result<String, String> {
@@ -124,7 +127,12 @@ impl<'p> Translator<'p> {
 
     /// Behind an opening brace: a count, or a brace that stands for itself.
     fn repeat(&mut self) -> Result<(), String> {
-        let ahead: String = self.rest.clone().take_while(|&c| c != '}').take(16).collect();
+        let ahead: String = self
+            .rest
+            .clone()
+            .take_while(|&c| c != '}')
+            .take(16)
+            .collect();
         let closed = self.rest.clone().nth(ahead.chars().count()) == Some('}');
         let (low, high) = ahead.split_once(',').unwrap_or((&ahead, ""));
         let digits = |s: &str| s.chars().all(|c| c.is_ascii_digit());
@@ -134,7 +142,9 @@ impl<'p> Translator<'p> {
         }
         for n in [low, high].iter().filter(|n| !n.is_empty()) {
             if n.parse::<u32>().map_or(true, |n| n > MOST_REPEATS) {
-                return Err(format!("{{{ahead}}} repeats more than {MOST_REPEATS} times"));
+                return Err(format!(
+                    "{{{ahead}}} repeats more than {MOST_REPEATS} times"
+                ));
             }
         }
         self.out.push('{');
@@ -152,7 +162,9 @@ impl<'p> Translator<'p> {
             Some('Q') => {
                 self.rest.next();
                 while !self.take(r"\E") {
-                    let Some(c) = self.rest.next() else { return Ok(()) };
+                    let Some(c) = self.rest.next() else {
+                        return Ok(());
+                    };
                     self.literal(c);
                 }
                 return Ok(());
@@ -195,9 +207,7 @@ impl<'p> Translator<'p> {
             'v' => Ok(Member::One('\x0b')),
             'x' => self.hexadecimal().map(Member::One),
             '0'..='7' => self.octal(c).map(Member::One),
-            c if c.is_ascii_punctuation() || c.is_ascii_control() || c == ' ' => {
-                Ok(Member::One(c))
-            }
+            c if c.is_ascii_punctuation() || c.is_ascii_control() || c == ' ' => Ok(Member::One(c)),
             c => Err(format!("there is no escape `\\{c}`")),
         }
     }
@@ -228,7 +238,12 @@ impl<'p> Translator<'p> {
         let bad = || r"`\x` is not followed by a character's number".to_string();
         let digits: String = match self.take("{") {
             true => {
-                let all = self.rest.clone().take_while(|&c| c != '}').take(9).collect::<String>();
+                let all = self
+                    .rest
+                    .clone()
+                    .take_while(|&c| c != '}')
+                    .take(9)
+                    .collect::<String>();
                 if !self.take(&format!("{all}}}")) {
                     return Err(bad());
                 }
@@ -244,13 +259,20 @@ impl<'p> Translator<'p> {
     fn octal(&mut self, first: char) -> Result<char, String> {
         let mut number = first.to_digit(8).unwrap_or(0);
         let mut count = 1;
-        while let Some(d) = self.rest.peek().and_then(|c| c.to_digit(8)).filter(|_| count < 3) {
+        while let Some(d) = self
+            .rest
+            .peek()
+            .and_then(|c| c.to_digit(8))
+            .filter(|_| count < 3)
+        {
             number = number * 8 + d;
             count += 1;
             self.rest.next();
         }
         if count == 1 && number != 0 {
-            return Err(format!("`\\{first}` refers to a group, which cannot be matched"));
+            return Err(format!(
+                "`\\{first}` refers to a group, which cannot be matched"
+            ));
         }
         char::from_u32(number).ok_or_else(|| "an octal number is no character".into())
     }
@@ -293,7 +315,13 @@ impl<'p> Translator<'p> {
             None => Err("a class does not end".into()),
             Some('\\') => self.escaped(),
             Some('[') if self.rest.peek() == Some(&':') => {
-                let name: String = self.rest.clone().skip(1).take_while(|&c| c != ':').take(12).collect();
+                let name: String = self
+                    .rest
+                    .clone()
+                    .skip(1)
+                    .take_while(|&c| c != ':')
+                    .take(12)
+                    .collect();
                 if !self.take(&format!(":{name}:]")) {
                     return Ok(Member::One('['));
                 }
@@ -330,21 +358,60 @@ mod tests {
     #[test]
     fn matches_as_re2() {
         let yes = [
-            (r"\d+", "123"), (r"\pL+", "é"), ("(?i)É", "é"), ("a|ab", "ab"), ("[a&&b]", "&"),
-            (r"\Q.*\E", ".*"), (".", "é"), ("(?P<n>a)(?<m>b)", "ab"), ("[[:word:]]+", "a_"),
-            ("[^[:alpha:]]", "1"), (r"\x{e9}", "é"), (r"\141", "a"), (r"\bab\b", "ab"), ("", ""),
-            ("(?s).", "\n"), (r"\p{Greek}+", "αβ"), (r"[\d\-x]", "-"), ("[a-]", "-"),
-            ("[]a]", "]"), (r"\z", ""), (r"[\pL]", "é"), (r"\_", "_"), ("[[a]", "["),
-            ("a{,2}", "a{,2}"), ("x{2", "x{2"), ("(?i)straße", "STRAßE"), ("(?i)k", "\u{212a}"),
-            ("[[:^alpha:]]", "1"), (r"\pZ", "\u{a0}"), (r"\p{Lu}", "A"), (r"\p{^Lu}", "a"),
-            (r"\07", "\x07"), ("}", "}"), ("]", "]"), ("{", "{"), (r"(\W|^)[\w.\-]{0,25}@x(\W|$)", "a@x"),
+            (r"\d+", "123"),
+            (r"\pL+", "é"),
+            ("(?i)É", "é"),
+            ("a|ab", "ab"),
+            ("[a&&b]", "&"),
+            (r"\Q.*\E", ".*"),
+            (".", "é"),
+            ("(?P<n>a)(?<m>b)", "ab"),
+            ("[[:word:]]+", "a_"),
+            ("[^[:alpha:]]", "1"),
+            (r"\x{e9}", "é"),
+            (r"\141", "a"),
+            (r"\bab\b", "ab"),
+            ("", ""),
+            ("(?s).", "\n"),
+            (r"\p{Greek}+", "αβ"),
+            (r"[\d\-x]", "-"),
+            ("[a-]", "-"),
+            ("[]a]", "]"),
+            (r"\z", ""),
+            (r"[\pL]", "é"),
+            (r"\_", "_"),
+            ("[[a]", "["),
+            ("a{,2}", "a{,2}"),
+            ("x{2", "x{2"),
+            ("(?i)straße", "STRAßE"),
+            ("(?i)k", "\u{212a}"),
+            ("[[:^alpha:]]", "1"),
+            (r"\pZ", "\u{a0}"),
+            (r"\p{Lu}", "A"),
+            (r"\p{^Lu}", "a"),
+            (r"\07", "\x07"),
+            ("}", "}"),
+            ("]", "]"),
+            ("{", "{"),
+            (r"(\W|^)[\w.\-]{0,25}@x(\W|$)", "a@x"),
         ];
         for (pattern, text) in yes {
-            assert!(matches(pattern, text), "{pattern:?} does not match {text:?}");
+            assert!(
+                matches(pattern, text),
+                "{pattern:?} does not match {text:?}"
+            );
         }
         let no = [
-            (r"\d+", "١٢"), (r"\w+", "é"), (r"\s", "\x0b"), ("a$b", "ab"), (".", "\n"),
-            ("(?-s).", "\n"), ("a", "ab"), ("b", "ab"), (r"\Bab", "ab"), (r"(?i)\w", "\u{212a}"),
+            (r"\d+", "١٢"),
+            (r"\w+", "é"),
+            (r"\s", "\x0b"),
+            ("a$b", "ab"),
+            (".", "\n"),
+            ("(?-s).", "\n"),
+            ("a", "ab"),
+            ("b", "ab"),
+            (r"\Bab", "ab"),
+            (r"(?i)\w", "\u{212a}"),
         ];
         for (pattern, text) in no {
             assert!(!matches(pattern, text), "{pattern:?} matches {text:?}");
@@ -354,8 +421,24 @@ mod tests {
     #[test]
     fn what_is_no_expression_is_refused() {
         for pattern in [
-            "(", ")(", "a)(b", "(?x)a b", "a{1001}", r"\h", r"\1", r"\é", r"\C", "[a", r"\", "[b-a]",
-            "(?=a)", r"\p{Nothing}", r"\x{110000}", "[[:nothing:]]", "*a", "((a{1000}){1000}){1000}",
+            "(",
+            ")(",
+            "a)(b",
+            "(?x)a b",
+            "a{1001}",
+            r"\h",
+            r"\1",
+            r"\é",
+            r"\C",
+            "[a",
+            r"\",
+            "[b-a]",
+            "(?=a)",
+            r"\p{Nothing}",
+            r"\x{110000}",
+            "[[:nothing:]]",
+            "*a",
+            "((a{1000}){1000}){1000}",
         ] {
             assert!(Pattern::new(pattern).is_err(), "{pattern:?} compiles");
         }

@@ -150,7 +150,11 @@ pub(super) fn attention(
     };
     let [batch, heads, queries, keys] = score_shape.clone().map(|d| s.size(&d));
     let group = s.size(&group);
-    let mut args: Vec<DType> = s.buffers.iter().map(|&v| element(graph.ty(v).dtype)).collect();
+    let mut args: Vec<DType> = s
+        .buffers
+        .iter()
+        .map(|&v| element(graph.ty(v).dtype))
+        .collect();
     args.push(element(graph.ty(root).dtype));
     let mut inputs: Vec<(Value, Dim)> = s.buffers.iter().map(|&v| (v, Dim::ZERO)).collect();
     for (slot, view) in inputs.iter_mut().zip([&qv, &kv, &vv]) {

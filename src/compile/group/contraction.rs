@@ -206,7 +206,11 @@ pub(super) fn contraction(
         s.size(&shape[rank - 1]),
         s.size(&k),
     );
-    let mut args: Vec<DType> = s.buffers.iter().map(|&v| element(graph.ty(v).dtype)).collect();
+    let mut args: Vec<DType> = s
+        .buffers
+        .iter()
+        .map(|&v| element(graph.ty(v).dtype))
+        .collect();
     args.push(element(graph.ty(root).dtype));
     let mut inputs: Vec<(Value, Dim)> = s.buffers.iter().map(|&v| (v, Dim::ZERO)).collect();
     let bytes = |v: Value| Dim::from(graph.ty(v).dtype.size().unwrap_or(1));

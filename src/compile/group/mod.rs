@@ -61,7 +61,11 @@ fn finish(
     updates: Option<Value>,
 ) -> Result<Kernel, NoKernel> {
     let mut nest = nest;
-    let mut args: Vec<DType> = s.buffers.iter().map(|&v| element(s.graph.ty(v).dtype)).collect();
+    let mut args: Vec<DType> = s
+        .buffers
+        .iter()
+        .map(|&v| element(s.graph.ty(v).dtype))
+        .collect();
     args.push(element(s.graph.ty(out).dtype));
     nest.args = args;
     nest.exprs = std::mem::take(&mut s.exprs);

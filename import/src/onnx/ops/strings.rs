@@ -20,14 +20,18 @@ fn strings(cx: &Cx, i: usize) -> One {
     let x = cx.arg(i)?;
     match cx.dtype(x) {
         DType::Str => Ok(x),
-        other => Err(Fail::invalid(format!("argument {i} is of {other}, not of strings"))),
+        other => Err(Fail::invalid(format!(
+            "argument {i} is of {other}, not of strings"
+        ))),
     }
 }
 
 /// A vector of strings as a constant.
 pub(crate) fn vector(cx: &mut Cx, all: &[String]) -> One {
     let t = Tensor::strings([all.len()], all.to_vec());
-    Ok(cx.b.constant(t.map_err(|e| Fail::invalid(e.to_string()))?)?)
+    Ok(cx
+        .b
+        .constant(t.map_err(|e| Fail::invalid(e.to_string()))?)?)
 }
 
 /// Numbers to strings, or strings to numbers: floats as ONNX Runtime writes them.
@@ -111,7 +115,9 @@ pub(crate) fn normalize(cx: &mut Cx) -> Out {
         [one, c] if one.same(&Dim::ONE) != kiln_ir::Tri::No => (c.clone(), true),
         _ => {
             let what = format!("strings of shape {}", cx.ty(x));
-            return Err(Fail::invalid(format!("{what}: a vector or one row is wanted")));
+            return Err(Fail::invalid(format!(
+                "{what}: a vector or one row is wanted"
+            )));
         }
     };
     let x = cx.b.reshape(x, std::slice::from_ref(&count))?;
@@ -120,7 +126,11 @@ pub(crate) fn normalize(cx: &mut Cx) -> Out {
         "NONE" => None,
         "LOWER" => Some(StringFn::Lower(letters)),
         "UPPER" => Some(StringFn::Upper(letters)),
-        other => return Err(Fail::invalid(format!("there is no change of case `{other}`"))),
+        other => {
+            return Err(Fail::invalid(format!(
+                "there is no change of case `{other}`"
+            )));
+        }
     };
     let y = match &action {
         Some(f) => map(cx, f.clone(), &[x])?,
@@ -134,7 +144,9 @@ pub(crate) fn normalize(cx: &mut Cx) -> Out {
                 true => (x, stop),
                 // As ONNX Runtime: in capitals only where those are made anyway.
                 false => match action {
-                    Some(StringFn::Upper(_)) => (y, stop.iter().map(|s| letters.upper(s)).collect()),
+                    Some(StringFn::Upper(_)) => {
+                        (y, stop.iter().map(|s| letters.upper(s)).collect())
+                    }
                     Some(_) => (y, stop.iter().map(|s| letters.lower(s)).collect()),
                     None => {
                         let lower = map(cx, StringFn::Lower(letters), &[x])?;
@@ -160,13 +172,19 @@ fn kept(cx: &mut Cx, y: Value, x: Value, stop: Value, count: &Dim) -> One {
     let hit = cx.b.reduce(ReduceFn::Max, hit, &[1], false)?;
     let keep = cx.b.unary(UnaryFn::Not, hit)?;
     let symbol = cx.b.graph.fresh_symbol("kept");
-    let at = cx.b.one(NonZero { symbol: symbol.clone() }, &[keep])?;
+    let at = cx.b.one(
+        NonZero {
+            symbol: symbol.clone(),
+        },
+        &[keep],
+    )?;
     let found = Dim::sym(symbol);
     let at = cx.b.reshape(at, std::slice::from_ref(&found))?;
     // Behind the elements stands an empty one, which is taken where no other is.
     let last = cx.vector(vec![count.clone()])?;
     let at = cx.b.concat(&[at, last], 0)?;
-    let at = cx.b.slice_axis(at, 0, Dim::ZERO, found.maximum(&Dim::ONE))?;
+    let at =
+        cx.b.slice_axis(at, 0, Dim::ZERO, found.maximum(&Dim::ONE))?;
     let empty = vector(cx, &[String::new()])?;
     let all = cx.b.concat(&[y, empty], 0)?;
     Ok(cx.b.gather(all, at, 0)?)

@@ -23,10 +23,41 @@ fn arithmetic_and_order_refuse_strings() {
         (Cast { to: DType::F32 }.into(), 1),
         (BitCast { to: DType::I64 }.into(), 1),
         (NonZero { symbol: "n".into() }.into(), 1),
-        (Reduce { f, axes: vec![0], keep: false }.into(), 1),
-        (Cumulate { f, axis, exclusive: false, reverse: false }.into(), 1),
-        (TopK { axis, k: 1.into(), largest: true }.into(), 1),
-        (StringMap { f: StringFn::Format }.into(), 1),
+        (
+            Reduce {
+                f,
+                axes: vec![0],
+                keep: false,
+            }
+            .into(),
+            1,
+        ),
+        (
+            Cumulate {
+                f,
+                axis,
+                exclusive: false,
+                reverse: false,
+            }
+            .into(),
+            1,
+        ),
+        (
+            TopK {
+                axis,
+                k: 1.into(),
+                largest: true,
+            }
+            .into(),
+            1,
+        ),
+        (
+            StringMap {
+                f: StringFn::Format,
+            }
+            .into(),
+            1,
+        ),
     ];
     for (op, arguments) in refused {
         let message = refuses(op.clone(), &vec![x(); arguments]);
@@ -34,11 +65,21 @@ fn arithmetic_and_order_refuse_strings() {
     }
     let i64_1 = ty(DType::I64, &["1"]);
     let f = ScatterFn::Max;
-    refuses(ScatterElements { axis, f }, &[x(), i64_1.clone(), ty(DType::Str, &["1"])]);
+    refuses(
+        ScatterElements { axis, f },
+        &[x(), i64_1.clone(), ty(DType::Str, &["1"])],
+    );
     refuses(ScatterNd { f }, &[x(), i64_1, ty(DType::Str, &[])]);
     refuses(BitCast { to: DType::Str }, &[ty(DType::I64, &["B"])]);
     refuses(Cast { to: DType::Str }, &[ty(DType::I64, &["B"])]);
-    refuses(Iota { shape: vec![2.into()], axis, dtype: DType::Str }, &[]);
+    refuses(
+        Iota {
+            shape: vec![2.into()],
+            axis,
+            dtype: DType::Str,
+        },
+        &[],
+    );
 }
 
 #[test]
@@ -54,10 +95,22 @@ fn ops_on_strings_refuse_what_they_cannot_do() {
     let bad = StringFn::FullMatch("(".into());
     assert!(one(bad, DType::Str).contains("the expression `(` is not valid"));
     let pair = [ty(DType::Str, &["2"]), ty(DType::Str, &["3"])];
-    assert!(refuses(StringMap { f: StringFn::Concat }, &pair).contains("joined one by one"));
+    assert!(
+        refuses(
+            StringMap {
+                f: StringFn::Concat
+            },
+            &pair
+        )
+        .contains("joined one by one")
+    );
     let (f, rank2) = (StringFn::Concat, ty(DType::Str, &["B", "1"]));
     assert!(refuses(StringMap { f }, &[text, rank2]).contains("differ in rank"));
-    let split = StringSplit { delimiter: ",".into(), most: None, symbol: "n".into() };
+    let split = StringSplit {
+        delimiter: ",".into(),
+        most: None,
+        symbol: "n".into(),
+    };
     assert!(refuses(split, &[ty(DType::I64, &["B"])]).contains("takes strings"));
 }
 
@@ -66,13 +119,21 @@ fn zero_among_strings_is_the_empty_one() {
     let empty = strings(&[], &[""]);
     assert_eq!(Tensor::scalar_f64(DType::Str, 0.0), empty);
     assert_eq!(Tensor::scalar_i64(DType::Str, 7), empty);
-    assert!(Tensor::new(DType::Str, [1], vec![0; 8]).is_err(), "strings are no bytes");
+    assert!(
+        Tensor::new(DType::Str, [1], vec![0; 8]).is_err(),
+        "strings are no bytes"
+    );
 }
 
 #[test]
 fn a_concatenation_has_a_limit() {
     let half = "x".repeat(crate::strings::MOST_BYTES / 2 + 1);
     let x = strings(&[1], &[&half]);
-    let made = run(StringMap { f: StringFn::Concat }, &[&x, &x]);
+    let made = run(
+        StringMap {
+            f: StringFn::Concat,
+        },
+        &[&x, &x],
+    );
     assert!(made.unwrap_err().contains("element 0: a string of"));
 }

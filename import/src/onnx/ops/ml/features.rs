@@ -90,7 +90,9 @@ pub(crate) fn one_hot(cx: &mut Cx) -> Out {
         (x, all.len(), indices(cx, all, &[all.len()])?)
     };
     if n == 0 {
-        return Err(Fail::invalid("the categories of the argument's type are missing"));
+        return Err(Fail::invalid(
+            "the categories of the argument's type are missing",
+        ));
     }
     let mut column = cx.shape(x);
     column.push(Dim::ONE);

@@ -4,6 +4,7 @@
 use crate::artifact::Artifact;
 use crate::elf::{Code, Kernel};
 use crate::error::{Error, Result};
+use crate::input::{Input, StringsRef};
 use crate::memory::{Block, Request, assign};
 use crate::plan::{Entry, Global, GlobalData, Guard, Launch, Loop, Place, Port, Program, Step};
 use crate::pool::Pool;
@@ -216,63 +217,6 @@ pub struct TensorRef<'a> {
     pub shape: &'a [usize],
     /// Elements, row-major, little-endian, at least aligned to the element.
     pub bytes: &'a [u8],
-}
-
-/// Strings lent by the caller, or by a session.
-#[derive(Clone, Copy, Debug)]
-pub struct StringsRef<'a> {
-    /// Extents.
-    pub shape: &'a [usize],
-    /// Elements, row-major.
-    pub strings: &'a [String],
-}
-
-/// What an input is given.
-#[derive(Clone, Copy, Debug)]
-pub enum Input<'a> {
-    /// Elements of any type but strings.
-    Numbers(TensorRef<'a>),
-    /// Strings.
-    Strings(StringsRef<'a>),
-}
-
-impl<'a> Input<'a> {
-    fn dtype(&self) -> DType {
-        match self {
-            Input::Numbers(t) => t.dtype,
-            Input::Strings(_) => DType::Str,
-        }
-    }
-
-    fn shape(&self) -> &'a [usize] {
-        match self {
-            Input::Numbers(t) => t.shape,
-            Input::Strings(t) => t.shape,
-        }
-    }
-}
-
-impl<'a> From<TensorRef<'a>> for Input<'a> {
-    fn from(t: TensorRef<'a>) -> Input<'a> {
-        Input::Numbers(t)
-    }
-}
-
-impl<'a> From<&'a Tensor> for Input<'a> {
-    fn from(t: &'a Tensor) -> Input<'a> {
-        let shape = t.shape();
-        match t.dtype() {
-            DType::Str => Input::Strings(StringsRef {
-                shape,
-                strings: t.as_strings(),
-            }),
-            dtype => Input::Numbers(TensorRef {
-                dtype,
-                shape,
-                bytes: t.bytes(),
-            }),
-        }
-    }
 }
 
 /// One step's time, summed over runs.

@@ -7,6 +7,7 @@ pub mod elf;
 pub mod error;
 pub mod exec;
 mod host_steps;
+pub mod input;
 pub mod memory;
 pub mod npy;
 pub mod plan;
@@ -16,4 +17,5 @@ mod top_k;
 
 pub use artifact::{Artifact, ArtifactWriter};
 pub use error::{Error, Fault, Result};
-pub use exec::{Input, MemoryReport, Model, Session, StepTime, StringsRef, TensorRef};
+pub use exec::{MemoryReport, Model, Session, StepTime, TensorRef};
+pub use input::{Input, StringsRef};

@@ -274,18 +274,20 @@ impl Run<'_> {
                     texts.iter().map(|s| split(s, delimiter, most)).collect();
                 let width = rows.iter().map(Vec::len).max().unwrap_or(0);
                 self.binding.insert(symbol.as_str().into(), width as i64);
-                // Zero bytes are empty strings.
-                let mut handles = vec![0u8; n.saturating_mul(width).saturating_mul(8)];
-                for (row, to) in rows.iter().zip(handles.chunks_exact_mut(8 * width.max(1))) {
-                    for (piece, to) in row.iter().zip(to.chunks_exact_mut(8)) {
-                        to.copy_from_slice(&self.strings.handle(piece)?.to_le_bytes());
+                let total = n.saturating_mul(width);
+                let to = self.elements(*pieces, total, 8, label)?.cast::<i64>();
+                for (r, row) in rows.iter().enumerate() {
+                    for k in 0..width {
+                        let piece = row.get(k).copied().unwrap_or_default();
+                        let handle = self.strings.handle(piece)?;
+                        // SAFETY: the buffer has `total` elements, as was just checked.
+                        unsafe { to.add(r * width + k).write_unaligned(handle) };
                     }
                 }
                 let lengths: Vec<u8> = rows
                     .iter()
                     .flat_map(|r| (r.len() as i64).to_le_bytes())
                     .collect();
-                self.write_bytes(*pieces, n * width, 8, &handles, label)?;
                 self.write_bytes(*counts, n, 8, &lengths, label)?;
                 ("string_split", label, n)
             }

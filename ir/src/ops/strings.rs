@@ -51,6 +51,9 @@ pub struct StringSplit {
     pub symbol: Arc<str>,
 }
 
+/// Pieces beyond which the interpreter makes none: one long string widens every row.
+const MOST_PIECES: usize = 1 << 28;
+
 /// Numbers of whole bytes: what text is made of and becomes.
 fn is_number(dtype: DType) -> bool {
     let kind = matches!(
@@ -258,6 +261,12 @@ impl OpDef for StringSplit {
         let rows: Vec<Vec<String>> = strings.iter().map(cut).collect();
         let counts: Vec<i64> = rows.iter().map(|r| r.len() as i64).collect();
         let width = counts.iter().copied().max().unwrap_or(0) as usize;
+        if rows.len().saturating_mul(width) > MOST_PIECES {
+            return Err(EvalError(format!(
+                "{width} pieces of {} strings",
+                rows.len()
+            )));
+        }
         let mut shape = args[0].shape().to_vec();
         let counts = Tensor::from_i64(DType::I64, shape.clone(), &counts);
         let padded = rows.into_iter().flat_map(|mut row| {

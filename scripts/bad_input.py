@@ -144,6 +144,8 @@ def main():
     expect("broken npz", run(good), exits=(2,))
     expect("index out of range", gather(tmp), code="K0723", exits=(1,))
 
+    strings(tmp)
+
     # An abort inside a worker names the kernel.
     expect("abort in a worker", [KILN, "compile", str(small), "-o", out, "--no-cache"], code="kiln_matmul", exits=(1,),
            env={"KILN_TEST_ABORT_KERNEL": "matmul"})
@@ -163,6 +165,35 @@ def main():
         print(f"FAILED {name}: {why}")
     print(f"{len(results) - len(failed)} passed, {len(failed)} failed")
     sys.exit(1 if failed else 0)
+
+
+def strings(tmp):
+    """Strings where none belong, and those that are no numbers."""
+    m, out = tmp / "parse.onnx", tmp / "parse.kiln"
+    save(m, [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT, name="read")],
+         [value("x", TensorProto.STRING, ["n"])], [value("y", TensorProto.FLOAT, ["n"])])
+    subprocess.run([KILN, "compile", str(m), "-o", str(out)], check=True, stdout=subprocess.DEVNULL)
+    given = tmp / "s.npy"
+    run = [KILN_RT, "run", str(out), "--input", f"x={given}"]
+    np.save(given, np.array(["1", " 2.5"]))
+    expect("strings that are numbers", run, exits=(0,))
+    for name, array, code, exits in [
+        ("a string that is no number", np.array(["1", "two"]), "K0728", (1,)),
+        ("numbers for strings", np.ones(2, np.float32), "K0712", (2,)),
+        ("objects for strings", np.array(["1", "2"], object), "K0730", (2,)),
+        ("bytes for strings", np.array([b"1"]), "K0730", (2,)),
+    ]:
+        np.save(given, array)
+        expect(name, run, code=code, exits=exits)
+    np.save(given, np.array(["12345"] * 3))
+    whole = given.read_bytes()
+    for at in range(0, len(whole), 7):
+        given.write_bytes(whole[:at])
+        expect(f"strings cut at {at}", run)
+    given.write_bytes(whole[:-4] + b"\xff\xff\xff\x7f")
+    expect("a string of no characters", run, code="K0730", exits=(2,))
+    given.write_bytes(whole.replace(b"'<U5'", b"'<U0'").replace(b"(3,)", b"(9,)"))
+    expect("strings of another size", run, code="K0730", exits=(2,))
 
 
 def gather(tmp):

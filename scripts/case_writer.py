@@ -17,6 +17,7 @@ except ImportError as e:
 KINDS = {
     "f": TensorProto.FLOAT, "h": TensorProto.FLOAT16, "d": TensorProto.DOUBLE, "i": TensorProto.INT64,
     "j": TensorProto.INT32, "u": TensorProto.UINT8, "s": TensorProto.INT8, "b": TensorProto.BOOL,
+    "t": TensorProto.STRING, "w": TensorProto.INT16, "q": TensorProto.UINT64,
 }
 
 

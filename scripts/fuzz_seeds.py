@@ -70,8 +70,8 @@ def onnx(cases):
 def artifact(kiln):
     folder = fresh("artifact")
     # Weights and views; sizes that branches and loops decide; elements below a
-    # byte; loops; state.
-    for name in ["run-mlp", "run-resized", "run-small_elements", "interp-control", "interp-state"]:
+    # byte; strings; loops; state.
+    for name in ["run-mlp", "run-resized", "run-small_elements", "run-strings", "interp-control", "interp-state"]:
         text, out = SEEDS / "kir" / f"{name}.kir", folder / f"{name}.artifact"
         subprocess.run([kiln, "compile", text, "--target", "x86-64-v3", "-o", out], check=True, stdout=subprocess.DEVNULL)
 

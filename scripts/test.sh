@@ -52,6 +52,7 @@ written_cases() {
 }
 step "operators of com.microsoft, compiled" written_cases microsoft_cases 244
 step "more operators, compiled" written_cases operator_cases 141
+step "strings, compiled" written_cases string_cases 149
 step "300 random graphs against ONNX Runtime" bash scripts/random_graphs.sh 300 0
 step "real models against ONNX Runtime" "$python" scripts/e2e_models.py "$target/release/kiln" "$target/release/kiln-rt"
 step "8-bit models against ONNX Runtime" "$python" scripts/int8_models.py "$target/release/kiln" "$target/release/kiln-rt"

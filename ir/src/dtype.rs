@@ -21,7 +21,8 @@ macro_rules! dtypes {
                 match name { $($text => Some(DType::$variant),)* _ => None }
             }
 
-            /// Bits per element in memory (sub-byte types pack; strings have none).
+            /// Bits per element in memory (sub-byte types pack; a string is a handle there,
+            /// and itself in a `Tensor`).
             pub fn bits(self) -> usize { match self { $(DType::$variant => $bits,)* } }
 
             /// The family the type belongs to.
@@ -43,7 +44,7 @@ pub enum Kind {
     Bool,
     /// Pairs of floats.
     Complex,
-    /// UTF-8 strings: host ops only.
+    /// UTF-8 strings: in compiled code handles, of which equal ones mean equal strings.
     Str,
 }
 
@@ -56,19 +57,18 @@ dtypes! {
     U64 "u64" 64 Uint, U32 "u32" 32 Uint, U16 "u16" 16 Uint, U8 "u8" 8 Uint, U4 "u4" 4 Uint, U2 "u2" 2 Uint,
     Bool "bool" 8 Bool,
     C64 "c64" 64 Complex, C128 "c128" 128 Complex,
-    Str "str" 0 Str,
+    Str "str" 64 Str,
 }
 
 impl DType {
-    /// Bytes per element; `None` for sub-byte types and strings.
+    /// Bytes per element; `None` for sub-byte types.
     pub fn size(self) -> Option<usize> {
         (self.bits() >= 8).then_some(self.bits() / 8)
     }
 
-    /// Bytes that `n` packed elements take, or `None` on overflow or strings.
+    /// Bytes that `n` packed elements take, or `None` on overflow.
     pub fn bytes_for(self, n: usize) -> Option<usize> {
         match self.bits() {
-            0 => None,
             b if b >= 8 => n.checked_mul(b / 8),
             b => Some(n.div_ceil(8 / b)),
         }

@@ -127,6 +127,7 @@ impl Effects {
         }
         match &node.op {
             Op::NonZero(x) => drop(self.names.insert(x.symbol.clone())),
+            Op::StringSplit(x) => drop(self.names.insert(x.symbol.clone())),
             Op::BindDim(x) => drop(self.names.insert(x.symbol.clone())),
             Op::If(x) => self.names.extend(x.sizes.iter().map(|m| m.symbol.clone())),
             Op::Loop(x) => {

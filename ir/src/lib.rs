@@ -18,6 +18,7 @@ pub mod parse;
 pub mod print;
 pub mod scalar;
 pub mod shrink;
+pub mod strings;
 pub mod tensor;
 pub mod ty;
 pub mod verify;

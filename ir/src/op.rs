@@ -506,6 +506,8 @@ ops! {
         "bit_cast" => BitCast(elementwise::BitCast),
         "nonzero" => NonZero(index::NonZero),
         "top_k" => TopK(reduce::TopK),
+        "string_map" => StringMap(strings::StringMap),
+        "string_split" => StringSplit(strings::StringSplit),
         "bind_dim" => BindDim(index::BindDim),
         "pack" => Pack(contract::Pack),
         "pack_filters" => PackFilters(pack_filters::PackFilters),

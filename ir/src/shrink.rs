@@ -267,7 +267,7 @@ impl Shrinker<'_, '_> {
 /// Whether a node mints a size.
 pub(crate) fn names_a_size(op: &Op) -> bool {
     match op {
-        Op::BindDim(_) | Op::NonZero(_) => true,
+        Op::BindDim(_) | Op::NonZero(_) | Op::StringSplit(_) => true,
         Op::If(x) => !x.sizes.is_empty(),
         Op::Loop(x) => x.symbol.is_some() || !x.sizes.is_empty(),
         _ => false,

@@ -84,7 +84,7 @@ pub fn element_count(shape: &[usize]) -> Option<usize> {
 }
 
 impl Tensor {
-    /// A tensor over these bytes.
+    /// A tensor over these bytes, of any type but strings.
     pub fn new(
         dtype: DType,
         shape: impl Into<Vec<usize>>,
@@ -92,7 +92,9 @@ impl Tensor {
     ) -> Result<Tensor, SizeMismatch> {
         let (shape, mut bytes): (_, Bytes) = (shape.into(), bytes.into());
         let count = element_count(&shape);
-        let expected = count.and_then(|n| dtype.bytes_for(n));
+        // Strings are no bytes: see `Tensor::strings`.
+        let expected = count.filter(|_| dtype != DType::Str);
+        let expected = expected.and_then(|n| dtype.bytes_for(n));
         if expected != Some(bytes.len()) {
             return Err(SizeMismatch {
                 expected,
@@ -166,8 +168,12 @@ impl Tensor {
         Tensor::new(DType::F32, shape, bytes)
     }
 
-    /// A one-element tensor of rank 0.
+    /// A one-element tensor of rank 0. Of strings it is the empty one, whatever the
+    /// number: what zero is among numbers.
     pub fn scalar_f64(dtype: DType, value: f64) -> Tensor {
+        if dtype == DType::Str {
+            return Tensor::empty_string();
+        }
         let mut out = Encoder::new(dtype, 1);
         out.push_f64(value);
         Tensor {
@@ -177,8 +183,19 @@ impl Tensor {
         }
     }
 
-    /// A one-element integer tensor of rank 0.
+    fn empty_string() -> Tensor {
+        Tensor {
+            dtype: DType::Str,
+            shape: vec![],
+            data: Data::Strings([String::new()].into()),
+        }
+    }
+
+    /// A one-element integer tensor of rank 0; of strings the empty one.
     pub fn scalar_i64(dtype: DType, value: i64) -> Tensor {
+        if dtype == DType::Str {
+            return Tensor::empty_string();
+        }
         let mut out = Encoder::new(dtype, 1);
         out.push_i64(value);
         Tensor {

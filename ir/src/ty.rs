@@ -149,7 +149,7 @@ impl TensorType {
         }
     }
 
-    /// Bytes in memory; sub-byte types are packed.
+    /// Bytes in memory; sub-byte types are packed, strings are handles.
     pub fn bytes(&self) -> Dim {
         if let Some(e) = self.encoding {
             let (len, bytes) = (e.format.block_len(), e.format.block_bytes());
@@ -157,7 +157,6 @@ impl TensorType {
         }
         match self.dtype.size() {
             Some(size) => self.elements() * Dim::from(size),
-            None if self.dtype == DType::Str => Dim::ZERO,
             None => self.elements().ceil_div(&Dim::from(8 / self.dtype.bits())),
         }
     }

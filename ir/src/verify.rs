@@ -276,6 +276,7 @@ impl<'a> Verifier<'a> {
     fn minted(&mut self, op: &Op) {
         match op {
             Op::NonZero(x) => drop(self.symbols.insert(x.symbol.clone())),
+            Op::StringSplit(x) => drop(self.symbols.insert(x.symbol.clone())),
             Op::BindDim(x) => drop(self.symbols.insert(x.symbol.clone())),
             Op::If(x) => self
                 .symbols

@@ -12,7 +12,7 @@ pub fn eliminate_dead(_: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pass
     for n in graph.nodes_in_order().into_iter().rev() {
         let node = graph.node(n);
         let names_a_size = match &node.op {
-            Op::BindDim(_) | Op::NonZero(_) => true,
+            Op::BindDim(_) | Op::NonZero(_) | Op::StringSplit(_) => true,
             Op::If(x) => !x.sizes.is_empty(),
             Op::Loop(x) => x.symbol.is_some() || !x.sizes.is_empty(),
             _ => false,

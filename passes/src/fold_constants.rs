@@ -53,6 +53,7 @@ fn foldable(graph: &Graph, n: NodeId) -> bool {
             node.op,
             Op::Philox(_)
                 | Op::NonZero(_)
+                | Op::StringSplit(_)
                 | Op::Call(_)
                 | Op::Pack(_)
                 | Op::PackFilters(_)
@@ -73,7 +74,7 @@ fn fold_literal(cx: &mut PassCx, graph: &mut Graph, n: NodeId) -> Result<Option<
             _ => return Ok(None),
         }
     }
-    let size = |t: &Tensor| t.bytes().len() as i64;
+    let size = |t: &Tensor| t.ty().bytes().as_const().unwrap_or(i64::MAX);
     let largest = literals.iter().map(|t| size(t)).max().unwrap_or(0);
     let bytes = graph
         .ty(node.results[0])
@@ -163,7 +164,7 @@ fn is_plain(cx: &PassCx, name: &str) -> bool {
 fn literal_name(t: &Tensor) -> Arc<str> {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hash = DefaultHasher::new();
-    (t.dtype(), t.shape(), t.bytes()).hash(&mut hash);
+    (t.dtype(), t.shape(), t.bytes(), t.as_strings()).hash(&mut hash);
     format!("literal.{:016x}", hash.finish()).into()
 }
 

@@ -19,7 +19,7 @@
 
 use crate::{Changed, PassCx, PassError};
 use kiln_ir::ops::control::Fused;
-use kiln_ir::{Builder, Class, Dim, Graph, NodeId, Op, Origins, RegionId, Tri, Value};
+use kiln_ir::{Builder, Class, DType, Dim, Graph, NodeId, Op, Origins, RegionId, Tri, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A group while it grows.
@@ -538,7 +538,8 @@ fn outline(
                 || group.anchor.is_some_and(operand);
             let copied = match &node.op {
                 Op::Constant(_) | Op::Dims(_) if stored => false,
-                Op::Constant(c) => c.value.len() == 1,
+                // A string's handle is known when the artifact is written.
+                Op::Constant(c) => c.value.len() == 1 && c.value.dtype() != DType::Str,
                 Op::Dims(d) => d.value.dims.len() == 1,
                 op => op.class() == Class::View && node.parent == graph.node(root).parent,
             };

@@ -16,7 +16,8 @@ fn fingerprint(op: &Op) -> u64 {
     let mut hash = DefaultHasher::new();
     match op {
         Op::Constant(c) => {
-            (c.value.dtype(), c.value.shape(), c.value.bytes()).hash(&mut hash);
+            let t = &c.value;
+            (t.dtype(), t.shape(), t.bytes(), t.as_strings()).hash(&mut hash);
         }
         Op::Global(g) => g.name.hash(&mut hash),
         _ => format!("{:?}", op.def().attrs()).hash(&mut hash),
@@ -72,7 +73,10 @@ fn walk(
         let apart = !node.regions.is_empty()
             || node.results.is_empty()
             || !node.op.def().donates().is_empty()
-            || matches!(node.op, Op::NonZero(_) | Op::BindDim(_) | Op::Call(_));
+            || matches!(
+                node.op,
+                Op::NonZero(_) | Op::StringSplit(_) | Op::BindDim(_) | Op::Call(_)
+            );
         if apart {
             continue;
         }

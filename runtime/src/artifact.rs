@@ -13,7 +13,9 @@
 
 use crate::error::{Error, Result};
 use crate::memory::ALIGN;
-use crate::plan::Program;
+use crate::plan::{GlobalData, Program};
+use crate::strings::Constants;
+use kiln_ir::DType;
 use memmap2::{Mmap, MmapMut};
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
@@ -144,6 +146,7 @@ impl Drop for ArtifactWriter {
 pub struct Artifact {
     /// The plan, validated.
     pub program: Arc<Program>,
+    pub(crate) strings: Arc<Constants>,
     map: Arc<Mmap>,
     rows: Arc<Vec<(usize, usize)>>,
 }
@@ -254,8 +257,31 @@ impl Artifact {
             .map_err(|e| Error::input("K0703", format!("{name}: the manifest is damaged: {e}")))?;
         let lengths: Vec<usize> = rows.iter().map(|r| r.1).collect();
         program.validate(&lengths)?;
+        let section = |s: u32| {
+            let (at, size) = rows[s as usize];
+            &map[at..at + size]
+        };
+        let strings = Constants::read(program.strings.map_or(&[], section)).map_err(|e| {
+            Error::input(
+                "K0703",
+                format!("{name}: the string constants are damaged: {e}"),
+            )
+            .help("compile the model again")
+        })?;
+        for g in program.globals.iter().filter(|g| g.dtype == DType::Str) {
+            if let GlobalData::Section(s) = g.data
+                && !strings.hold(section(s))
+            {
+                return Err(Error::input(
+                    "K0703",
+                    format!("{name}: @{} refers to strings that are not there", g.name),
+                )
+                .help("compile the model again"));
+            }
+        }
         Ok(Artifact {
             program: Arc::new(program),
+            strings: Arc::new(strings),
             map: Arc::new(map),
             rows: Arc::new(rows),
         })

@@ -3,8 +3,8 @@
 
 use crate::error::{Error, Result};
 use crate::npy::{self, Array};
-use crate::{Model, Session, TensorRef};
-use kiln_ir::Binding;
+use crate::{Input, Model, Session, StringsRef, TensorRef};
+use kiln_ir::{Binding, DType};
 use lexopt::prelude::*;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -174,20 +174,8 @@ fn gather(r: &Request) -> Result<Vec<(String, Array)>> {
     Ok(given)
 }
 
-fn refs(arrays: &[(String, Array)]) -> Vec<(&str, TensorRef<'_>)> {
-    arrays
-        .iter()
-        .map(|(n, a)| {
-            (
-                &n[..],
-                TensorRef {
-                    dtype: a.dtype,
-                    shape: &a.shape,
-                    bytes: &a.bytes,
-                },
-            )
-        })
-        .collect()
+fn refs(arrays: &[(String, Array)]) -> Vec<(&str, Input<'_>)> {
+    arrays.iter().map(|(n, a)| (&n[..], a.input())).collect()
 }
 
 fn run_once(
@@ -200,7 +188,7 @@ fn run_once(
     let arrays = gather(r)?;
     let mut session = Session::new(model.clone(), threads)?;
     let start = Instant::now();
-    session.run(entry, &refs(&arrays))?;
+    session.run_with(entry, &refs(&arrays))?;
     let run_ms = start.elapsed().as_secs_f64() * 1e3;
     if let Some(dir) = &r.output_dir {
         std::fs::create_dir_all(dir)
@@ -209,23 +197,24 @@ fn run_once(
     let mut outputs = vec![];
     let mut lines = vec![];
     for (i, port) in model.program().entries[entry].outputs.iter().enumerate() {
-        let Some(t) = session.output(i) else { continue };
-        let file = match &r.output_dir {
-            Some(dir) => {
-                let path = dir.join(format!("{}.npy", file_name(&port.name)));
-                npy::write(&path, t.dtype, t.shape, t.bytes)?;
-                Some(path.display().to_string())
+        let path =
+            (r.output_dir.as_ref()).map(|dir| dir.join(format!("{}.npy", file_name(&port.name))));
+        let (shape, shown) = if let Some(t) = session.output(i) {
+            if let Some(path) = &path {
+                npy::write(path, t.dtype, t.shape, t.bytes)?;
             }
-            None => None,
+            (t.shape, summary(&t))
+        } else if let Some(t) = session.strings(i) {
+            if let Some(path) = &path {
+                npy::write_strings(path, t.shape, t.strings)?;
+            }
+            (t.shape, summary_of_strings(&t))
+        } else {
+            continue;
         };
-        lines.push(format!(
-            "{}: {}{:?} {}",
-            port.name,
-            t.dtype,
-            t.shape,
-            summary(&t)
-        ));
-        outputs.push(serde_json::json!({ "name": port.name, "dtype": t.dtype.name(), "shape": t.shape, "file": file }));
+        let file = path.map(|p| p.display().to_string());
+        lines.push(format!("{}: {}{shape:?} {shown}", port.name, port.dtype));
+        outputs.push(serde_json::json!({ "name": port.name, "dtype": port.dtype.name(), "shape": shape, "file": file }));
     }
     if r.json {
         let doc = serde_json::json!({ "outputs": outputs, "load_ms": load_ms, "run_ms": run_ms, "threads": threads, "level": model.level() });
@@ -269,8 +258,20 @@ fn summary(t: &TensorRef) -> String {
     )
 }
 
+/// The first strings, each cut where it is long.
+fn summary_of_strings(t: &StringsRef) -> String {
+    let short = |s: &String| match s.char_indices().nth(40) {
+        Some((at, _)) => format!("{:?}…", &s[..at]),
+        None => format!("{s:?}"),
+    };
+    let shown: Vec<String> = t.strings.iter().take(4).map(short).collect();
+    let more = if t.strings.len() > 4 { ", …" } else { "" };
+    format!("[{}{more}]", shown.join(", "))
+}
+
 /// Inputs for a benchmark: what was given, and for the rest seeded numbers of
-/// the right shape (integers 0 and 1: masks, types and small ids are all valid).
+/// the right shape (integers 1, and strings that are this number: masks, types and
+/// small ids are all valid).
 fn synthetic(r: &Request, model: &Model, entry: usize) -> Result<Vec<(String, Array)>> {
     let mut arrays = gather(r)?;
     let binding: Binding = r
@@ -306,6 +307,18 @@ fn synthetic(r: &Request, model: &Model, entry: usize) -> Result<Vec<(String, Ar
                     ),
                 )
             })?;
+        if port.dtype == DType::Str {
+            let strings = vec!["1".to_string(); n];
+            let (dtype, bytes) = (port.dtype, vec![]);
+            let array = Array {
+                dtype,
+                shape,
+                bytes,
+                strings,
+            };
+            arrays.push((port.name.clone(), array));
+            continue;
+        }
         let mut seed = 0x9E37_79B9_7F4A_7C15u64;
         let mut out = kiln_ir::tensor::Encoder::new(port.dtype, n);
         for _ in 0..n {
@@ -323,6 +336,7 @@ fn synthetic(r: &Request, model: &Model, entry: usize) -> Result<Vec<(String, Ar
                 dtype: port.dtype,
                 shape,
                 bytes: out.finish(),
+                strings: vec![],
             },
         ));
     }
@@ -340,8 +354,8 @@ fn bench(
     let inputs = refs(&arrays);
     let mut session = Session::new(model.clone(), threads)?;
     let warm = Instant::now();
-    session.run(entry, &inputs)?;
-    session.run(entry, &inputs)?;
+    session.run_with(entry, &inputs)?;
+    session.run_with(entry, &inputs)?;
     let once = warm.elapsed().as_secs_f64() / 2.0;
     // About two seconds, ten runs at least.
     let runs = if r.runs > 0 {
@@ -352,13 +366,13 @@ fn bench(
     let mut times: Vec<f64> = (0..runs)
         .map(|_| {
             let start = Instant::now();
-            session.run(entry, &inputs)?;
+            session.run_with(entry, &inputs)?;
             Ok(start.elapsed().as_secs_f64() * 1e3)
         })
         .collect::<Result<_>>()?;
     times.sort_by(f64::total_cmp);
     session.set_profiling(true);
-    session.run(entry, &inputs)?;
+    session.run_with(entry, &inputs)?;
     let steps = session.step_times();
     let (flops, bytes) = steps
         .iter()

@@ -4,10 +4,15 @@
 use crate::artifact::Artifact;
 use crate::elf::{Code, Kernel};
 use crate::error::{Error, Result};
+use crate::input::{Input, StringsRef};
 use crate::memory::{Block, Request, assign};
 use crate::plan::{Entry, Global, GlobalData, Guard, Launch, Loop, Place, Port, Program, Step};
 use crate::pool::Pool;
-use kiln_ir::{Binding, DType, Dim};
+use crate::strings::{self, Table};
+use kiln_ir::strings::Pattern;
+use kiln_ir::tensor::read_i64;
+use kiln_ir::{Binding, DType, Dim, Tensor};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +30,7 @@ pub struct Model {
     artifact: Artifact,
     code: Vec<Code>,
     kernels: Vec<Kernel>,
+    patterns: BTreeMap<String, Pattern>,
     level: String,
 }
 
@@ -77,6 +83,7 @@ impl Model {
             .collect::<Result<_>>()?;
         let level = object.level.clone();
         Ok(Arc::new(Model {
+            patterns: strings::patterns(&artifact.program.entries),
             artifact,
             code,
             kernels,
@@ -87,6 +94,11 @@ impl Model {
     /// The plan.
     pub fn program(&self) -> &Program {
         &self.artifact.program
+    }
+
+    /// A compiled expression of the plan.
+    pub(crate) fn pattern(&self, text: &str) -> Option<&Pattern> {
+        self.patterns.get(text)
     }
 
     /// The CPU level in use.
@@ -301,7 +313,9 @@ fn max_scratch(steps: &[Step], binding: &Binding) -> Result<usize> {
             | Step::SetDims { .. }
             | Step::Repack { .. }
             | Step::NonZero { .. }
-            | Step::TopK { .. } => 0,
+            | Step::TopK { .. }
+            | Step::Strings { .. }
+            | Step::SplitStrings { .. } => 0,
         });
     }
     Ok(most.max(64))
@@ -342,11 +356,14 @@ pub struct Session {
     last: usize,
     cancel: Arc<AtomicBool>,
     profile: Option<Vec<StepTime>>,
+    strings: Table,
+    /// Of each output of the last run that is of strings.
+    texts: Vec<Vec<String>>,
 }
 
 /// What the steps of one run share.
 pub(crate) struct Run<'a> {
-    model: &'a Model,
+    pub(crate) model: &'a Model,
     entry: &'a Entry,
     pub(crate) pool: &'a mut Pool,
     scratch: &'a mut Vec<Block>,
@@ -357,6 +374,7 @@ pub(crate) struct Run<'a> {
     ready: &'a [Option<Ready>],
     pub(crate) cancel: &'a AtomicBool,
     pub(crate) profile: Option<&'a mut Vec<StepTime>>,
+    pub(crate) strings: &'a mut Table,
 }
 
 impl Session {
@@ -383,6 +401,8 @@ impl Session {
             last: 0,
             cancel: Arc::new(AtomicBool::new(false)),
             profile: None,
+            strings: Table::new(model.artifact.strings.clone()),
+            texts: vec![],
             model,
         })
     }
@@ -445,8 +465,23 @@ impl Session {
         Ok(())
     }
 
-    /// Runs an entry. Outputs are read with [`Session::output`] until the next run.
+    /// Runs an entry on numbers. Outputs are read with [`Session::output`],
+    /// [`Session::strings`] or [`Session::tensor`] until the next run.
     pub fn run(&mut self, entry: usize, inputs: &[(&str, TensorRef)]) -> Result<()> {
+        let inputs: Vec<(&str, Input)> = inputs.iter().map(|&(n, t)| (n, t.into())).collect();
+        self.run_with(entry, &inputs)
+    }
+
+    /// Runs an entry on numbers and strings.
+    pub fn run_with(&mut self, entry: usize, inputs: &[(&str, Input)]) -> Result<()> {
+        self.texts.clear();
+        let done = self.run_steps(entry, inputs);
+        // Those of a run that failed as well.
+        self.strings.clear();
+        done
+    }
+
+    fn run_steps(&mut self, entry: usize, inputs: &[(&str, Input)]) -> Result<()> {
         let model = self.model.clone();
         let e = model
             .program()
@@ -525,8 +560,15 @@ impl Session {
                 Place::Input | Place::Output => std::ptr::null_mut(),
             };
         }
+        let mut handles = vec![];
         for (p, t) in e.inputs.iter().zip(&ordered) {
-            base[p.buffer as usize] = t.bytes.as_ptr().cast_mut();
+            base[p.buffer as usize] = match t {
+                Input::Numbers(t) => t.bytes.as_ptr().cast_mut(),
+                Input::Strings(t) => {
+                    handles.push(handles_of(t.strings, &mut self.strings)?);
+                    handles.last().map_or(std::ptr::null_mut(), Block::ptr)
+                }
+            };
         }
         for (p, block) in e.outputs.iter().zip(outputs.iter()) {
             if matches!(e.buffers[p.buffer as usize].place, Place::Output)
@@ -561,6 +603,7 @@ impl Session {
             ready: &bound.ready,
             cancel: &self.cancel,
             profile: self.profile.as_mut(),
+            strings: &mut self.strings,
         };
         let mut launch = 0;
         run.steps(&e.steps, &mut launch)?;
@@ -591,21 +634,24 @@ impl Session {
                 // SAFETY: the buffer holds the output's bytes.
                 unsafe { std::ptr::copy_nonoverlapping(from, outputs[i].ptr(), bytes) };
             }
+            let handles = outputs[i].bytes().chunks_exact(8);
+            let handles = handles.filter(|_| p.dtype == DType::Str);
+            let text = |h: &[u8]| Ok(run.strings.text(read_i64(DType::I64, h, 0))?.to_string());
+            self.texts.push(handles.map(text).collect::<Result<_>>()?);
             self.shapes.push(shape);
         }
         self.last = entry;
         Ok(())
     }
 
-    /// Output `index` of the last run.
+    fn output_port(&self, index: usize) -> Option<&Port> {
+        let entry = self.model.program().entries.get(self.last)?;
+        entry.outputs.get(index)
+    }
+
+    /// Output `index` of the last run; none for one of strings.
     pub fn output(&self, index: usize) -> Option<TensorRef<'_>> {
-        let port = self
-            .model
-            .program()
-            .entries
-            .get(self.last)?
-            .outputs
-            .get(index)?;
+        let port = self.output_port(index).filter(|p| p.dtype != DType::Str)?;
         let block = self.outputs[self.last].get(index)?;
         Some(TensorRef {
             dtype: port.dtype,
@@ -614,10 +660,43 @@ impl Session {
         })
     }
 
+    /// Output `index` of the last run; none for one of numbers.
+    pub fn strings(&self, index: usize) -> Option<StringsRef<'_>> {
+        self.output_port(index).filter(|p| p.dtype == DType::Str)?;
+        Some(StringsRef {
+            shape: self.shapes.get(index)?,
+            strings: self.texts.get(index)?,
+        })
+    }
+
+    /// A copy of output `index` of the last run, whatever it is of.
+    pub fn tensor(&self, index: usize) -> Option<Tensor> {
+        if let Some(t) = self.strings(index) {
+            return Tensor::strings(t.shape, t.strings.to_vec()).ok();
+        }
+        let t = self.output(index)?;
+        Tensor::new(t.dtype, t.shape, t.bytes.to_vec()).ok()
+    }
+
+    /// Strings that the session holds besides the model's constants: none between
+    /// runs, however many there were.
+    pub fn live_strings(&self) -> usize {
+        self.strings.len()
+    }
+
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
     }
+}
+
+/// The handles of an input's strings.
+fn handles_of(strings: &[String], table: &mut Table) -> Result<Block> {
+    let mut block = memory(strings.len().saturating_mul(8))?;
+    for (s, to) in strings.iter().zip(block.bytes_mut().chunks_exact_mut(8)) {
+        to.copy_from_slice(&table.handle(s)?.to_le_bytes());
+    }
+    Ok(block)
 }
 
 fn memory(bytes: usize) -> Result<Block> {
@@ -647,7 +726,7 @@ fn initial(model: &Model, g: &Global) -> Result<Block> {
 }
 
 /// Orders the inputs as the entry wants them and binds its sizes.
-fn bind<'a>(e: &Entry, inputs: &[(&str, TensorRef<'a>)]) -> Result<(Vec<TensorRef<'a>>, Binding)> {
+fn bind<'a>(e: &Entry, inputs: &[(&str, Input<'a>)]) -> Result<(Vec<Input<'a>>, Binding)> {
     let names = || {
         e.inputs
             .iter()
@@ -675,38 +754,48 @@ fn bind<'a>(e: &Entry, inputs: &[(&str, TensorRef<'a>)]) -> Result<(Vec<TensorRe
                 )),
             );
         };
-        if t.dtype != p.dtype {
+        let (dtype, shape) = (t.dtype(), t.shape());
+        if dtype != p.dtype {
             return Err(Error::input(
                 "K0712",
-                format!("input `{}` is {}, not {}", p.name, p.dtype, t.dtype),
+                format!("input `{}` is {}, not {}", p.name, p.dtype, dtype),
             ));
         }
-        if t.shape.len() != p.dims.len() {
+        if matches!(t, Input::Numbers(t) if t.dtype == DType::Str) {
+            return Err(Error::input(
+                "K0712",
+                format!("input `{}` is of strings, and bytes are given", p.name),
+            )
+            .help("give it as `Input::Strings`"));
+        }
+        if shape.len() != p.dims.len() {
             return Err(Error::input(
                 "K0713",
                 format!(
                     "input `{}` has {} axes, not {}",
                     p.name,
                     p.dims.len(),
-                    t.shape.len()
+                    shape.len()
                 ),
             )
             .help(format!("its shape is {:?}", p.dims)));
         }
-        let count = (t.shape.iter()).try_fold(1usize, |n, &d| n.checked_mul(d));
-        let bytes = count.and_then(|n| p.dtype.bytes_for(n));
-        if bytes != Some(t.bytes.len()) {
+        let count = (shape.iter()).try_fold(1usize, |n, &d| n.checked_mul(d));
+        let (want, have, what) = match t {
+            Input::Numbers(t) => {
+                let bytes = count.and_then(|n| p.dtype.bytes_for(n));
+                (bytes, t.bytes.len(), "bytes")
+            }
+            Input::Strings(t) => (count, t.strings.len(), "strings"),
+        };
+        if want != Some(have) {
+            let name = &p.name;
             return Err(Error::input(
                 "K0712",
-                format!(
-                    "input `{}` of shape {:?} comes with {} bytes",
-                    p.name,
-                    t.shape,
-                    t.bytes.len()
-                ),
+                format!("input `{name}` of shape {shape:?} comes with {have} {what}"),
             ));
         }
-        for (axis, (dim, &size)) in p.dims.iter().zip(t.shape).enumerate() {
+        for (axis, (dim, &size)) in p.dims.iter().zip(shape).enumerate() {
             if let Some(symbol) = dim.as_sym() {
                 let before = *binding.entry(symbol.clone()).or_insert(size as i64);
                 if before != size as i64 {
@@ -723,7 +812,7 @@ fn bind<'a>(e: &Entry, inputs: &[(&str, TensorRef<'a>)]) -> Result<(Vec<TensorRe
         ordered.push(*t);
     }
     for (p, t) in e.inputs.iter().zip(&ordered) {
-        for (axis, (dim, &size)) in p.dims.iter().zip(t.shape).enumerate() {
+        for (axis, (dim, &size)) in p.dims.iter().zip(t.shape()).enumerate() {
             let want = dim.eval(&binding).map_err(|err| {
                 Error::input("K0713", format!("axis {axis} of input `{}`: {err}", p.name))
             })?;
@@ -785,7 +874,9 @@ fn prepare(steps: &[Step], binding: &Binding, out: &mut Vec<Option<Ready>>) -> R
             | Step::SetDims { .. }
             | Step::Repack { .. }
             | Step::NonZero { .. }
-            | Step::TopK { .. } => {}
+            | Step::TopK { .. }
+            | Step::Strings { .. }
+            | Step::SplitStrings { .. } => {}
         }
     }
     Ok(())
@@ -806,7 +897,9 @@ fn count_launches(steps: &[Step]) -> usize {
             | Step::SetDims { .. }
             | Step::Repack { .. }
             | Step::NonZero { .. }
-            | Step::TopK { .. } => 0,
+            | Step::TopK { .. }
+            | Step::Strings { .. }
+            | Step::SplitStrings { .. } => 0,
         })
         .sum()
 }
@@ -901,6 +994,7 @@ impl Run<'_> {
                     symbol,
                 } => self.nonzero(*from, *dtype, dims, *to, symbol)?,
                 Step::TopK { .. } => self.top_k(step)?,
+                Step::Strings { .. } | Step::SplitStrings { .. } => self.string_step(step)?,
                 Step::If {
                     cond,
                     then,

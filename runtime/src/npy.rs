@@ -1,7 +1,8 @@
 //! NumPy's `.npy` (format 1.0 to 3.0) and `.npz` files.
 
 use crate::error::{Error, Result};
-use kiln_ir::DType;
+use crate::{Input, StringsRef, TensorRef};
+use kiln_ir::{DType, Tensor};
 use std::io::{Read, Write};
 use std::path::Path;
 
@@ -12,8 +13,37 @@ pub struct Array {
     pub dtype: DType,
     /// Extents.
     pub shape: Vec<usize>,
-    /// Elements, row-major, little-endian.
+    /// Elements, row-major, little-endian; empty for strings.
     pub bytes: Vec<u8>,
+    /// Elements that are strings, row-major.
+    pub strings: Vec<String>,
+}
+
+impl Array {
+    /// The array as a session takes it.
+    pub fn input(&self) -> Input<'_> {
+        let shape = &self.shape;
+        match self.dtype {
+            DType::Str => Input::Strings(StringsRef {
+                shape,
+                strings: &self.strings,
+            }),
+            dtype => Input::Numbers(TensorRef {
+                dtype,
+                shape,
+                bytes: &self.bytes,
+            }),
+        }
+    }
+
+    /// The array as a tensor; `name` stands for the file in errors.
+    pub fn tensor(self, name: &str) -> Result<Tensor> {
+        let made = match self.dtype {
+            DType::Str => Tensor::strings(self.shape, self.strings),
+            dtype => Tensor::new(dtype, self.shape, self.bytes),
+        };
+        made.map_err(|e| bad(name, e))
+    }
 }
 
 const NAMES: &[(&str, DType)] = &[
@@ -70,16 +100,21 @@ pub fn parse(name: &str, data: &[u8]) -> Result<Array> {
             "big-endian elements are not supported; save with astype('<f4') or the like",
         ));
     }
-    let dtype = NAMES
-        .iter()
-        .find(|n| n.0 == descr.trim_start_matches(['<', '|', '=']))
-        .ok_or_else(|| {
-            bad(
-                name,
-                format!("elements of type `{descr}` are not supported"),
-            )
-        })?
-        .1;
+    let kind = descr.trim_start_matches(['<', '|', '=']);
+    if kind == "O" {
+        return Err(
+            bad(name, "elements that are Python objects are not supported")
+                .help("strings are saved as such with np.save(file, x.astype(str))"),
+        );
+    }
+    let characters = kind.strip_prefix('U').and_then(|n| n.parse::<usize>().ok());
+    let found = NAMES.iter().find(|n| n.0 == kind).map(|n| n.1);
+    let dtype = found.or(characters.map(|_| DType::Str)).ok_or_else(|| {
+        bad(
+            name,
+            format!("elements of type `{descr}` are not supported"),
+        )
+    })?;
     if field("fortran_order").is_some_and(|r| r.starts_with("True")) {
         return Err(bad(
             name,
@@ -101,9 +136,13 @@ pub fn parse(name: &str, data: &[u8]) -> Result<Array> {
         })
         .collect::<Result<_>>()?;
     let bytes = &data[start + len..];
+    let width = match characters {
+        Some(n) => n.checked_mul(4),
+        None => dtype.size(),
+    };
     let want = shape
         .iter()
-        .try_fold(dtype.size().unwrap_or(1), |n, &d| n.checked_mul(d));
+        .try_fold(width.unwrap_or(1), |n, &d| n.checked_mul(d));
     if want != Some(bytes.len()) {
         return Err(bad(
             name,
@@ -113,11 +152,41 @@ pub fn parse(name: &str, data: &[u8]) -> Result<Array> {
             ),
         ));
     }
+    let (bytes, strings) = match characters {
+        None => (bytes.to_vec(), vec![]),
+        Some(n) => {
+            // The number of strings without characters is the shape's alone.
+            let count = kiln_ir::tensor::element_count(&shape).unwrap_or(0);
+            if n == 0 && count > 1 << 30 {
+                return Err(bad(name, format!("{count} strings are too many")));
+            }
+            let all = (0..count).map(|i| text(&bytes[4 * n * i..4 * n * (i + 1)]));
+            let all: Option<Vec<String>> = all.collect();
+            (
+                vec![],
+                all.ok_or_else(|| bad(name, "a string has what is no character"))?,
+            )
+        }
+    };
     Ok(Array {
         dtype,
         shape,
-        bytes: bytes.to_vec(),
+        bytes,
+        strings,
     })
+}
+
+/// A string of UTF-32, behind which are zeros.
+fn text(bytes: &[u8]) -> Option<String> {
+    let (words, _) = bytes.as_chunks::<4>();
+    let end = words
+        .iter()
+        .rposition(|w| *w != [0; 4])
+        .map_or(0, |i| i + 1);
+    let characters = words[..end]
+        .iter()
+        .map(|w| char::from_u32(u32::from_le_bytes(*w)));
+    characters.collect()
 }
 
 /// Reads an `.npy` file.
@@ -158,9 +227,52 @@ pub fn write(path: &Path, dtype: DType, shape: &[usize], bytes: &[u8]) -> Result
     } else {
         '<'
     };
+    write_array(path, &format!("{order}{descr}"), shape, bytes)
+}
+
+/// Bytes of an `.npy` file of strings beyond which none is written: every string takes
+/// as much as the longest.
+const MOST_BYTES: usize = 1 << 36;
+
+/// The same of strings, as NumPy's `<U`: padded with zeros to the longest, so none may
+/// end in one.
+pub fn write_strings(path: &Path, shape: &[usize], strings: &[String]) -> Result<()> {
+    let name = path.display().to_string();
+    if strings.iter().any(|s| s.ends_with('\0')) {
+        return Err(bad(
+            &name,
+            "NumPy's strings cannot end in a zero, and one does",
+        ));
+    }
+    let longest = strings
+        .iter()
+        .map(|s| s.chars().count())
+        .max()
+        .unwrap_or(0)
+        .max(1);
+    let size = strings
+        .len()
+        .checked_mul(4 * longest)
+        .filter(|&n| n <= MOST_BYTES);
+    let size = size.ok_or_else(|| {
+        let count = strings.len();
+        bad(
+            &name,
+            format!("{count} strings of up to {longest} characters are too much for one file"),
+        )
+    })?;
+    let mut bytes = Vec::with_capacity(size);
+    for (i, s) in strings.iter().enumerate() {
+        bytes.extend(s.chars().flat_map(|c| (c as u32).to_le_bytes()));
+        bytes.resize(4 * longest * (i + 1), 0);
+    }
+    write_array(path, &format!("<U{longest}"), shape, &bytes)
+}
+
+fn write_array(path: &Path, descr: &str, shape: &[usize], bytes: &[u8]) -> Result<()> {
     let dims: Vec<String> = shape.iter().map(|d| format!("{d},")).collect();
     let mut header = format!(
-        "{{'descr': '{order}{descr}', 'fortran_order': False, 'shape': ({}), }}",
+        "{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}",
         dims.join(" ")
     );
     let padded = (10 + header.len() + 1).next_multiple_of(64) - 11;
@@ -211,5 +323,52 @@ mod tests {
         }
         std::fs::remove_file(&path).unwrap();
         assert!(parse("x", b"\x93NUMPY\x01\x00\xff\xff").is_err());
+    }
+
+    #[test]
+    fn strings_are_written_and_read() {
+        let path = std::env::temp_dir().join(format!("kiln-npy-s-{}.npy", std::process::id()));
+        for (shape, strings) in [
+            (vec![], vec!["é"]),
+            (vec![2, 2], vec!["", "a\0b", "naïve 🙂", "x"]),
+            (vec![0, 3], vec![]),
+            (vec![1], vec![""]),
+        ] {
+            let strings: Vec<String> = strings.iter().map(|s| s.to_string()).collect();
+            write_strings(&path, &shape, &strings).unwrap();
+            let back = read(&path).unwrap();
+            assert_eq!(back.dtype, DType::Str);
+            let back = back.tensor("x").unwrap();
+            assert_eq!(back, Tensor::strings(shape, strings).unwrap());
+        }
+        assert!(write_strings(&path, &[1], &["a\0".into()]).is_err());
+        std::fs::remove_file(&path).unwrap();
+        let file = |descr: &str, shape: &str, bytes: &[u8]| {
+            let header =
+                format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
+            let length = (header.len() as u16).to_le_bytes();
+            [b"\x93NUMPY\x01\x00", &length[..], header.as_bytes(), bytes].concat()
+        };
+        // Saved by NumPy with width 0, and characters that are none.
+        assert_eq!(
+            parse("x", &file("<U0", "(2,)", &[])).unwrap().strings,
+            ["", ""]
+        );
+        for bytes in [[0, 0xd8, 0, 0], [0, 0, 0x11, 0]] {
+            assert!(parse("x", &file("<U1", "(1,)", &bytes)).is_err());
+        }
+        for (descr, shape) in [
+            ("<U1", "(2,)"),
+            ("|O", "(1,)"),
+            ("<U18446744073709551615", "(1,)"),
+            ("<U0", "(4611686018427387904,)"),
+            (">U1", "(1,)"),
+            ("<U-1", "(1,)"),
+        ] {
+            assert!(
+                parse("x", &file(descr, shape, &[0; 4])).is_err(),
+                "{descr} {shape}"
+            );
+        }
     }
 }

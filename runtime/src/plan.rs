@@ -4,12 +4,14 @@
 //! Every index in here is checked by [`Program::validate`] before anything runs.
 
 use crate::error::{Error, Result};
+use kiln_ir::ops::strings::StringFn;
+use kiln_ir::strings::Pattern;
 use kiln_ir::{DType, Dim};
 use serde::{Deserialize, Serialize};
 
 /// Version of the plan. An artifact of another version is refused: it is made
 /// anew from its model.
-pub const PLAN_VERSION: u32 = 2;
+pub const PLAN_VERSION: u32 = 3;
 
 /// Everything an artifact holds besides bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -24,6 +26,10 @@ pub struct Program {
     pub objects: Vec<Object>,
     /// Entry points.
     pub entries: Vec<Entry>,
+    /// The section of the string constants, where there are any. String elements of
+    /// globals are their numbers, from 1 on; 0 is the empty string.
+    #[serde(default)]
+    pub strings: Option<u32>,
     /// Facts for people: source file, producer, options.
     pub meta: std::collections::BTreeMap<String, String>,
 }
@@ -225,6 +231,40 @@ pub enum Step {
         /// What it stems from, for errors and profiles.
         label: String,
     },
+    /// Strings made of strings or numbers, or the other way round, one by one.
+    Strings {
+        /// How.
+        f: StringFn,
+        /// The elements.
+        args: Vec<u32>,
+        /// Their type.
+        dtype: DType,
+        /// How many elements.
+        count: Dim,
+        /// Where to.
+        to: u32,
+        /// What it stems from, for errors and profiles.
+        label: String,
+    },
+    /// The pieces of strings.
+    SplitStrings {
+        /// The strings.
+        from: u32,
+        /// Between the pieces; white space where it is empty.
+        delimiter: String,
+        /// How often a string is cut at most.
+        most: Option<u64>,
+        /// How many strings.
+        count: Dim,
+        /// The name of the largest number of pieces.
+        symbol: String,
+        /// str[count, symbol].
+        pieces: u32,
+        /// i64[count]: how many pieces there are.
+        counts: u32,
+        /// What it stems from, for errors and profiles.
+        label: String,
+    },
     /// One of two blocks.
     If {
         /// A bool scalar.
@@ -340,6 +380,13 @@ impl Program {
                 }
                 GlobalData::Splat(_) => {}
             }
+            // A run's strings are forgotten after it, and state is not.
+            if g.state && g.dtype == DType::Str {
+                return bad(format!("@{} is state of strings", g.name));
+            }
+        }
+        if self.strings.is_some_and(|s| s as usize >= sections) {
+            return bad("the strings lie in a section that is not there".into());
         }
         if self
             .objects
@@ -364,12 +411,6 @@ impl Program {
             for p in e.inputs.iter().chain(&e.outputs) {
                 if p.buffer as usize >= e.buffers.len() {
                     return bad(format!("port `{}` of @{} has no buffer", p.name, e.name));
-                }
-                if p.dtype == DType::Str {
-                    return bad(format!(
-                        "port `{}` of @{} has elements of {}",
-                        p.name, e.name, p.dtype
-                    ));
                 }
             }
             self.validate_steps(e, &e.steps, 0)?;
@@ -414,8 +455,8 @@ impl Program {
                     from, to, dtype, ..
                 } => {
                     buffers.extend([*from, *to]);
-                    if dtype.size().is_none() {
-                        return bad("nonzero of sub-byte elements");
+                    if dtype.size().is_none() || *dtype == DType::Str {
+                        return bad("nonzero of strings or sub-byte elements");
                     }
                 }
                 Step::TopK {
@@ -428,10 +469,30 @@ impl Program {
                     ..
                 } => {
                     buffers.extend([*from, *values, *indices]);
-                    if dtype.size().is_none() || *axis as usize >= dims.len() {
-                        return bad("a selection of sub-byte elements, or along no axis");
+                    let ordered = dtype.size().is_some() && *dtype != DType::Str;
+                    if !ordered || *axis as usize >= dims.len() {
+                        return bad(
+                            "a selection of strings or sub-byte elements, or along no axis",
+                        );
                     }
                 }
+                Step::Strings {
+                    f, args, dtype, to, ..
+                } => {
+                    buffers.extend(args.iter().chain([to]));
+                    if args.len() != f.arity() || f.result(*dtype).is_err() {
+                        return bad("a step on strings that has no such arguments");
+                    }
+                    if matches!(f, StringFn::FullMatch(p) if Pattern::new(p).is_err()) {
+                        return bad("an expression that does not compile");
+                    }
+                }
+                Step::SplitStrings {
+                    from,
+                    pieces,
+                    counts,
+                    ..
+                } => buffers.extend([*from, *pieces, *counts]),
                 Step::If {
                     cond,
                     then,

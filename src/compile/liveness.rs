@@ -45,6 +45,16 @@ impl FunctionLowerer<'_, '_> {
                     indices,
                     ..
                 } => touch(&[*from, *values, *indices], *at, live),
+                Step::Strings { args, to, .. } => {
+                    touch(args, *at, live);
+                    touch(&[*to], *at, live);
+                }
+                Step::SplitStrings {
+                    from,
+                    pieces,
+                    counts,
+                    ..
+                } => touch(&[*from, *pieces, *counts], *at, live),
                 Step::If {
                     cond,
                     then,

@@ -148,7 +148,7 @@ impl Lowerer<'_> {
             name: format!("literal.{index}"),
             dtype: t.dtype(),
             shape: t.shape().iter().map(|&d| d as u64).collect(),
-            bytes: t.bytes().len() as u64,
+            bytes: literal_bytes(t) as u64,
             data: GlobalData::Section(0),
             state: false,
             checkpoint: None,
@@ -198,6 +198,10 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
             let place = match &port.kind {
                 PortKind::Caller => Place::Input,
                 PortKind::State(name) => match l.outer.global(name) {
+                    Some(_) if graph.ty(v).dtype == DType::Str => {
+                        l.fail(None, format!("the state @{name} is of strings"));
+                        Place::Input
+                    }
                     Some(g) => Place::Global(g),
                     None => {
                         l.fail(None, format!("the state @{name} has no constant shape"));
@@ -400,7 +404,8 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
         match &node.op {
             Op::Constant(c) => {
                 let g = self.outer.literal(&c.value);
-                let b = self.buffer(Dim::from(c.value.bytes().len()), Place::Global(g));
+                let bytes = Dim::from(literal_bytes(&c.value));
+                let b = self.buffer(bytes, Place::Global(g));
                 self.given(node.results[0], b, steps);
             }
             Op::Global(g) => match self.outer.global(&g.name) {
@@ -459,6 +464,31 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                     largest: t.largest,
                     values,
                     indices,
+                    label: describe(self.graph, n),
+                });
+            }
+            Op::StringMap(m) => {
+                let to = self.result(node.results[0]);
+                let ty = self.graph.ty(node.args[0]);
+                steps.push(Step::Strings {
+                    f: m.f.clone(),
+                    args,
+                    dtype: ty.dtype,
+                    count: ty.elements(),
+                    to,
+                    label: describe(self.graph, n),
+                });
+            }
+            Op::StringSplit(s) => {
+                let (pieces, counts) = (self.result(node.results[0]), self.result(node.results[1]));
+                steps.push(Step::SplitStrings {
+                    from: args[0],
+                    delimiter: s.delimiter.clone(),
+                    most: s.most.map(|m| m as u64),
+                    count: self.graph.ty(node.args[0]).elements(),
+                    symbol: s.symbol.to_string(),
+                    pieces,
+                    counts,
                     label: describe(self.graph, n),
                 });
             }
@@ -630,7 +660,15 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
 
 /// Elements that share a byte in files.
 fn small(dtype: DType) -> bool {
-    dtype.size().is_none() && dtype != DType::Str
+    dtype.size().is_none()
+}
+
+/// Bytes of a literal in memory, where strings are handles.
+fn literal_bytes(t: &Tensor) -> usize {
+    match t.dtype() {
+        DType::Str => 8 * t.len(),
+        _ => t.bytes().len(),
+    }
 }
 
 /// A short name for what a node computes.

@@ -12,9 +12,10 @@ pub mod scalar;
 
 use contents::Bytes;
 use kiln_codegen::{CodegenError, CpuTarget};
-use kiln_ir::Module;
+use kiln_ir::{DType, Module};
 use kiln_passes::{Manager, PassError, Timing, pipeline};
 use kiln_runtime::plan::{GlobalData, Object};
+use kiln_runtime::strings::Collector;
 use kiln_runtime::{ArtifactWriter, Error as RuntimeError};
 use lower::{LowerError, Lowered};
 use std::fmt;
@@ -187,12 +188,19 @@ pub fn assemble(
         });
     }
     let total = program.globals.len();
+    let mut strings = Collector::default();
     let globals = program.globals.iter_mut().zip(&compiled.lowered.contents);
     for (done, (global, contents)) in globals.enumerate() {
         progress("weights", done + 1, total);
         global.data =
             match contents::contents(&compiled.module, contents).map_err(CompileError::Constant)? {
                 Bytes::Repeated(element) => GlobalData::Splat(element),
+                Bytes::Whole(t) if t.dtype() == DType::Str => {
+                    let handles = t.as_strings().iter().map(|s| strings.handle(s));
+                    let handles: Vec<i64> = handles.collect::<Result<_, _>>()?;
+                    let bytes: Vec<u8> = handles.iter().flat_map(|h| h.to_le_bytes()).collect();
+                    GlobalData::Section(writer.section([&bytes[..]])?)
+                }
                 Bytes::Whole(t) => GlobalData::Section(writer.section([t.bytes()])?),
             };
         contents::release(&compiled.module, contents);
@@ -207,6 +215,10 @@ pub fn assemble(
             global.data = GlobalData::Section(writer.section(chunks)?);
         }
     }
+    program.strings = match strings.section() {
+        [] => None,
+        section => Some(writer.section([section])?),
+    };
     program.meta = compiled.module.meta.clone();
     writer.finish(program)?;
     Ok(())

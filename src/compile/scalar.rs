@@ -34,6 +34,14 @@ impl From<kiln_kernels::SpecError> for NoKernel {
     }
 }
 
+/// What a kernel reads and writes for an element of this type: strings are handles.
+pub fn element(dtype: DType) -> DType {
+    match dtype {
+        DType::Str => DType::I64,
+        dtype => dtype,
+    }
+}
+
 /// A position along one axis of a value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Coord {
@@ -281,7 +289,7 @@ impl<'a> Scalars<'a> {
                 let x = self.value(args[0], &p, guard)?;
                 Ok(self.exprs.cast(c.to, x)?)
             }
-            Op::Constant(c) if c.value.len() == 1 => {
+            Op::Constant(c) if c.value.len() == 1 && c.value.dtype() != DType::Str => {
                 let dtype = c.value.dtype();
                 Ok(if dtype.is_float() {
                     self.exprs.float(dtype, c.value.get_f64(0))?
@@ -418,10 +426,11 @@ impl<'a> Scalars<'a> {
                 self.box_start(&mut index, args[1], &ty.shape, &d.sizes)?;
                 let arg = self.buffer(args[0]);
                 Ok(match guard {
-                    None => self.exprs.load(arg, ty.dtype, index)?,
+                    None => self.exprs.load(arg, element(ty.dtype), index)?,
                     Some(g) => {
-                        let zero = self.exprs.int(ty.dtype, 0)?;
-                        self.exprs.load_where(arg, ty.dtype, index, g, zero)?
+                        let zero = self.exprs.int(element(ty.dtype), 0)?;
+                        self.exprs
+                            .load_where(arg, element(ty.dtype), index, g, zero)?
                     }
                 })
             }
@@ -495,10 +504,11 @@ impl<'a> Scalars<'a> {
         let arg = self.buffer(v);
         let index = self.address(&ty.shape, at)?;
         Ok(match guard {
-            None => self.exprs.load(arg, ty.dtype, index)?,
+            None => self.exprs.load(arg, element(ty.dtype), index)?,
             Some(g) => {
-                let zero = self.exprs.int(ty.dtype, 0)?;
-                self.exprs.load_where(arg, ty.dtype, index, g, zero)?
+                let zero = self.exprs.int(element(ty.dtype), 0)?;
+                self.exprs
+                    .load_where(arg, element(ty.dtype), index, g, zero)?
             }
         })
     }

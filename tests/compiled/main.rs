@@ -2,6 +2,7 @@
 
 mod planted;
 mod reduce;
+mod strings;
 
 use kiln::compile::{self, Options};
 use kiln::ir::filetest::{Runner, random_module, run_dir, same_results};
@@ -9,7 +10,7 @@ use kiln::ir::interp::Interpreter;
 use kiln::ir::parse::{NoFiles, parse_module};
 use kiln::ir::print::{PrintOptions, print_module};
 use kiln::ir::{DType, Module, PortKind, Tensor};
-use kiln::runtime::{Model, Session, TensorRef};
+use kiln::runtime::{Input, Model, Session, TensorRef};
 use kiln_codegen::CpuTarget;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -61,24 +62,10 @@ fn try_run(
 ) -> Result<Vec<Tensor>, kiln::runtime::Error> {
     let model = session.model().clone();
     let index = model.entry(Some(entry)).unwrap();
-    let refs: Vec<(&str, TensorRef)> = inputs
-        .iter()
-        .map(|(n, t)| {
-            (
-                *n,
-                TensorRef {
-                    dtype: t.dtype(),
-                    shape: t.shape(),
-                    bytes: t.bytes(),
-                },
-            )
-        })
-        .collect();
-    session.run(index, &refs)?;
-    let outputs = (0..model.program().entries[index].outputs.len())
-        .map(|i| session.output(i).unwrap())
-        .map(|t| Tensor::new(t.dtype, t.shape, t.bytes.to_vec()).unwrap());
-    Ok(outputs.collect())
+    let refs: Vec<(&str, Input)> = inputs.iter().map(|&(n, t)| (n, t.into())).collect();
+    session.run_with(index, &refs)?;
+    let count = model.program().entries[index].outputs.len();
+    Ok((0..count).map(|i| session.tensor(i).unwrap()).collect())
 }
 
 fn assert_close(got: &Tensor, want: &Tensor, what: &str) {

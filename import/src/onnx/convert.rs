@@ -404,8 +404,7 @@ impl<'m> Importer<'m> {
             Some(_) => Ok(()),
             None => {
                 let message = format!("the operator {} is not supported", node.op_type);
-                Err(Fail::new(code::OPERATOR, message)
-                    .help(table::suggestion(in_domain, &node.op_type)))
+                Err(Fail::new(code::OPERATOR, message).help(table::suggestion(in_domain)))
             }
         }
     }

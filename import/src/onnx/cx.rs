@@ -288,9 +288,13 @@ impl<'m> Cx<'_, '_, 'm> {
 
     /// The strings of an attribute, where it is given.
     pub(crate) fn texts(&self, name: &str) -> Result<Option<Vec<String>>, Fail> {
-        let lossy = |s: &Vec<u8>| String::from_utf8_lossy(s).into_owned();
-        let a = self.attr(name, AttributeType::STRINGS)?;
-        Ok(a.map(|a| a.strings.iter().map(lossy).collect()))
+        let Some(a) = self.attr(name, AttributeType::STRINGS)? else {
+            return Ok(None);
+        };
+        let text = |s: &Vec<u8>| String::from_utf8(s.clone());
+        let all: Result<_, _> = a.strings.iter().map(text).collect();
+        all.map(Some)
+            .map_err(|_| Fail::invalid(format!("a string of the attribute `{name}` is not UTF-8")))
     }
 
     /// A constant as a value.

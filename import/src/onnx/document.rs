@@ -48,7 +48,7 @@ function body for it.
   model was tried with each.
 - **Done**: in compiled code; folded (while importing: what is left are at most
   copies and views); or by the runtime, around compiled code.
-- Strings and complex numbers are not computed with. A value has at most 32 axes.
+- Complex numbers are not computed with. A value has at most 32 axes.
 - What must be known while importing and is not gives the error K0112, which says what
   to do: `--dim NAME=N` fixes a size, `--freeze NAME=FILE.npy` what an input holds.
 
@@ -173,7 +173,7 @@ fn short(types: &[&str]) -> String {
 fn not_supported(domain: &str, ops: &[&str]) -> String {
     let mut remedies: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for &op in ops {
-        let remedy = table::suggestion(domain, op);
+        let remedy = table::suggestion(domain);
         remedies.entry(remedy).or_default().push(op);
     }
     if remedies.is_empty() {

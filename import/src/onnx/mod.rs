@@ -207,7 +207,7 @@ fn freeze(model: &mut ModelProto, input: &str, value: &Tensor) -> Result<(), Box
     };
     let declared = graph.input[at].type_.tensor_type().elem_type;
     let number = tensor::number(value.dtype()).filter(|&n| n == declared || declared == 0);
-    let Some(number) = number.filter(|_| value.dtype() != kiln_ir::DType::Str) else {
+    let Some(number) = number else {
         let d = Diagnostic::error(
             code::OPTION,
             format!(
@@ -217,6 +217,7 @@ fn freeze(model: &mut ModelProto, input: &str, value: &Tensor) -> Result<(), Box
         );
         return Err(Box::new(d.help("give a file of the input's element type")));
     };
+    let strings = value.as_strings().iter();
     graph.input.remove(at);
     graph.initializer.retain(|t| t.name != input);
     graph.initializer.push(TensorProto {
@@ -224,6 +225,7 @@ fn freeze(model: &mut ModelProto, input: &str, value: &Tensor) -> Result<(), Box
         data_type: number,
         dims: value.shape().iter().map(|&d| d as i64).collect(),
         raw_data: value.bytes().to_vec(),
+        string_data: strings.map(|s| s.clone().into_bytes()).collect(),
         ..TensorProto::default()
     });
     Ok(())

@@ -13,8 +13,8 @@ use super::item::{Item, Sequence, unknown};
 use super::scope::{Bound, Env, Scope, initializer_names};
 use super::{Keep, order, shapes};
 use crate::diagnostic::{Diagnostic, code};
+use kiln_ir::Builder;
 use kiln_ir::graph::{PortKind, Value};
-use kiln_ir::{Builder, DType};
 use onnx_protobuf::{GraphProto, ValueInfoProto};
 use std::collections::HashSet;
 
@@ -86,9 +86,7 @@ impl<'m> Importer<'m> {
         let names = order.iter().flat_map(|&i| &graph.node[i].output);
         for name in names.filter(|n| !n.is_empty() && kept(n)) {
             let own = graph.output.iter().any(|o| o.name == *name);
-            if let (false, Some(Bound::Item(Item::Tensor(v)))) = (own, scope.find(name))
-                && b.graph.ty(v).dtype != DType::Str
-            {
+            if let (false, Some(Bound::Item(Item::Tensor(v)))) = (own, scope.find(name)) {
                 b.graph.add_result(&**name, PortKind::Caller, v);
             }
         }

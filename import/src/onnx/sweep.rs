@@ -45,7 +45,7 @@ fn release(graph: &Graph, region: RegionId, dead: &BTreeSet<NodeId>, uses: &mut 
 fn mints(graph: &Graph, n: NodeId) -> bool {
     let node = graph.node(n);
     let own = match &node.op {
-        Op::BindDim(_) | Op::NonZero(_) => true,
+        Op::BindDim(_) | Op::NonZero(_) | Op::StringSplit(_) => true,
         Op::Loop(l) => l.symbol.is_some() || !l.sizes.is_empty(),
         Op::If(i) => !i.sizes.is_empty(),
         _ => false,

@@ -8,8 +8,8 @@ use super::cx::{Cx, Fail, Items, Out};
 use super::ops::{
     attention, control, conv_transpose, deform, detection, elementwise as e, eliminate, grid,
     index, layout, linear, loops, loss, microsoft as ms, ml, ngrams, norm, quant, random,
-    recurrence, recurrent, recurrent::Cell, reduce, resize, sequence, signal, source, training,
-    unique, window,
+    recurrence, recurrent, recurrent::Cell, reduce, resize, sequence, signal, source, strings,
+    training, unique, window,
 };
 use kiln_ir::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
 use std::collections::HashMap;
@@ -145,8 +145,8 @@ const TENSORS: &[Row] = rows! { Tensors:
         "Where" => e::select,
         // Conversion and copies.
         "BitCast" => e::bit_cast,
-        "Cast" => e::cast; Compiled "strings are not cast",
-        "CastLike" => e::cast_like; Compiled "strings are not cast",
+        "Cast" => e::cast; Compiled "from and to strings: by the runtime",
+        "CastLike" => e::cast_like; Compiled "from and to strings: by the runtime",
         "Dropout" => e::dropout,
         // Constants and sizes.
         "Constant" => source::constant; Folded,
@@ -187,6 +187,11 @@ const TENSORS: &[Row] = rows! { Tensors:
         "Unique" => unique::unique,
         "ArgMax" => |c| index::arg_reduce(c, true),
         "ArgMin" => |c| index::arg_reduce(c, false),
+        // Strings.
+        "RegexFullMatch" => strings::regex_full_match; Control "no `\\C`",
+        "StringConcat" => strings::concat; Control,
+        "StringNormalizer" => strings::normalize; Control,
+        "StringSplit" => strings::split; Control,
         // Reductions.
         "CumProd" => |c| reduce::cumulate(c, ReduceFn::Prod); Compiled
             "the axis is known while importing",
@@ -302,6 +307,7 @@ const TENSORS: &[Row] = rows! { Tensors:
         "Binarizer" => e::binarizer,
         "FeatureVectorizer" => ml::features::vectorizer,
         "Imputer" => ml::features::imputer,
+        "CategoryMapper" => ml::labels::category_mapper,
         "LabelEncoder" => ml::labels::label_encoder,
         "LinearClassifier" => ml::linear::classifier,
         "LinearRegressor" => ml::linear::regressor,
@@ -443,12 +449,8 @@ pub(crate) fn find(domain: &str, op: &str) -> Option<&'static Row> {
 }
 
 /// What a user can do about an operator that is not in the table.
-pub(crate) fn suggestion(domain: &str, op: &str) -> &'static str {
-    let starts = |names: &[&str]| names.iter().any(|n| op.starts_with(n));
+pub(crate) fn suggestion(domain: &str) -> &'static str {
     match domain {
-        "" if starts(&["String", "Regex", "Tfidf"]) => {
-            "strings are not compiled: do this step before the model"
-        }
         "" => {
             "export the model without it, or with the operators that it is defined by (a function body)"
         }

@@ -138,8 +138,9 @@ fn inline(t: &TensorProto, dtype: DType, shape: Vec<usize>) -> Result<Tensor, Fa
         let strings = t
             .string_data
             .iter()
-            .map(|s| String::from_utf8_lossy(s).into_owned())
-            .collect();
+            .map(|s| String::from_utf8(s.clone()))
+            .collect::<Result<_, _>>()
+            .map_err(|_| bad("a string is not UTF-8"))?;
         return Tensor::strings(shape, strings).map_err(|e| bad(e.to_string()));
     }
     let bytes: Vec<u8> = if !t.raw_data.is_empty() {
@@ -192,8 +193,7 @@ pub(crate) fn load_sparse(t: &SparseTensorProto, files: &mut Files) -> Result<Te
             "the indices of a sparse constant do not fit its values",
         ));
     }
-    let mut dense = vec![0; bytes];
-    for i in 0..count {
+    let place = |i: usize| {
         let at = if flat {
             usize::try_from(indices.get_i64(i)).ok()
         } else {
@@ -202,12 +202,23 @@ pub(crate) fn load_sparse(t: &SparseTensorProto, files: &mut Files) -> Result<Te
                 (p < shape[axis]).then_some(at * shape[axis] + p)
             })
         };
-        let at = at
-            .filter(|&at| at < n)
-            .ok_or_else(|| bad("an index of a sparse constant lies outside it"))?;
-        dense[at * size..][..size].copy_from_slice(&values.bytes()[i * size..][..size]);
-    }
-    Tensor::new(values.dtype(), shape, dense).map_err(|e| bad(e.to_string()))
+        at.filter(|&at| at < n)
+            .ok_or_else(|| bad("an index of a sparse constant lies outside it"))
+    };
+    let dense = if values.dtype() == DType::Str {
+        let mut dense = vec![String::new(); n];
+        for (i, s) in values.as_strings().iter().enumerate() {
+            dense[place(i)?].clone_from(s);
+        }
+        Tensor::strings(shape.clone(), dense)
+    } else {
+        let mut dense = vec![0; bytes];
+        for i in 0..count {
+            dense[place(i)? * size..][..size].copy_from_slice(&values.bytes()[i * size..][..size]);
+        }
+        Tensor::new(values.dtype(), shape.clone(), dense)
+    };
+    dense.map_err(|e| bad(e.to_string()))
 }
 
 /// How many elements of a floating-point constant are NaN or infinite. −∞ does

@@ -9,4 +9,5 @@ mod nodes;
 mod random;
 mod regressions;
 mod sequences;
+mod strings;
 mod support;

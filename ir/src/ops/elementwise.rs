@@ -49,7 +49,7 @@ use crate::tensor::{Encoder, computes_in_integers};
 use crate::{Builder, Dim, Kind, Tensor, TensorType};
 
 /// Broadcasts argument shapes and labels their axes alike.
-fn map_axes(args: &[&TensorType]) -> AxisMap {
+pub(crate) fn map_axes(args: &[&TensorType]) -> AxisMap {
     let rank = args.iter().map(|a| a.rank()).max().unwrap_or(0);
     let labels = broadcast_labels(args, rank);
     let results = (0..rank)
@@ -447,7 +447,10 @@ impl OpDef for Compare {
     }
 
     fn infer(&self, cx: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
-        same_dtype(arity(args, 2)?)?;
+        let dtype = same_dtype(arity(args, 2)?)?;
+        if dtype == DType::Str && !matches!(self.f, CompareFn::Eq | CompareFn::Ne) {
+            return type_err("strings are equal or not, and have no order");
+        }
         let known = known_map(args, |d| {
             let (a, b) = (d[0], d[1]);
             let (a1, b1) = (a.clone() + Dim::ONE, b.clone() + Dim::ONE);
@@ -591,6 +594,9 @@ impl OpDef for BitCast {
         if from.size().is_none() || from.size() != self.to.size() {
             return type_err(format!("{from} and {} have different widths", self.to));
         }
+        if DType::Str == from || DType::Str == self.to {
+            return type_err("strings have no bits");
+        }
         // Not every byte is a truth.
         if self.to == DType::Bool && from != DType::Bool {
             return type_err("bits are not taken for truths");
@@ -630,7 +636,7 @@ impl OpDef for Cast {
     fn infer(&self, _: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
         let a = arity(args, 1)?[0];
         if a.ty.dtype == DType::Str || self.to == DType::Str {
-            return type_err("strings are not cast in compiled code");
+            return type_err("strings are not cast: parse_number and format_number are");
         }
         let known = match self.to.kind() {
             Kind::Int | Kind::Uint => a.known.cloned(),

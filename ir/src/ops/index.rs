@@ -121,6 +121,15 @@ fn require_indices(ty: &TensorType) -> Result<(), TypeError> {
     }
 }
 
+/// Strings replace each other, and combine in no other way.
+fn combines(f: ScatterFn, ty: &TensorType) -> Result<(), TypeError> {
+    match (f, ty.dtype) {
+        (ScatterFn::Set, _) => Ok(()),
+        (_, DType::Str) => type_err(format!("{} of strings has no meaning", f.name())),
+        _ => Ok(()),
+    }
+}
+
 fn start_vector(ty: &TensorType, rank: usize) -> Result<(), TypeError> {
     if ty.dtype == DType::I64 && ty.shape == [Dim::from(rank)] {
         Ok(())
@@ -508,6 +517,7 @@ impl OpDef for ScatterElements {
         for (a, b) in indices.ty.shape.iter().zip(&updates.ty.shape) {
             cx.require_same(a, b, "updates have the indices' shape")?;
         }
+        combines(self.f, x.ty)?;
         Ok(vec![x.ty.clone().into()])
     }
 
@@ -613,6 +623,7 @@ impl OpDef for ScatterNd {
     fn infer(&self, cx: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
         let (x, indices, updates) = (arity(args, 3)?[0], args[1], args[2]);
         require_indices(indices.ty)?;
+        combines(self.f, x.ty)?;
         let k = depth(indices.ty)?;
         if k > x.ty.rank() || updates.ty.dtype != x.ty.dtype {
             return type_err(format!(
@@ -823,7 +834,11 @@ impl OpDef for NonZero {
     }
 
     fn infer(&self, _: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
-        let rank = arity(args, 1)?[0].ty.rank();
+        let x = arity(args, 1)?[0].ty;
+        if x.dtype == DType::Str {
+            return type_err("strings are not zero or nonzero: compare them");
+        }
+        let rank = x.rank();
         let shape = vec![Dim::from(rank), Dim::sym(self.symbol.clone())];
         Ok(vec![TensorType::new(DType::I64, shape).into()])
     }

@@ -20,6 +20,7 @@ pub mod reduce;
 pub mod samples;
 mod samples_b;
 pub mod source;
+pub mod strings;
 mod sugar;
 mod train;
 pub mod util;

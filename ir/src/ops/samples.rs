@@ -52,6 +52,10 @@ pub const HAND_TESTED: &[(&str, &str)] = &[
     ("decode", "its argument is bytes while its type is encoded"),
     ("bind_dim", "has no result"),
     ("nonzero", "its result's size is known only when it has run"),
+    (
+        "string_split",
+        "its result's size is known only when it has run",
+    ),
 ];
 
 impl Sample {
@@ -65,6 +69,9 @@ impl Sample {
 impl ArgSpec {
     pub(crate) fn tensor(&self, random: &mut Random) -> Tensor {
         let n: usize = self.shape.iter().product();
+        if self.dtype == DType::Str {
+            return self.strings(n, random);
+        }
         let mut out = Encoder::new(self.dtype, n);
         match &self.fill {
             Fill::Is(values) => values.iter().for_each(|&v| out.push_f64(v)),
@@ -89,7 +96,33 @@ impl ArgSpec {
             Err(e) => panic!("a sample's fill does not have its shape: {e}"),
         }
     }
+
+    /// Numerals where numbers are given; else words, some of them equal.
+    fn strings(&self, n: usize, random: &mut Random) -> Tensor {
+        let all = match &self.fill {
+            Fill::Is(values) => values.iter().map(f64::to_string).collect(),
+            Fill::Between(..) | Fill::Distinct => (0..n)
+                .map(|_| WORDS[(random.next() % WORDS.len() as u64) as usize].to_string())
+                .collect(),
+        };
+        match Tensor::strings(self.shape.clone(), all) {
+            Ok(t) => t,
+            Err(e) => panic!("a sample's fill does not have its shape: {e}"),
+        }
+    }
 }
+
+/// What tests of strings are filled with.
+const WORDS: [&str; 8] = [
+    "",
+    "a",
+    "A",
+    "naïve café",
+    " two  words ",
+    "7",
+    "ǅ",
+    "a,b,,c",
+];
 
 /// SplitMix64 (Steele et al. 2014).
 pub(crate) struct Random(pub(crate) u64);

@@ -9,6 +9,8 @@ use crate::ops::pack_filters::PackFilters;
 use crate::ops::packed::PackedMatMul;
 use crate::ops::packed_conv::PackedConv;
 use crate::ops::reduce::*;
+use crate::ops::strings::{StringFn, StringMap};
+use crate::strings::Letters;
 use crate::{DType, Dim, ReduceFn};
 
 /// Samples of these families.
@@ -20,6 +22,7 @@ pub fn samples() -> Vec<Sample> {
         quantization(),
         attentions(),
         convolutions(),
+        strings(),
     ]
     .into_iter()
     .flatten()
@@ -85,6 +88,27 @@ fn reductions() -> Vec<Sample> {
             },
             vec![f(&[4, 2])],
         ));
+    }
+    out
+}
+
+fn strings() -> Vec<Sample> {
+    let text = |shape: &[usize]| between(DType::Str, shape, 0.0, 1.0);
+    let map = |f, args| rough(StringMap { f }, args);
+    let mut out = vec![
+        map(StringFn::Concat, vec![text(&[2, 3]), text(&[2, 3])]),
+        map(StringFn::FullMatch("(?i)[a-z]*".into()), vec![text(&[4])]),
+        map(
+            StringFn::Parse(DType::I32),
+            vec![exactly(DType::Str, &[2, 2], &[-1.0, 2.5, 1e9, 0.0])],
+        ),
+        map(StringFn::Rank, vec![text(&[3, 4])]),
+        map(StringFn::Format, vec![f(&[2, 3])]),
+        map(StringFn::Format, vec![between(DType::U8, &[3], 0.0, 255.0)]),
+    ];
+    for &(letters, _) in Letters::ALL {
+        out.push(map(StringFn::Lower(letters), vec![text(&[3, 2])]));
+        out.push(map(StringFn::Upper(letters), vec![text(&[])]));
     }
     out
 }

@@ -216,6 +216,9 @@ impl OpDef for Iota {
     fn infer(&self, _: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
         arity(args, 0)?;
         check_axis(self.axis, self.shape.len())?;
+        if self.dtype == DType::Str {
+            return type_err("strings do not count up");
+        }
         let known = match (&self.shape[..], self.dtype) {
             ([n], DType::I64 | DType::I32) => n
                 .as_const()

@@ -449,8 +449,7 @@ pub fn entry_inputs(
         let (_, a) = found.ok_or_else(|| {
             Failure::input(format!("K0711: the input `{}` is missing", port.name))
         })?;
-        let t = Tensor::new(a.dtype, a.shape.clone(), a.bytes.clone())
-            .map_err(|e| Failure::input(e.to_string()))?;
+        let t = a.clone().tensor(&port.name)?;
         tensors.push((port.name.to_string(), t));
     }
     Ok((entry, tensors))

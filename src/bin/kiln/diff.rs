@@ -45,8 +45,7 @@ fn against_reference(
     let arrays = kiln::runtime::npy::read_npz(file)?;
     let mut reference = BTreeMap::new();
     for (name, a) in arrays {
-        let t = Tensor::new(a.dtype, a.shape, a.bytes)
-            .map_err(|e| Failure::input(format!("K0731: {}: {name}: {e}", file.display())))?;
+        let t = a.tensor(&format!("{}: {name}", file.display()))?;
         reference.insert(name, t);
     }
     let names = reference.keys().cloned().collect();

@@ -3,7 +3,7 @@
 use crate::args::CompileArgs;
 use kiln::compile::{self, CompileError, objects::Workers};
 use kiln::import::{Diagnostic, ImportOptions, Interface, Keep, import_onnx};
-use kiln::ir::{DType, Dim, Graph, Module, PortKind, Tensor, Value};
+use kiln::ir::{Dim, Graph, Module, PortKind, Value};
 use std::path::{Path, PathBuf};
 
 /// Why a command failed: the text for people, and the exit status.
@@ -253,9 +253,7 @@ pub fn import_keeping(
             .split_once('=')
             .ok_or_else(|| Failure::usage(format!("`--freeze {text}` is not NAME=FILE.npy")))?;
         let array = kiln::runtime::npy::read(Path::new(file))?;
-        let value = Tensor::new(array.dtype, array.shape, array.bytes)
-            .map_err(|e| Failure::input(format!("K0731: {file}: {e}")))?;
-        options.frozen.insert(name.to_string(), value);
+        options.frozen.insert(name.to_string(), array.tensor(file)?);
     }
     let imported = import_onnx(path, &options)?;
     for w in &imported.warnings {
@@ -274,7 +272,7 @@ fn keep_all(f: &mut Graph) {
         .collect();
     for v in values {
         let own = f.body().results.contains(&v);
-        if own || f.ty(v).dtype == DType::Str {
+        if own {
             continue;
         }
         let name = f.value(v).name.clone();

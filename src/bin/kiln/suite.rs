@@ -35,7 +35,7 @@ pub enum Passed {
     /// An output is a constant of the artifact, or written from sizes alone.
     Folded,
     /// The runtime itself computes elements: the indices of nonzero elements, a
-    /// selection (top k), or sizes as numbers.
+    /// selection (top k), strings, or sizes as numbers.
     OnHost,
     /// It has arithmetic (any op but moves, views, data, sizes and control flow), and
     /// no kernel runs.
@@ -116,7 +116,10 @@ impl Work {
             match step {
                 Step::Launch(_) => self.kernels += 1,
                 Step::WriteDims { to, .. } => self.sizes.push(*to),
-                Step::NonZero { .. } | Step::TopK { .. } => self.host = true,
+                Step::NonZero { .. }
+                | Step::TopK { .. }
+                | Step::Strings { .. }
+                | Step::SplitStrings { .. } => self.host = true,
                 Step::If {
                     then, otherwise, ..
                 } => {

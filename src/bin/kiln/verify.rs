@@ -7,8 +7,8 @@ use crate::suite;
 use kiln::compile;
 use kiln::import::{DataSet, Diagnostic, Interface, import_onnx, read_data_set};
 use kiln::ir::interp::Interpreter;
-use kiln::ir::{Graph, Module, Op, Tensor};
-use kiln::runtime::{Model, Session, TensorRef};
+use kiln::ir::{DType, Graph, Module, Op, Tensor};
+use kiln::runtime::{Input, Model, Session};
 use std::path::{Path, PathBuf};
 
 /// What to verify.
@@ -54,6 +54,12 @@ pub fn difference(got: &Tensor, want: &Tensor) -> Difference {
             want.dtype(),
             want.shape()
         ));
+        return d;
+    }
+    if want.dtype() == DType::Str {
+        let mut pairs = got.as_strings().iter().zip(want.as_strings()).enumerate();
+        let found = pairs.find(|(_, (a, b))| a != b);
+        d.mismatch = found.map(|(i, (a, b))| format!("element {i} is {a:?}, not {b:?}"));
         return d;
     }
     let (mut error, mut norm) = (0.0, 0.0);
@@ -139,27 +145,12 @@ impl Machine {
     ) -> Result<Vec<(String, Tensor)>, Failure> {
         let index = self.model.entry(Some(entry))?;
         let mut session = Session::new(self.model.clone(), threads.max(1))?;
-        let refs: Vec<(&str, TensorRef)> = inputs
-            .iter()
-            .map(|(n, t)| {
-                let (dtype, shape, bytes) = (t.dtype(), t.shape(), t.bytes());
-                (
-                    &n[..],
-                    TensorRef {
-                        dtype,
-                        shape,
-                        bytes,
-                    },
-                )
-            })
-            .collect();
-        session.run(index, &refs)?;
+        let refs: Vec<(&str, Input)> = inputs.iter().map(|(n, t)| (&n[..], t.into())).collect();
+        session.run_with(index, &refs)?;
         let ports = &self.model.program().entries[index].outputs;
         let mut outputs = vec![];
         for (i, port) in ports.iter().enumerate() {
-            let Some(t) = session.output(i) else { continue };
-            let t = Tensor::new(t.dtype, t.shape, t.bytes.to_vec())
-                .map_err(|e| Failure::run(e.to_string()))?;
+            let Some(t) = session.tensor(i) else { continue };
             outputs.push((port.name.clone(), t));
         }
         Ok(outputs)

@@ -2,7 +2,7 @@
 
 use super::contraction::{Strided, strided};
 use super::{Kernel, Variant};
-use crate::compile::scalar::{Coord, NoKernel, Scalars};
+use crate::compile::scalar::{Coord, NoKernel, Scalars, element};
 use kiln_ir::ops::attention::MaskKind;
 use kiln_ir::{BinaryFn, CompareFn, DType, Dim, Graph, NodeId, Op, RegionId, Value};
 use kiln_kernels::attention::AttentionSpec;
@@ -150,8 +150,12 @@ pub(super) fn attention(
     };
     let [batch, heads, queries, keys] = score_shape.clone().map(|d| s.size(&d));
     let group = s.size(&group);
-    let mut args: Vec<DType> = s.buffers.iter().map(|&v| graph.ty(v).dtype).collect();
-    args.push(graph.ty(root).dtype);
+    let mut args: Vec<DType> = s
+        .buffers
+        .iter()
+        .map(|&v| element(graph.ty(v).dtype))
+        .collect();
+    args.push(element(graph.ty(root).dtype));
     let mut inputs: Vec<(Value, Dim)> = s.buffers.iter().map(|&v| (v, Dim::ZERO)).collect();
     for (slot, view) in inputs.iter_mut().zip([&qv, &kv, &vv]) {
         slot.1 = view.offset.clone() * Dim::from(graph.ty(view.value).dtype.size().unwrap_or(1));

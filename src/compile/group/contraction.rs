@@ -1,7 +1,7 @@
 //! Contractions: operands seen through strides, epilogues as expressions.
 
 use super::{Kernel, OUT, Variant, finish, set_out};
-use crate::compile::scalar::{Coord, NoKernel, Scalars};
+use crate::compile::scalar::{Coord, NoKernel, Scalars, element};
 use kiln_ir::{BinaryFn, DType, Dim, Graph, NodeId, Op, RegionId, Value};
 use kiln_kernels::matmul::{Columns, MatMulSpec};
 use kiln_kernels::{Effect, KernelSpec, LoopNest, Reducer, Size, Stage};
@@ -210,8 +210,12 @@ pub(super) fn contraction(
         s.size(&shape[rank - 1]),
         s.size(&k),
     );
-    let mut args: Vec<DType> = s.buffers.iter().map(|&v| graph.ty(v).dtype).collect();
-    args.push(graph.ty(root).dtype);
+    let mut args: Vec<DType> = s
+        .buffers
+        .iter()
+        .map(|&v| element(graph.ty(v).dtype))
+        .collect();
+    args.push(element(graph.ty(root).dtype));
     let mut inputs: Vec<(Value, Dim)> = s.buffers.iter().map(|&v| (v, Dim::ZERO)).collect();
     let bytes = |v: Value| Dim::from(graph.ty(v).dtype.size().unwrap_or(1));
     inputs[0].1 = a_view.offset.clone() * bytes(a_view.value);

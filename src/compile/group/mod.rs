@@ -5,7 +5,7 @@ mod contraction;
 mod conv;
 mod nest;
 
-use super::scalar::{NoKernel, Scalars};
+use super::scalar::{NoKernel, Scalars, element};
 use kiln_ir::{DType, Dim, Graph, Op, ReduceFn, RegionId, Value};
 use kiln_kernels::{Effect, KernelSpec, LoopNest, Reducer, Stage, simplify};
 
@@ -63,8 +63,12 @@ fn finish(
     updates: Option<Value>,
 ) -> Result<Kernel, NoKernel> {
     let mut nest = nest;
-    let mut args: Vec<DType> = s.buffers.iter().map(|&v| s.graph.ty(v).dtype).collect();
-    args.push(s.graph.ty(out).dtype);
+    let mut args: Vec<DType> = s
+        .buffers
+        .iter()
+        .map(|&v| element(s.graph.ty(v).dtype))
+        .collect();
+    args.push(element(s.graph.ty(out).dtype));
     nest.args = args;
     nest.exprs = std::mem::take(&mut s.exprs);
     let dims = s.params.into_dims();

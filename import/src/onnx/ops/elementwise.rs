@@ -186,7 +186,8 @@ pub(crate) fn dropout(cx: &mut Cx) -> Out {
 pub(crate) fn cast(cx: &mut Cx) -> Out {
     let to = cx.int("to", 0)?;
     let to = tensor::dtype(to).ok_or_else(|| Fail::invalid(format!("{to} is no element type")))?;
-    cast_to(cx, to)
+    let x = cx.arg(0)?;
+    Ok(vec![cast_value(cx, x, to)?])
 }
 
 /// The same bits as another type.
@@ -198,21 +199,21 @@ pub(crate) fn bit_cast(cx: &mut Cx) -> Out {
 }
 
 pub(crate) fn cast_like(cx: &mut Cx) -> Out {
-    let to = cx.dtype(cx.arg(1)?);
-    cast_to(cx, to)
+    let (x, to) = (cx.arg(0)?, cx.dtype(cx.arg(1)?));
+    Ok(vec![cast_value(cx, x, to)?])
 }
 
-fn cast_to(cx: &mut Cx, to: DType) -> Out {
-    let x = cx.arg(0)?;
+/// The node's cast, of this value.
+pub(crate) fn cast_value(cx: &mut Cx, x: Value, to: DType) -> One {
     let from = cx.dtype(x);
     if from.kind() == Kind::Str || to.kind() == Kind::Str {
-        return Err(Fail::form("strings are not cast in compiled code"));
+        return super::strings::cast(cx, x, to);
     }
     if to == DType::F8E5M2 && from.is_float() && !cx.flag("saturate", true)? {
-        return Ok(vec![overflowing(cx, x)?]);
+        return overflowing(cx, x);
     }
     if to == DType::F8E8M0 && from.is_float() {
-        return Ok(vec![to_power(cx, x)?]);
+        return to_power(cx, x);
     }
     let x = match to.bits() == 8 && to.is_float() && !cx.flag("saturate", true)? {
         true => unsaturated(cx, x, to)?,
@@ -221,7 +222,7 @@ fn cast_to(cx: &mut Cx, to: DType) -> Out {
     // Floats saturate to integers, but those below a byte take the low bits.
     let narrow = to.is_int() && to.bits() < 8 && from.is_float();
     let x = if narrow { cx.b.cast(x, DType::I32)? } else { x };
-    Ok(vec![cx.b.cast(x, to)?])
+    Ok(cx.b.cast(x, to)?)
 }
 
 /// What the cast, which saturates, must be given so that numbers beyond the range

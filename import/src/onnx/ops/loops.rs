@@ -378,6 +378,7 @@ fn symbols_made(graph: &Graph, region: RegionId, out: &mut BTreeSet<Arc<str>>) {
         match &node.op {
             Op::BindDim(b) => out.extend([b.symbol.clone()]),
             Op::NonZero(z) => out.extend([z.symbol.clone()]),
+            Op::StringSplit(s) => out.extend([s.symbol.clone()]),
             Op::Loop(l) => {
                 out.extend(l.symbol.clone());
                 out.extend(l.sizes.iter().map(|m| m.symbol.clone()));

@@ -26,6 +26,7 @@ pub(crate) mod resize;
 pub(crate) mod sequence;
 pub(crate) mod signal;
 pub(crate) mod source;
+pub(crate) mod strings;
 pub(crate) mod training;
 pub(crate) mod unique;
 pub(crate) mod window;

@@ -1,4 +1,4 @@
-//! TfIdfVectorizer over integers: how often each n-gram of a pool occurs.
+//! TfIdfVectorizer: how often each n-gram of a pool occurs.
 
 use crate::diagnostic::code;
 use crate::onnx::cx::{Cx, Fail, Out};
@@ -15,31 +15,67 @@ fn place(cx: &mut Cx, t: Result<Tensor, kiln_ir::tensor::SizeMismatch>) -> Resul
 struct Grams {
     size: usize,
     first: usize,
-    tokens: Vec<Vec<i64>>,
+    tokens: Vec<Tensor>,
+}
+
+/// The tokens that a pool is made of.
+enum Tokens<'m> {
+    Numbers(&'m [i64]),
+    Strings(Vec<String>),
+}
+
+impl Tokens<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Tokens::Numbers(all) => all.len(),
+            Tokens::Strings(all) => all.len(),
+        }
+    }
+
+    /// Every `step`-th token from `start` on, below `end`, as a column.
+    fn column(&self, start: usize, end: usize, step: usize) -> Result<Tensor, Fail> {
+        let at: Vec<usize> = (start..end).step_by(step).collect();
+        let made = match self {
+            Tokens::Numbers(all) => {
+                let numbers: Vec<i64> = at.iter().map(|&i| all[i]).collect();
+                Tensor::from_i64(DType::I64, [at.len(), 1], &numbers)
+            }
+            Tokens::Strings(all) => {
+                let strings = at.iter().map(|&i| all[i].clone()).collect();
+                Tensor::strings([at.len(), 1], strings)
+            }
+        };
+        made.map_err(|e| Fail::invalid(e.to_string()))
+    }
 }
 
 /// The pool by size; grams are numbered through it.
 fn pool(cx: &Cx) -> Result<Vec<Grams>, Fail> {
-    let Some(pool) = cx.ints("pool_int64s")? else {
-        return Err(Fail::form(
-            "n-grams of strings are not counted in compiled code",
-        ));
+    let pool = match (cx.ints("pool_int64s")?, cx.texts("pool_strings")?) {
+        (Some(all), None) => Tokens::Numbers(all),
+        (None, Some(all)) => Tokens::Strings(all),
+        _ => {
+            let what = "the pool is not one list of integers or of strings";
+            return Err(Fail::invalid(what));
+        }
     };
     let starts = cx.ints("ngram_counts")?.unwrap_or_default();
     let (mut out, mut first) = (vec![], 0);
     for (i, &start) in starts.iter().enumerate() {
         let end = starts.get(i + 1).copied().unwrap_or(pool.len() as i64);
         let part = usize::try_from(start).ok().zip(usize::try_from(end).ok());
-        let part = part.and_then(|(a, b)| pool.get(a..b));
-        let part = part.ok_or_else(|| Fail::invalid(format!("`ngram_counts` is {starts:?}")))?;
+        let part = part.filter(|&(start, end)| start <= end && end <= pool.len());
+        let (start, end) =
+            part.ok_or_else(|| Fail::invalid(format!("`ngram_counts` is {starts:?}")))?;
         let size = i + 1;
-        let count = part.len() / size;
+        let count = (end - start) / size;
+        // What is left over of the last gram is none.
+        let end = start + count * size;
+        let columns = (0..size).map(|k| pool.column((start + k).min(end), end, size));
         out.push(Grams {
             size,
             first,
-            tokens: (0..size)
-                .map(|k| part.iter().skip(k).step_by(size).copied().collect())
-                .collect(),
+            tokens: columns.collect::<Result<_, _>>()?,
         });
         first += count;
     }
@@ -66,7 +102,10 @@ pub(crate) fn tf_idf(cx: &mut Cx) -> Out {
         )
         .help("give it with --dim")
     })?;
-    let tokens = cx.b.cast(x, DType::I64)?;
+    let tokens = match cx.dtype(x) {
+        DType::Str => x,
+        _ => cx.b.cast(x, DType::I64)?,
+    };
     let tokens =
         cx.b.reshape(tokens, &[rows.clone(), Dim::ONE, length.into()])?;
     let columns = cx.ints("ngram_indexes")?.unwrap_or_default();
@@ -105,8 +144,7 @@ pub(crate) fn tf_idf(cx: &mut Cx) -> Out {
             }
             let mut all = None;
             for (k, wanted) in g.tokens.iter().enumerate() {
-                let wanted = Tensor::from_i64(DType::I64, [n, 1], wanted);
-                let wanted = place(cx, wanted)?;
+                let wanted = cx.b.constant(wanted.clone())?;
                 let at = Dim::from(k as i64 * gap);
                 let here = cx.b.slice_axis(tokens, 2, at, starts.into())?;
                 let same = cx.b.compare(CompareFn::Eq, here, wanted)?;

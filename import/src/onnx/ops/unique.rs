@@ -5,6 +5,7 @@ use crate::onnx::cx::{Cx, Fail, Out};
 use kiln_ir::graph::Value;
 use kiln_ir::ops::index::{NonZero, ScatterElements, ScatterFn};
 use kiln_ir::ops::reduce::ArgReduce;
+use kiln_ir::ops::strings::{StringFn, StringMap};
 use kiln_ir::{BinaryFn, CompareFn, DType, Dim, Kind, ReduceFn, UnaryFn};
 
 type One = Result<Value, Fail>;
@@ -45,11 +46,16 @@ pub(crate) fn in_order(cx: &mut Cx) -> Out {
 
 /// `n²` comparisons: good for thousands of elements, and for any order of work.
 fn found(cx: &mut Cx, x: Value, axis: usize, sorted: bool) -> Result<Found, Fail> {
-    if matches!(cx.dtype(x).kind(), Kind::Str | Kind::Complex) {
-        return Err(Fail::form(format!("unique elements of {}", cx.dtype(x))));
-    }
+    // Strings have no order in compiled code, and their ranks have.
+    let keys = match cx.dtype(x).kind() {
+        Kind::Complex => {
+            return Err(Fail::form(format!("unique elements of {}", cx.dtype(x))));
+        }
+        Kind::Str => cx.b.one(StringMap { f: StringFn::Rank }, &[x])?,
+        Kind::Float | Kind::Int | Kind::Uint | Kind::Bool => x,
+    };
     let n = cx.extent(x, axis)?;
-    let rows = as_rows(cx, x, axis)?;
+    let rows = as_rows(cx, keys, axis)?;
     let (equal, less) = compared(cx, rows, sorted)?;
     let j = index(cx, vec![Dim::ONE, n.clone()], 1)?;
     // The first place of each element's equals.

@@ -8,6 +8,7 @@ mod control;
 mod programs;
 mod properties;
 mod reduce;
+mod strings;
 
 use crate::graph::{Graph, PortKind};
 use crate::module::Globals;

@@ -2,6 +2,7 @@
 
 use super::{floats, indices, rows, table};
 use crate::onnx::cx::{Cx, Fail, Out};
+use crate::onnx::ops::strings;
 use kiln_ir::graph::Value;
 use kiln_ir::{CompareFn, DType, Dim, ReduceFn, UnaryFn};
 
@@ -80,16 +81,23 @@ fn equal_or_nan(cx: &mut Cx, x: Value, what: f64) -> Result<Value, Fail> {
 /// category is an error when the model runs: it reads a place that a table lacks.
 pub(crate) fn one_hot(cx: &mut Cx) -> Out {
     let x = cx.arg(0)?;
-    let Some(categories) = cx.ints("cats_int64s")? else {
-        return Err(Fail::form("categories that are strings are not compiled"));
+    let (x, n, categories) = if cx.dtype(x) == DType::Str {
+        let all = cx.texts("cats_strings")?.unwrap_or_default();
+        (x, all.len(), strings::vector(cx, &all)?)
+    } else {
+        let all = cx.ints("cats_int64s")?.unwrap_or_default();
+        let x = cx.b.cast(x, DType::I64)?;
+        (x, all.len(), indices(cx, all, &[all.len()])?)
     };
-    let n = categories.len();
-    let x = cx.b.cast(x, DType::I64)?;
+    if n == 0 {
+        return Err(Fail::invalid(
+            "the categories of the argument's type are missing",
+        ));
+    }
     let mut column = cx.shape(x);
     column.push(Dim::ONE);
     let at = cx.rank(x);
     let x = cx.b.reshape(x, &column)?;
-    let categories = indices(cx, categories, &[n])?;
     let hit = cx.b.compare(CompareFn::Eq, x, categories)?;
     let ones = cx.b.cast(hit, DType::F32)?;
     if cx.flag("zeros", true)? {

@@ -1,11 +1,11 @@
 //! From scores to labels and probabilities.
 
-use super::{indices, table};
+use super::table;
 use crate::onnx::cx::{Cx, Fail};
 use kiln_ir::graph::Value;
 use kiln_ir::ops::composite::Softmax;
 use kiln_ir::ops::reduce::ArgReduce;
-use kiln_ir::{CompareFn, DType, Dim, ReduceFn, UnaryFn};
+use kiln_ir::{CompareFn, DType, Dim, ReduceFn, Tensor, UnaryFn};
 
 type One = Result<Value, Fail>;
 
@@ -50,19 +50,18 @@ fn softmax_zero(cx: &mut Cx, y: Value) -> One {
     Ok(cx.b.div(e, sum)?)
 }
 
-/// The labels, which must be integers.
-pub(super) fn labels(cx: &Cx, name: &str) -> Result<Vec<i64>, Fail> {
-    match cx.ints(name)? {
-        Some(v) if !v.is_empty() => Ok(v.to_vec()),
-        _ if cx.has("classlabels_strings") => {
-            Err(Fail::form("labels that are strings are not compiled"))
-        }
-        _ => Err(Fail::invalid("the labels are missing")),
-    }
+/// The labels, integers in this attribute or strings: at least one.
+pub(super) fn labels(cx: &Cx, name: &str) -> Result<Tensor, Fail> {
+    let made = match (cx.ints(name)?, cx.texts("classlabels_strings")?) {
+        (Some(v), _) if !v.is_empty() => Tensor::from_i64(DType::I64, [v.len()], v),
+        (_, Some(v)) if !v.is_empty() => Tensor::strings([v.len()], v),
+        _ => return Err(Fail::invalid("the labels are missing")),
+    };
+    made.map_err(|e| Fail::invalid(e.to_string()))
 }
 
 /// The label of each row's largest score, the first among equals.
-pub(super) fn best(cx: &mut Cx, scores: Value, labels: &[i64]) -> One {
+pub(super) fn best(cx: &mut Cx, scores: Value, labels: &Tensor) -> One {
     let op = ArgReduce {
         largest: true,
         axis: 1,
@@ -70,24 +69,26 @@ pub(super) fn best(cx: &mut Cx, scores: Value, labels: &[i64]) -> One {
         last: false,
     };
     let at = cx.b.one(op, &[scores])?;
-    let labels = indices(cx, labels, &[labels.len()])?;
+    let labels = cx.b.constant(labels.clone())?;
     Ok(cx.b.gather(labels, at, 0)?)
 }
 
 /// The second label where the score `[n, 1]` is above the threshold, else the
 /// first: `[n]`.
-pub(super) fn above(cx: &mut Cx, score: Value, threshold: f64, labels: &[i64]) -> One {
-    let &[first, second] = labels else {
+pub(super) fn above(cx: &mut Cx, score: Value, threshold: f64, labels: &Tensor) -> One {
+    if labels.len() != 2 {
         return Err(Fail::invalid(format!(
             "one score for {} labels",
             labels.len()
         )));
-    };
+    }
     let threshold = cx.like(score, threshold)?;
     let over = cx.b.compare(CompareFn::Gt, score, threshold)?;
     let n = cx.extent(over, 0)?;
     let over = cx.b.reshape(over, &[n])?;
-    let (first, second) = (indices(cx, &[first], &[])?, indices(cx, &[second], &[])?);
+    let labels = cx.b.constant(labels.clone())?;
+    let first = cx.b.slice_axis(labels, 0, Dim::ZERO, Dim::ONE)?;
+    let second = cx.b.slice_axis(labels, 0, Dim::ONE, Dim::ONE)?;
     Ok(cx.b.select(over, second, first)?)
 }
 

@@ -165,7 +165,7 @@ pub(crate) fn classifier(cx: &mut Cx) -> Out {
     Ok(vec![label, z])
 }
 
-fn voted(cx: &mut Cx, s: Value, pairs: &[(usize, usize)], labels: &[i64]) -> One {
+fn voted(cx: &mut Cx, s: Value, pairs: &[(usize, usize)], labels: &Tensor) -> One {
     let zero = cx.like(s, 0.0)?;
     let first = cx.b.compare(CompareFn::Gt, s, zero)?;
     let second = cx.b.unary(UnaryFn::Not, first)?;

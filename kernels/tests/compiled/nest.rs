@@ -601,6 +601,58 @@ fn casts_between_all_types_round_saturate_and_wrap() {
     check(cases);
 }
 
+/// Whatever computes it: next to each border between two steps, and
+/// at the ends of what floats hold.
+#[test]
+fn quantizing_rounds_as_a_division_does() {
+    let mut rng = Rng(5);
+    let mut cases = vec![];
+    for i in 0..24 {
+        // The last mantissas are those whose reciprocals are hardest.
+        let mantissa = [0, 1, 0x7f_ffff, 0x7f_fffe, rng.next() as u32 & 0x7f_ffff][i % 5];
+        let scale = f32::from_bits(mantissa | (100 + rng.below(40) as u32) << 23);
+        let to = [DType::U8, DType::I8][i % 2];
+        let zero = [0.0, 128.0, 255.0, -128.0][rng.below(4)];
+        let mut values: Vec<f64> = vec![];
+        for step in -300..300 {
+            let near = ((step as f64 + 0.5) * scale as f64) as f32;
+            for off in -3i32..=3 {
+                let bits = near.to_bits().wrapping_add_signed(off);
+                values.push(f32::from_bits(bits) as f64);
+            }
+        }
+        let largest = f32::MAX as f64;
+        values.extend([0.0, -0.0, 1e-45, -1e-45, 1e-38, largest, -largest]);
+        values.extend([f64::INFINITY, f64::NEG_INFINITY, f64::NAN]);
+        let n = values.len() as i64;
+        let mut e = Exprs::new();
+        let x = e.load(0, F, Index::strided([Size::ONE])).unwrap();
+        let by = e.f32(scale);
+        let y = e.binary(BinaryFn::Div, x, by).unwrap();
+        let mut y = e.unary(UnaryFn::Round, y).unwrap();
+        if i % 3 != 0 {
+            let zero = e.f32(zero as f32);
+            y = e.binary(BinaryFn::Add, y, zero).unwrap();
+        }
+        let y = e.cast(to, y).unwrap();
+        let nest = LoopNest {
+            exprs: e,
+            args: vec![F, to],
+            axes: vec![c(n)],
+            outer: 1,
+            stages: vec![stage(&[], vec![store(1, Index::strided([Size::ONE]), y)])],
+            ..LoopNest::default()
+        };
+        cases.push(Case {
+            name: format!("quantize{i}"),
+            nest,
+            buffers: vec![bytes(F, &values), vec![0; n as usize]],
+            params: vec![],
+        });
+    }
+    check(cases);
+}
+
 #[test]
 fn integer_division_by_zero_is_reported_and_the_least_value_does_not_trap() {
     let t = DType::I64;

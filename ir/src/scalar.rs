@@ -195,8 +195,12 @@ impl BinaryFn {
             BinaryFn::And => a & b,
             BinaryFn::Or => a | b,
             BinaryFn::Xor => a ^ b,
-            BinaryFn::Shl => a.wrapping_shl(b as u32),
-            BinaryFn::Shr => a.wrapping_shr(b as u32),
+            // By a negative count, or by the width or more: what is left when every
+            // bit has gone.
+            BinaryFn::Shl if !(0..64).contains(&b) => 0,
+            BinaryFn::Shr if !(0..64).contains(&b) => a >> 63,
+            BinaryFn::Shl => a << b,
+            BinaryFn::Shr => a >> b,
         })
     }
 }

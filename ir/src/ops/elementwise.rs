@@ -345,7 +345,7 @@ impl OpDef for Binary {
                     BinaryFn::Rem | BinaryFn::Mod => a.checked_rem(b),
                     BinaryFn::Min => Some(a.min(b)),
                     BinaryFn::Max => Some(a.max(b)),
-                    _ => Some(a.wrapping_shr(b as u32)),
+                    _ => Some(if b < 64 { a >> b } else { 0 }),
                 };
                 failed |= v.is_none();
                 out.push_i64(v.unwrap_or(0) as i64);

@@ -30,7 +30,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Factors of a size that is made by replacing symbols by what guards say.
-const MOST_FACTORS: usize = 4096;
+const MOST_FACTORS: usize = 256;
 
 /// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -422,11 +422,15 @@ impl<'a> Verifier<'a> {
         let equalities = || self.guards.iter().filter(|g| g.1 == Relation::Eq);
         // Enough for what passes make of a model's sizes, and bounded.
         while let Some(x) = next.pop().filter(|_| class.len() < 64) {
+            let mut symbols = BTreeSet::new();
+            x.symbols(&mut symbols);
             for (l, _, r) in equalities() {
                 for (from, to) in [(*l, *r), (*r, *l)] {
                     let mut found = (x == *from).then(|| to.clone());
                     let factors = x.factor_count().saturating_mul(to.factor_count());
-                    if let Some(symbol) = from.as_sym().filter(|_| factors <= MOST_FACTORS) {
+                    let small = factors <= MOST_FACTORS;
+                    let symbol = from.as_sym().filter(|s| small && symbols.contains(*s));
+                    if let Some(symbol) = symbol {
                         found = Some(x.substitute(&|s| (*s == **symbol).then(|| to.clone())));
                     }
                     if let Some(found) = found.filter(|f| !class.contains(f)) {

@@ -397,19 +397,18 @@ fn finish(
 /// The results of one tile and vector of filters, `[16, nr]`.
 fn results(e: &mut Emitter, spec: &ConvSpec, from: Val, to: Val, c: Val) {
     let ty = Ty::vector(Elem::F32, LANES as u32);
-    let mut half: Vec<[Val; 4]> = vec![];
-    for x in 0..6 {
+    let half: [[Val; TILE]; 6] = std::array::from_fn(|x| {
         let column = std::array::from_fn(|y| {
             let at = e.i64((y * 6 + x) as i64 * BLOCK * spec.nr);
             let at = e.add(at, c);
             let p = e.offset(from, at, Elem::F32);
             e.load(p, ty)
         });
-        half.push(output(e, column));
-    }
-    for y in 0..TILE {
-        let row = output(e, std::array::from_fn(|x| half[x][y]));
-        for (x, v) in row.into_iter().enumerate() {
+        output(e, column)
+    });
+    let rows: [[Val; 6]; TILE] = std::array::from_fn(|y| half.map(|column| column[y]));
+    for (y, row) in rows.into_iter().enumerate() {
+        for (x, v) in output(e, row).into_iter().enumerate() {
             let at = e.i64((y * TILE + x) as i64 * spec.nr);
             let at = e.add(at, c);
             let p = e.offset(to, at, Elem::F32);

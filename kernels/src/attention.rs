@@ -412,16 +412,8 @@ impl AttentionSpec {
                 let init = vec![zero; (rows * vectors) as usize];
                 let here = e.i64(j);
                 let from = e.offset(qt, here, Elem::F32);
-                let out = micro::multiply(
-                    e,
-                    DType::F32,
-                    tile.lanes,
-                    depth,
-                    (a, &pointers),
-                    (b, from),
-                    None,
-                    &init,
-                );
+                let out =
+                    micro::multiply(e, DType::F32, depth, (a, &pointers), (b, from), None, &init);
                 for (i, &x) in out.iter().enumerate() {
                     let (r, v) = (i as i64 / vectors as i64, i as i64 % vectors as i64);
                     let r = e.i64(r);
@@ -506,7 +498,6 @@ impl AttentionSpec {
                 let out = micro::multiply(
                     e,
                     DType::F32,
-                    tile.lanes,
                     count,
                     (a, &pointers),
                     (b, from),

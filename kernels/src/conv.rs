@@ -62,7 +62,7 @@ pub struct ConvSpec {
     pub lo: Vec<Size>,
     /// Whether a tap may be outside the image.
     pub bordered: bool,
-    /// Columns of a panel, a multiple of 16; 0: depthwise.
+    /// Columns of a panel, a multiple of 8 (of 16 by tiles); 0: depthwise.
     pub nr: i64,
     /// Whether the filters are those of [`kiln_ir::ops::winograd`],
     /// `[36, panels, channels, nr]`.
@@ -93,7 +93,7 @@ impl ConvSpec {
             && self.output.len() == spatial
             && self.lo.len() == spatial
             && self.nr >= 0
-            && self.nr % LANES == 0
+            && self.nr % 8 == 0
             && (self.nr > 0 || depthwise)
             && (!self.winograd || self.is_plain_3x3())
             && self.args.len() >= 3
@@ -126,6 +126,7 @@ impl ConvSpec {
             && one(&self.dilations)
             && self.groups == 1
             && self.nr > 0
+            && self.nr % LANES == 0
     }
 
     /// Taps of a filter.
@@ -177,7 +178,8 @@ impl ConvSpec {
     pub(crate) fn zeros_place(&self) -> i64 {
         match self.winograd {
             true => crate::winograd::zeros_place(self),
-            false => SCRATCH_HEAD + MC * self.nr * 4,
+            // The epilogue reads whole vectors of sums.
+            false => SCRATCH_HEAD + (MC * self.nr + LANES) * 4,
         }
     }
 
@@ -351,7 +353,7 @@ impl ConvSpec {
     /// Rows of a register tile: as many as registers (and pointers) allow.
     pub(crate) fn tile_rows(&self, target: &CpuTarget) -> u32 {
         let tile = Tile::of(target, 4);
-        match self.nr as u32 / tile.lanes * 8 <= tile.registers() {
+        match (self.nr as u32).div_ceil(tile.lanes) * 8 <= tile.registers() {
             true => 8,
             false => tile.rows,
         }
@@ -380,26 +382,33 @@ impl ConvSpec {
         let nr = e.i64(self.nr);
         let (a_elem, b_elem) = (memory_elem(self.args[0]), memory_elem(self.args[1]));
         let one = e.i64(1);
-        let ty = Ty::vector(Elem::F32, tile.lanes);
-        let most = tile.vectors(origins.len() as u32) as i64;
+        let most = tile.vectors(origins.len() as u32) as usize;
         let mut j = 0;
         while j < self.nr {
-            let vectors = ((self.nr - j) / lanes).min(most);
+            // The last vector of a panel may be half of one.
+            let starts = (j..self.nr).step_by(lanes as usize).take(most);
+            let vectors: Vec<(i64, u32)> = starts
+                .map(|at| (at, lanes.min(self.nr - at) as u32))
+                .collect();
             let mut slots = vec![];
             for r in 0..origins.len() as i64 {
                 let r = e.i64(r);
                 let row = e.add(first, r);
                 let at = e.mul(row, nr);
-                for v in 0..vectors {
-                    let column = e.i64(j + v * lanes);
+                for &(column, lanes) in &vectors {
+                    let column = e.i64(column);
                     let at = e.add(at, column);
-                    slots.push(e.offset(part.sums, at, Elem::F32));
+                    let ty = Ty::vector(Elem::F32, lanes);
+                    slots.push((e.offset(part.sums, at, Elem::F32), ty));
                 }
             }
-            let init: Vec<Val> = match part.fresh {
-                true => vec![e.zero(ty); slots.len()],
-                false => slots.iter().map(|&p| e.load(p, ty)).collect(),
-            };
+            let init: Vec<Val> = slots
+                .iter()
+                .map(|&(p, ty)| match part.fresh {
+                    true => e.zero(ty),
+                    false => e.load(p, ty),
+                })
+                .collect();
             let here = e.i64(j);
             let panel = e.offset(panel, here, b_elem);
             let sums = e.for_loop(chunk.t0, chunk.end, one, &init, |e, t, acc| {
@@ -429,19 +438,12 @@ impl ConvSpec {
                     dtype: self.args[1],
                     step: nr,
                 };
-                micro::multiply(
-                    e,
-                    DType::F32,
-                    tile.lanes,
-                    chunk.run,
-                    (a, &rows),
-                    (b, b0),
-                    None,
-                    acc,
-                )
+                micro::multiply(e, DType::F32, chunk.run, (a, &rows), (b, b0), None, acc)
             });
-            sums.iter().zip(slots).for_each(|(&sum, p)| e.store(sum, p));
-            j += vectors * lanes;
+            sums.iter()
+                .zip(slots)
+                .for_each(|(&sum, (p, _))| e.store(sum, p));
+            j += vectors.iter().map(|&(_, lanes)| lanes as i64).sum::<i64>();
         }
     }
 

@@ -435,16 +435,7 @@ impl MatMulSpec {
             let here = e.i64(j);
             let from = e.offset(b0, here, memory_elem(self.args[1]));
             let masks = masks.as_deref();
-            let out = micro::multiply(
-                e,
-                self.acc,
-                tile.lanes,
-                depth,
-                (a, pointers),
-                (b, from),
-                masks,
-                &init,
-            );
+            let out = micro::multiply(e, self.acc, depth, (a, pointers), (b, from), masks, &init);
             out.iter().zip(slots).for_each(|(&sum, p)| e.store(sum, p));
             j += vectors * lanes;
         }

@@ -58,12 +58,11 @@ pub struct Operand {
 }
 
 /// Emits `acc[r][v] += Σ_k a[r][k] · b[k][v]`, rows by `rows` pointers to
-/// `a[r][0]`, columns from `b0`, a pointer to `b[0][0]`; `masks` hide columns.
-#[allow(clippy::too_many_arguments)]
+/// `a[r][0]`, columns from `b0`, a pointer to `b[0][0]`; `masks` hide columns. Vectors
+/// side by side have the lanes of `init`, alike in each row.
 pub fn multiply(
     e: &mut Emitter,
     acc_dtype: DType,
-    tile_lanes: u32,
     k: Val,
     (a, rows): (Operand, &[Val]),
     (b, b0): (Operand, Val),
@@ -71,6 +70,7 @@ pub fn multiply(
     init: &[Val],
 ) -> Vec<Val> {
     let vectors = init.len() / rows.len();
+    let lanes: Vec<u32> = init[..vectors].iter().map(|v| v.ty.lanes).collect();
     let elem = compute_elem(acc_dtype);
     let (zero, one) = (e.i64(0), e.i64(1));
     e.for_loop(zero, k, one, init, |e, i, acc| {
@@ -78,9 +78,9 @@ pub fn multiply(
         let base = e.offset(b0, at, memory_elem(b.dtype));
         let columns: Vec<Val> = (0..vectors)
             .map(|v| {
-                let step = e.i64(v as i64 * tile_lanes as i64);
+                let step = e.i64(lanes[..v].iter().sum::<u32>() as i64);
                 let p = e.offset(base, step, memory_elem(b.dtype));
-                let ty = Ty::vector(memory_elem(b.dtype), tile_lanes);
+                let ty = Ty::vector(memory_elem(b.dtype), lanes[v]);
                 let raw = match masks {
                     Some(masks) => e.load_masked(p, ty, masks[v]),
                     None => e.load(p, ty),
@@ -94,8 +94,8 @@ pub fn multiply(
             let p = e.offset(row, at, memory_elem(a.dtype));
             let raw = e.load(p, Ty::scalar(memory_elem(a.dtype)));
             let x = widen(e, raw, a.dtype, acc_dtype);
-            let x = e.splat(x, tile_lanes);
             for (v, &column) in columns.iter().enumerate() {
+                let x = e.splat(x, lanes[v]);
                 let sum = acc[r * vectors + v];
                 out.push(if elem.is_float() {
                     e.fma(x, column, sum)

@@ -318,16 +318,8 @@ fn multiply(e: &mut Emitter, cx: &ExprCx, spec: &ConvSpec, target: &CpuTarget, u
                     dtype: spec.args[1],
                     step: nr,
                 };
-                let sums = micro::multiply(
-                    e,
-                    DType::F32,
-                    tile.lanes,
-                    channels,
-                    (a, &rows),
-                    (b, b0),
-                    None,
-                    &init,
-                );
+                let sums =
+                    micro::multiply(e, DType::F32, channels, (a, &rows), (b, b0), None, &init);
                 for (i, sum) in sums.into_iter().enumerate() {
                     let (r, v) = (i as i64 / vectors, i as i64 % vectors);
                     let at = e.i64(j + v * lanes);

@@ -93,7 +93,11 @@ fn pack(cx: &mut PassCx, graph: &Graph, n: NodeId, op: &Conv) -> Option<Packed> 
     let winograd = !cx.options.exact && tiles_pay(op, &ty, graph.shape(node.results[0]));
     let pack = PackFilters {
         groups: g,
-        nr: if depthwise { 0 } else { panel(filters / g) },
+        nr: if depthwise {
+            0
+        } else {
+            panel(filters / g, winograd)
+        },
         winograd,
     };
     let name = constant_name(cx, graph, w)?;
@@ -135,11 +139,12 @@ fn is_depthwise(op: &Conv, channels: usize, filters: usize) -> bool {
 
 /// The width of panels for so many filters: of those that the kernels' tiles divide,
 /// the one with the least work, where each panel reads the image once more.
-fn panel(filters: usize) -> usize {
-    // A panel costs its columns and, for reading the image, some more.
+fn panel(filters: usize, winograd: bool) -> usize {
     let cost = |nr: usize| filters.div_ceil(nr) * (nr + 6);
-    [64, 48, 32, 16]
-        .into_iter()
+    let step = if winograd { 16 } else { 8 };
+    (step..=64)
+        .rev()
+        .step_by(step)
         .min_by_key(|&nr| cost(nr))
         .unwrap_or(64)
 }

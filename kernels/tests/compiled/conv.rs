@@ -90,7 +90,7 @@ impl Problem {
             nr: if depthwise {
                 0
             } else {
-                rng.pick(&[16, 32, 48, 64])
+                rng.pick(&[8, 16, 24, 40, 32, 48, 56, 64])
             },
             winograd: false,
             dtype: rng.pick(&[DType::F32, DType::F32, DType::F32, DType::F16, DType::BF16]),

@@ -54,12 +54,13 @@ pub fn emit(symbol: &str, nest: &LoopNest) -> Result<String, SpecError> {
     }))
 }
 
-struct NestEmitter<'a> {
-    nest: &'a LoopNest,
-    schedule: Schedule,
-    extents: Vec<Val>,
+/// A nest while its function is emitted.
+pub(crate) struct NestEmitter<'a> {
+    pub(crate) nest: &'a LoopNest,
+    pub(crate) schedule: Schedule,
+    pub(crate) extents: Vec<Val>,
     temp_bases: Vec<Val>,
-    cx: ExprCx<'a>,
+    pub(crate) cx: ExprCx<'a>,
 }
 
 impl<'a> NestEmitter<'a> {
@@ -118,10 +119,11 @@ impl<'a> NestEmitter<'a> {
     /// How many steps of the tile counter an outer axis takes.
     fn steps(&self, e: &mut Emitter, axis: u8) -> Val {
         let extent = self.extents[axis as usize];
-        if self.schedule.vector != Some(axis) {
+        let points = self.schedule.points(axis);
+        if points == 1 {
             return extent;
         }
-        let (less, block) = (e.i64(self.schedule.block - 1), e.i64(self.schedule.block));
+        let (less, block) = (e.i64(points - 1), e.i64(points));
         let up = e.add(extent, less);
         e.op2("arith.divui", up, block)
     }
@@ -177,7 +179,7 @@ impl<'a> NestEmitter<'a> {
     fn tile(&mut self, e: &mut Emitter, at: &[Val]) {
         let vector = self.outer_vector();
         for (axis, &c) in at.iter().enumerate() {
-            if vector != Some(axis as u8) {
+            if self.schedule.points(axis as u8) == 1 {
                 self.cx.axes[axis] = Some(c);
             }
         }
@@ -194,9 +196,13 @@ impl<'a> NestEmitter<'a> {
                 let extent = self.extents[axis as usize];
                 let high = e.min(above, extent, false);
                 self.cx.vector = Some(axis);
+                let crossed = self.schedule.crossed;
                 self.vector_loop(e, axis, low, high, &[], |s, e, _| {
                     s.cx.accs.clear();
-                    s.stages(e);
+                    match crossed {
+                        Some(c) => s.cross(e, c, at[c.axis as usize], high),
+                        None => s.stages(e),
+                    }
                     vec![]
                 });
                 self.cx.vector = None;
@@ -240,7 +246,7 @@ impl<'a> NestEmitter<'a> {
     }
 
     /// Binds an axis for the length of a loop body.
-    fn in_loop<T>(
+    pub(crate) fn in_loop<T>(
         &mut self,
         axis: u8,
         i: Val,

@@ -8,6 +8,7 @@
 pub mod attention;
 mod check;
 pub mod conv;
+pub mod crossed;
 pub mod depthwise;
 pub mod emit_nest;
 pub mod expr;

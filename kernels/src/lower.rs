@@ -67,6 +67,8 @@ pub struct ExprCx<'a> {
     pub accs: HashMap<u16, Val>,
     /// Pointers to the current element of each row temporary.
     pub temps: HashMap<u16, TempPlace>,
+    /// Loads whose lanes, as they stand in memory, were brought here already.
+    pub ready: HashMap<ExprId, Val>,
     /// Where a guarded load's index counts.
     only: Option<Val>,
     scopes: Vec<HashMap<ExprId, Val>>,
@@ -105,6 +107,7 @@ impl<'a> ExprCx<'a> {
             mask: None,
             accs: HashMap::new(),
             temps: HashMap::new(),
+            ready: HashMap::new(),
             only: None,
             scopes: vec![HashMap::new()],
         }
@@ -219,7 +222,17 @@ impl<'a> ExprCx<'a> {
                 dtype,
                 index,
                 guard,
-            } => self.load(e, *arg, *dtype, index, *guard),
+            } => match self.ready.get(&id) {
+                Some(&raw) => {
+                    let elem = memory_elem(*dtype);
+                    let v = match elem {
+                        Elem::I1 => e.cast(raw, elem, true, true),
+                        _ => e.bitcast(raw, elem),
+                    };
+                    widen(e, v, *dtype)
+                }
+                None => self.load(e, *arg, *dtype, index, *guard),
+            },
             Node::Unary(f, x) => {
                 let from = exprs.dtype(*x);
                 let x = self.value(e, *x);
@@ -375,6 +388,17 @@ impl<'a> ExprCx<'a> {
                 Place::Each(pointers, ok)
             }
             None => Place::One(base),
+        }
+    }
+
+    /// The address of an index that gathers nothing, at the first lane.
+    pub(crate) fn address(&mut self, e: &mut Emitter, arg: u16, elem: Elem, index: &Index) -> Val {
+        let vector = self.vector.take();
+        let place = self.place(e, arg, elem, index);
+        self.vector = vector;
+        match place {
+            Place::One(p) => p,
+            Place::Run(_) | Place::Each(..) => unreachable!("one lane has one place"),
         }
     }
 

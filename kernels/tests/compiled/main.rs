@@ -3,6 +3,7 @@
 
 mod attention;
 mod conv;
+mod crossed;
 mod math;
 mod matmul;
 mod nest;

@@ -21,6 +21,12 @@ use kiln_codegen::{Elem, Emitter, Ty, Val};
 use kiln_ir::{BinaryFn, DType};
 use std::collections::HashMap;
 
+/// Points of a window that is written out.
+pub(crate) const MOST_POINTS: i64 = 32;
+
+/// Expressions times points of a window that is written out.
+const MOST_UNROLLED: i64 = 600;
+
 /// Emits the kernel of a checked nest.
 pub fn emit(symbol: &str, nest: &LoopNest) -> Result<String, SpecError> {
     nest.check()?;
@@ -196,15 +202,22 @@ impl<'a> NestEmitter<'a> {
                 let extent = self.extents[axis as usize];
                 let high = e.min(above, extent, false);
                 self.cx.vector = Some(axis);
-                let crossed = self.schedule.crossed;
-                self.vector_loop(e, axis, low, high, &[], |s, e, _| {
-                    s.cx.accs.clear();
-                    match crossed {
-                        Some(c) => s.cross(e, c, at[c.axis as usize], high),
-                        None => s.stages(e),
+                let known = self.nest.axes[axis as usize].as_const();
+                match self.schedule.crossed {
+                    Some(c) => {
+                        self.vector_loop(e, axis, (low, high, known), &[], |s, e, _| {
+                            s.cross(e, c, at[c.axis as usize], high);
+                            vec![]
+                        });
                     }
-                    vec![]
-                });
+                    None => self.cases(e, axis, (low, high), &mut |s, e, part| {
+                        s.vector_loop(e, axis, part, &[], |s, e, _| {
+                            s.cx.accs.clear();
+                            s.stages(e);
+                            vec![]
+                        });
+                    }),
+                }
                 self.cx.vector = None;
             }
         }
@@ -213,17 +226,16 @@ impl<'a> NestEmitter<'a> {
     }
 
     /// Walks an axis from `low` to `high`, 16 points at a time: whole vectors
-    /// first, then once more with a mask if points are left.
+    /// first, then once more with a mask if points are left. `known` is how many
+    /// points there are, or a number with as many left over and no fewer vectors.
     fn vector_loop(
         &mut self,
         e: &mut Emitter,
         axis: u8,
-        low: Val,
-        high: Val,
+        (low, high, known): (Val, Val, Option<i64>),
         carried: &[Val],
         mut body: impl FnMut(&mut Self, &mut Emitter, &[Val]) -> Vec<Val>,
     ) -> Vec<Val> {
-        let known = self.nest.axes[axis as usize].as_const();
         let step = e.i64(LANES);
         let count = e.sub(high, low);
         let mask = e.i64(-LANES);
@@ -316,14 +328,36 @@ impl<'a> NestEmitter<'a> {
         let extent = self.extents[axis as usize];
         let zero = e.i64(0);
         if self.inner_vector() == Some(axis) {
-            return self.vector_loop(e, axis, zero, extent, carried, |s, e, c| {
+            let known = self.nest.axes[axis as usize].as_const();
+            return self.vector_loop(e, axis, (zero, extent, known), carried, |s, e, c| {
                 s.loops(e, stage, rest, accs, c)
             });
+        }
+        if let Some(points) = self.unrolled(stage, axes) {
+            // In the same order, so with the same bits.
+            let mut now = carried.to_vec();
+            for i in 0..points {
+                let i = e.i64(i);
+                now = self.in_loop(axis, i, None, |s| s.loops(e, stage, rest, accs, &now));
+            }
+            return now;
         }
         let one = e.i64(1);
         e.for_loop(zero, extent, one, carried, |e, i, c| {
             self.in_loop(axis, i, None, |s| s.loops(e, stage, rest, accs, c))
         })
+    }
+
+    /// How many points the first of a stage's remaining axes has, if they are few
+    /// enough to be written out: windows of pooling.
+    fn unrolled(&self, stage: &Stage, axes: &[u8]) -> Option<i64> {
+        self.outer_vector()?;
+        let known = |a: u8| self.nest.axes[a as usize].as_const();
+        let points = (axes.iter()).try_fold(1i64, |n, &a| n.checked_mul(known(a)?))?;
+        let roots: Vec<_> = stage.effects.iter().flat_map(Effect::roots).collect();
+        let nodes = self.nest.exprs.reachable(&roots).len() as i64;
+        let few = points <= MOST_POINTS && points * nodes <= MOST_UNROLLED;
+        if few { known(axes[0]) } else { None }
     }
 
     /// The effects at one point (or 16); gives the next accumulators.

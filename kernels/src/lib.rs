@@ -6,6 +6,7 @@
 //! one function of the kernel ABI.
 
 pub mod attention;
+mod cases;
 mod check;
 pub mod conv;
 pub mod crossed;

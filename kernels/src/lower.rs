@@ -13,7 +13,7 @@ use crate::small::{self, is_small_float, is_small_int};
 use crate::{STATUS_DIVISION_BY_ZERO, STATUS_OUT_OF_RANGE};
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, Ty, Val};
-use kiln_ir::{BinaryFn, DType, Kind};
+use kiln_ir::{BinaryFn, CompareFn, DType, Kind};
 use std::collections::HashMap;
 
 /// Where the dummy vector starts in the scratch head.
@@ -67,6 +67,8 @@ pub struct ExprCx<'a> {
     pub accs: HashMap<u16, Val>,
     /// Pointers to the current element of each row temporary.
     pub temps: HashMap<u16, TempPlace>,
+    /// Conditions that are known where code is being emitted.
+    pub assumed: HashMap<ExprId, bool>,
     /// Loads whose lanes, as they stand in memory, were brought here already.
     pub ready: HashMap<ExprId, Val>,
     /// Where a guarded load's index counts.
@@ -107,6 +109,7 @@ impl<'a> ExprCx<'a> {
             mask: None,
             accs: HashMap::new(),
             temps: HashMap::new(),
+            assumed: HashMap::new(),
             ready: HashMap::new(),
             only: None,
             scopes: vec![HashMap::new()],
@@ -165,6 +168,41 @@ impl<'a> ExprCx<'a> {
             ) {
                 self.value(e, id);
             }
+        }
+    }
+
+    /// Takes a condition for known, with what follows from it.
+    pub(crate) fn assume(&mut self, condition: ExprId, truth: bool) {
+        self.assumed.insert(condition, truth);
+        match self.exprs.node(condition) {
+            Node::Binary(BinaryFn::And, a, b) if truth => {
+                self.assume(*a, true);
+                self.assume(*b, true);
+            }
+            Node::Compare(CompareFn::Lt, x, y) if self.exprs.dtype(*x) == DType::I64 => {
+                let opposite = Node::Compare(CompareFn::Ge, *x, *y);
+                let known = self.exprs.iter().find(|(_, n)| **n == opposite);
+                if let Some((id, _)) = known {
+                    self.assumed.insert(id, !truth);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What a condition is known to be.
+    pub(crate) fn decided(&self, condition: ExprId) -> Option<bool> {
+        if let Some(&truth) = self.assumed.get(&condition) {
+            return Some(truth);
+        }
+        match self.exprs.node(condition) {
+            Node::Const { bits, .. } => Some(*bits != 0),
+            Node::Binary(BinaryFn::And, a, b) => match (self.decided(*a), self.decided(*b)) {
+                (Some(false), _) | (_, Some(false)) => Some(false),
+                (Some(true), rest) | (rest, Some(true)) => rest,
+                (None, None) => None,
+            },
+            _ => None,
         }
     }
 
@@ -258,6 +296,9 @@ impl<'a> ExprCx<'a> {
                 e.cmp(math::cmp_of(*f), a, b, unsigned)
             }
             Node::Select(c, a, b) => {
+                if let Some(truth) = self.decided(*c) {
+                    return self.value(e, if truth { *a } else { *b });
+                }
                 let (c, a, b) = (self.value(e, *c), self.value(e, *a), self.value(e, *b));
                 e.select(c, a, b)
             }
@@ -420,6 +461,11 @@ impl<'a> ExprCx<'a> {
         let Some(guard) = guard else {
             return self.load_plain(e, arg, dtype, index, None);
         };
+        match self.decided(guard.when) {
+            Some(true) => return self.load_plain(e, arg, dtype, index, None),
+            Some(false) => return self.value(e, guard.otherwise),
+            None => {}
+        }
         let (when, otherwise) = (self.value(e, guard.when), self.value(e, guard.otherwise));
         // A gathered index counts only where the guard holds.
         let outer = self.only;

@@ -1,6 +1,7 @@
 //! How a loop nest is cut into vectors and tiles, and what a launch takes.
 
 use crate::crossed::Crossed;
+use crate::emit_nest::MOST_POINTS;
 use crate::expr::{ExprId, Gathered, Index, Node, Size};
 use crate::nest::{Effect, LANES, LoopNest, SCRATCH_HEAD, Stage, size_dim, temp_element_bytes};
 use kiln_ir::Dim;
@@ -10,6 +11,9 @@ const ELEMENT_BLOCK: i64 = 4096;
 
 /// Columns that one tile of a column reduction handles.
 const COLUMN_BLOCK: i64 = 64;
+
+/// Columns that one tile of a reduction of small windows handles.
+const WINDOW_BLOCK: i64 = 512;
 
 /// How a nest is cut into vectors and tiles, derived from its strides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,13 +56,15 @@ impl LoopNest {
             _ => None,
         };
         let vector = across.map_or(best.map(|(_, a)| a), |(v, _)| Some(v));
+        let inner = (self.axes[self.outer as usize..].iter())
+            .try_fold(1i64, |n, size| n.checked_mul(size.as_const()?));
         let has_inner = self.axes.len() > self.outer as usize;
         Schedule {
             vector,
-            block: if has_inner {
-                COLUMN_BLOCK
-            } else {
-                ELEMENT_BLOCK
+            block: match inner {
+                _ if !has_inner => ELEMENT_BLOCK,
+                Some(points) if points <= MOST_POINTS => WINDOW_BLOCK,
+                _ => COLUMN_BLOCK,
             },
             crossed: across.map(|(_, c)| c),
             serial,

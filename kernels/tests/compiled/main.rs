@@ -2,6 +2,7 @@
 //! machine has.
 
 mod attention;
+mod cases;
 mod conv;
 mod crossed;
 mod math;

@@ -334,18 +334,53 @@ impl<'a> NestEmitter<'a> {
             });
         }
         if let Some(points) = self.unrolled(stage, axes) {
-            // In the same order, so with the same bits.
-            let mut now = carried.to_vec();
-            for i in 0..points {
-                let i = e.i64(i);
-                now = self.in_loop(axis, i, None, |s| s.loops(e, stage, rest, accs, &now));
-            }
-            return now;
+            return self.written_out(e, stage, (axis, points), rest, accs, carried);
         }
         let one = e.i64(1);
         e.for_loop(zero, extent, one, carried, |e, i, c| {
             self.in_loop(axis, i, None, |s| s.loops(e, stage, rest, accs, c))
         })
+    }
+
+    /// The points of an axis one after the other: in the same order, so with the same
+    /// bits. Extremes are free of order: those of the rows of a window do not wait for
+    /// each other.
+    fn written_out(
+        &mut self,
+        e: &mut Emitter,
+        stage: &'a Stage,
+        (axis, points): (u8, i64),
+        rest: &[u8],
+        accs: &Accs,
+        carried: &[Val],
+    ) -> Vec<Val> {
+        let extremes: Option<Vec<(Reducer, DType)>> = (stage.effects.iter())
+            .map(|effect| match effect {
+                Effect::Reduce {
+                    by: by @ (Reducer::Max | Reducer::Min),
+                    value,
+                    ..
+                } => Some((*by, self.nest.exprs.dtype(*value))),
+                _ => None,
+            })
+            .collect();
+        let rows = extremes.filter(|_| !rest.is_empty());
+        let mut now = carried.to_vec();
+        for i in 0..points {
+            let i = e.i64(i);
+            let from = match rows {
+                Some(_) => accs.start(e, self.nest, LANES as u32),
+                None => now.clone(),
+            };
+            let to = self.in_loop(axis, i, None, |s| s.loops(e, stage, rest, accs, &from));
+            now = match &rows {
+                None => to,
+                Some(rows) => (rows.iter().zip(now.iter().zip(&to)))
+                    .map(|(&(by, t), (&a, &b))| combine(e, by, t, a, b))
+                    .collect(),
+            };
+        }
+        now
     }
 
     /// How many points the first of a stage's remaining axes has, if they are few

@@ -27,6 +27,7 @@ pub mod simplify;
 mod small;
 mod softmax;
 mod spec;
+mod windows;
 mod winograd;
 
 pub use expr::{ExprError, ExprId, Exprs, Gathered, Guard, Index, Node, Size, Stride};

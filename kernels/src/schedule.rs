@@ -1,9 +1,9 @@
 //! How a loop nest is cut into vectors and tiles, and what a launch takes.
 
 use crate::crossed::Crossed;
-use crate::emit_nest::MOST_POINTS;
 use crate::expr::{ExprId, Gathered, Index, Node, Size};
 use crate::nest::{Effect, LANES, LoopNest, SCRATCH_HEAD, Stage, size_dim, temp_element_bytes};
+use crate::windows::MOST_POINTS;
 use kiln_ir::Dim;
 
 /// Elements of a contiguous run that one tile of an elementwise nest handles.

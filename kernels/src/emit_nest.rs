@@ -54,17 +54,18 @@ pub fn emit(symbol: &str, nest: &LoopNest) -> Result<String, SpecError> {
     }))
 }
 
-struct NestEmitter<'a> {
-    nest: &'a LoopNest,
-    schedule: Schedule,
-    extents: Vec<Val>,
+/// A nest while its function is emitted.
+pub(crate) struct NestEmitter<'a> {
+    pub(crate) nest: &'a LoopNest,
+    pub(crate) schedule: Schedule,
+    pub(crate) extents: Vec<Val>,
     temp_bases: Vec<Val>,
-    cx: ExprCx<'a>,
+    pub(crate) cx: ExprCx<'a>,
 }
 
 impl<'a> NestEmitter<'a> {
     /// The parallel axis along which lanes differ.
-    fn outer_vector(&self) -> Option<u8> {
+    pub(crate) fn outer_vector(&self) -> Option<u8> {
         self.schedule.vector.filter(|&v| !self.nest.is_inner(v))
     }
 
@@ -118,10 +119,11 @@ impl<'a> NestEmitter<'a> {
     /// How many steps of the tile counter an outer axis takes.
     fn steps(&self, e: &mut Emitter, axis: u8) -> Val {
         let extent = self.extents[axis as usize];
-        if self.schedule.vector != Some(axis) {
+        let points = self.schedule.points(axis);
+        if points == 1 {
             return extent;
         }
-        let (less, block) = (e.i64(self.schedule.block - 1), e.i64(self.schedule.block));
+        let (less, block) = (e.i64(points - 1), e.i64(points));
         let up = e.add(extent, less);
         e.op2("arith.divui", up, block)
     }
@@ -177,7 +179,7 @@ impl<'a> NestEmitter<'a> {
     fn tile(&mut self, e: &mut Emitter, at: &[Val]) {
         let vector = self.outer_vector();
         for (axis, &c) in at.iter().enumerate() {
-            if vector != Some(axis as u8) {
+            if self.schedule.points(axis as u8) == 1 {
                 self.cx.axes[axis] = Some(c);
             }
         }
@@ -194,11 +196,22 @@ impl<'a> NestEmitter<'a> {
                 let extent = self.extents[axis as usize];
                 let high = e.min(above, extent, false);
                 self.cx.vector = Some(axis);
-                self.vector_loop(e, axis, low, high, &[], |s, e, _| {
-                    s.cx.accs.clear();
-                    s.stages(e);
-                    vec![]
-                });
+                let known = self.nest.axes[axis as usize].as_const();
+                match self.schedule.crossed {
+                    Some(c) => {
+                        self.vector_loop(e, axis, (low, high, known), &[], |s, e, _| {
+                            s.cross(e, c, at[c.axis as usize], high);
+                            vec![]
+                        });
+                    }
+                    None => self.cases(e, axis, (low, high), &mut |s, e, part| {
+                        s.vector_loop(e, axis, part, &[], |s, e, _| {
+                            s.cx.accs.clear();
+                            s.stages(e);
+                            vec![]
+                        });
+                    }),
+                }
                 self.cx.vector = None;
             }
         }
@@ -207,17 +220,16 @@ impl<'a> NestEmitter<'a> {
     }
 
     /// Walks an axis from `low` to `high`, 16 points at a time: whole vectors
-    /// first, then once more with a mask if points are left.
+    /// first, then once more with a mask if points are left. `known` is how many
+    /// points there are, or a number with as many left over and no fewer vectors.
     fn vector_loop(
         &mut self,
         e: &mut Emitter,
         axis: u8,
-        low: Val,
-        high: Val,
+        (low, high, known): (Val, Val, Option<i64>),
         carried: &[Val],
         mut body: impl FnMut(&mut Self, &mut Emitter, &[Val]) -> Vec<Val>,
     ) -> Vec<Val> {
-        let known = self.nest.axes[axis as usize].as_const();
         let step = e.i64(LANES);
         let count = e.sub(high, low);
         let mask = e.i64(-LANES);
@@ -240,7 +252,7 @@ impl<'a> NestEmitter<'a> {
     }
 
     /// Binds an axis for the length of a loop body.
-    fn in_loop<T>(
+    pub(crate) fn in_loop<T>(
         &mut self,
         axis: u8,
         i: Val,
@@ -294,7 +306,7 @@ impl<'a> NestEmitter<'a> {
     }
 
     /// The remaining loops of a stage around its effects.
-    fn loops(
+    pub(crate) fn loops(
         &mut self,
         e: &mut Emitter,
         stage: &'a Stage,
@@ -310,9 +322,13 @@ impl<'a> NestEmitter<'a> {
         let extent = self.extents[axis as usize];
         let zero = e.i64(0);
         if self.inner_vector() == Some(axis) {
-            return self.vector_loop(e, axis, zero, extent, carried, |s, e, c| {
+            let known = self.nest.axes[axis as usize].as_const();
+            return self.vector_loop(e, axis, (zero, extent, known), carried, |s, e, c| {
                 s.loops(e, stage, rest, accs, c)
             });
+        }
+        if let Some(points) = self.unrolled(stage, axes) {
+            return self.written_out(e, stage, (axis, points), rest, accs, carried);
         }
         let one = e.i64(1);
         e.for_loop(zero, extent, one, carried, |e, i, c| {
@@ -487,7 +503,7 @@ impl<'a> NestEmitter<'a> {
 }
 
 /// The accumulators that one stage fills.
-struct Accs {
+pub(crate) struct Accs {
     numbers: Vec<u16>,
 }
 
@@ -505,7 +521,7 @@ impl Accs {
     }
 
     /// Their first values, in the order of `numbers`.
-    fn start(&self, e: &mut Emitter, nest: &LoopNest, lanes: u32) -> Vec<Val> {
+    pub(crate) fn start(&self, e: &mut Emitter, nest: &LoopNest, lanes: u32) -> Vec<Val> {
         let types = nest.acc_dtypes();
         let by = nest.effects().flat_map(|effect| match effect {
             Effect::Reduce { acc, by, .. } | Effect::Scan { acc, by, .. } => {

@@ -6,8 +6,10 @@
 //! one function of the kernel ABI.
 
 pub mod attention;
+mod cases;
 mod check;
 pub mod conv;
+pub mod crossed;
 pub mod depthwise;
 mod dot;
 pub mod emit_nest;
@@ -26,6 +28,7 @@ pub mod simplify;
 mod small;
 mod softmax;
 mod spec;
+mod windows;
 mod winograd;
 
 pub use expr::{ExprError, ExprId, Exprs, Gathered, Guard, Index, Node, Size, Stride};

@@ -13,7 +13,7 @@ use crate::small::{self, is_small_float, is_small_int};
 use crate::{STATUS_DIVISION_BY_ZERO, STATUS_OUT_OF_RANGE};
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, Ty, Val};
-use kiln_ir::{BinaryFn, DType, Kind};
+use kiln_ir::{BinaryFn, CompareFn, DType, Kind};
 use std::collections::HashMap;
 
 /// Where the dummy vector starts in the scratch head.
@@ -67,6 +67,10 @@ pub struct ExprCx<'a> {
     pub accs: HashMap<u16, Val>,
     /// Pointers to the current element of each row temporary.
     pub temps: HashMap<u16, TempPlace>,
+    /// Conditions that are known where code is being emitted.
+    pub assumed: HashMap<ExprId, bool>,
+    /// Loads whose lanes, as they stand in memory, were brought here already.
+    pub ready: HashMap<ExprId, Val>,
     /// Where a guarded load's index counts.
     only: Option<Val>,
     scopes: Vec<HashMap<ExprId, Val>>,
@@ -105,6 +109,8 @@ impl<'a> ExprCx<'a> {
             mask: None,
             accs: HashMap::new(),
             temps: HashMap::new(),
+            assumed: HashMap::new(),
+            ready: HashMap::new(),
             only: None,
             scopes: vec![HashMap::new()],
         }
@@ -165,6 +171,41 @@ impl<'a> ExprCx<'a> {
         }
     }
 
+    /// Takes a condition for known, with what follows from it.
+    pub(crate) fn assume(&mut self, condition: ExprId, truth: bool) {
+        self.assumed.insert(condition, truth);
+        match self.exprs.node(condition) {
+            Node::Binary(BinaryFn::And, a, b) if truth => {
+                self.assume(*a, true);
+                self.assume(*b, true);
+            }
+            Node::Compare(CompareFn::Lt, x, y) if self.exprs.dtype(*x) == DType::I64 => {
+                let opposite = Node::Compare(CompareFn::Ge, *x, *y);
+                let known = self.exprs.iter().find(|(_, n)| **n == opposite);
+                if let Some((id, _)) = known {
+                    self.assumed.insert(id, !truth);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What a condition is known to be.
+    pub(crate) fn decided(&self, condition: ExprId) -> Option<bool> {
+        if let Some(&truth) = self.assumed.get(&condition) {
+            return Some(truth);
+        }
+        match self.exprs.node(condition) {
+            Node::Const { bits, .. } => Some(*bits != 0),
+            Node::Binary(BinaryFn::And, a, b) => match (self.decided(*a), self.decided(*b)) {
+                (Some(false), _) | (_, Some(false)) => Some(false),
+                (Some(true), rest) | (rest, Some(true)) => rest,
+                (None, None) => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Whether a node whose operands are ready can be computed here.
     fn is_ready(&self, id: ExprId) -> bool {
         let bound = |a: u8| self.axes.get(a as usize).is_some_and(Option::is_some);
@@ -219,7 +260,17 @@ impl<'a> ExprCx<'a> {
                 dtype,
                 index,
                 guard,
-            } => self.load(e, *arg, *dtype, index, *guard),
+            } => match self.ready.get(&id) {
+                Some(&raw) => {
+                    let elem = memory_elem(*dtype);
+                    let v = match elem {
+                        Elem::I1 => e.cast(raw, elem, true, true),
+                        _ => e.bitcast(raw, elem),
+                    };
+                    widen(e, v, *dtype)
+                }
+                None => self.load(e, *arg, *dtype, index, *guard),
+            },
             Node::Unary(f, x) => {
                 let from = exprs.dtype(*x);
                 let x = self.value(e, *x);
@@ -245,6 +296,9 @@ impl<'a> ExprCx<'a> {
                 e.cmp(math::cmp_of(*f), a, b, unsigned)
             }
             Node::Select(c, a, b) => {
+                if let Some(truth) = self.decided(*c) {
+                    return self.value(e, if truth { *a } else { *b });
+                }
                 let (c, a, b) = (self.value(e, *c), self.value(e, *a), self.value(e, *b));
                 e.select(c, a, b)
             }
@@ -378,6 +432,17 @@ impl<'a> ExprCx<'a> {
         }
     }
 
+    /// The address of an index that gathers nothing, at the first lane.
+    pub(crate) fn address(&mut self, e: &mut Emitter, arg: u16, elem: Elem, index: &Index) -> Val {
+        let vector = self.vector.take();
+        let place = self.place(e, arg, elem, index);
+        self.vector = vector;
+        match place {
+            Place::One(p) => p,
+            Place::Run(_) | Place::Each(..) => unreachable!("one lane has one place"),
+        }
+    }
+
     /// The pointer where `good`, else one to memory that can be read.
     fn or_dummy(&mut self, e: &mut Emitter, good: Val, pointer: Val) -> Val {
         let at = e.i64(DUMMY);
@@ -396,6 +461,11 @@ impl<'a> ExprCx<'a> {
         let Some(guard) = guard else {
             return self.load_plain(e, arg, dtype, index, None);
         };
+        match self.decided(guard.when) {
+            Some(true) => return self.load_plain(e, arg, dtype, index, None),
+            Some(false) => return self.value(e, guard.otherwise),
+            None => {}
+        }
         let (when, otherwise) = (self.value(e, guard.when), self.value(e, guard.otherwise));
         // A gathered index counts only where the guard holds.
         let outer = self.only;

@@ -1,7 +1,9 @@
 //! How a loop nest is cut into vectors and tiles, and what a launch takes.
 
+use crate::crossed::Crossed;
 use crate::expr::{ExprId, Gathered, Index, Node, Size};
 use crate::nest::{Effect, LANES, LoopNest, SCRATCH_HEAD, Stage, size_dim, temp_element_bytes};
+use crate::windows::MOST_POINTS;
 use kiln_ir::Dim;
 
 /// Elements of a contiguous run that one tile of an elementwise nest handles.
@@ -10,6 +12,9 @@ const ELEMENT_BLOCK: i64 = 4096;
 /// Columns that one tile of a column reduction handles.
 const COLUMN_BLOCK: i64 = 64;
 
+/// Columns that one tile of a reduction of small windows handles.
+const WINDOW_BLOCK: i64 = 512;
+
 /// How a nest is cut into vectors and tiles, derived from its strides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
@@ -17,8 +22,21 @@ pub struct Schedule {
     pub vector: Option<u8>,
     /// Points of a parallel vector axis in one tile (a multiple of [`LANES`]).
     pub block: i64,
+    /// The axis that is walked together with the vector axis, where one is.
+    pub crossed: Option<Crossed>,
     /// Everything is one tile, in order: stores may collide.
     pub serial: bool,
+}
+
+impl Schedule {
+    /// Points of a parallel axis in one tile.
+    pub fn points(&self, axis: u8) -> i64 {
+        match self.crossed {
+            Some(c) if c.axis == axis => c.points,
+            _ if self.vector == Some(axis) => self.block,
+            _ => 1,
+        }
+    }
 }
 
 impl LoopNest {
@@ -33,15 +51,22 @@ impl LoopNest {
         let best = candidates
             .map(|a| (self.vector_cost(a, &accesses), a))
             .min_by_key(|&(cost, a)| (cost, std::cmp::Reverse(a)));
-        let vector = best.map(|(_, a)| a);
+        let across = match best {
+            Some((cost, _)) if !serial => self.crossed(cost),
+            _ => None,
+        };
+        let vector = across.map_or(best.map(|(_, a)| a), |(v, _)| Some(v));
+        let inner = (self.axes[self.outer as usize..].iter())
+            .try_fold(1i64, |n, size| n.checked_mul(size.as_const()?));
         let has_inner = self.axes.len() > self.outer as usize;
         Schedule {
             vector,
-            block: if has_inner {
-                COLUMN_BLOCK
-            } else {
-                ELEMENT_BLOCK
+            block: match inner {
+                _ if !has_inner => ELEMENT_BLOCK,
+                Some(points) if points <= MOST_POINTS => WINDOW_BLOCK,
+                _ => COLUMN_BLOCK,
             },
+            crossed: across.map(|(_, c)| c),
             serial,
         }
     }
@@ -82,13 +107,7 @@ impl LoopNest {
     fn vector_cost(&self, axis: u8, accesses: &[(u16, Index)]) -> u64 {
         let mut cost = 8u64;
         for (_, index) in accesses {
-            let data_dependent = (index.gathers.iter()).any(|g| self.varies_along(g.index, axis));
-            cost += match (data_dependent, index.stride(axis)) {
-                (true, _) => 48,
-                (false, Size::Const(0)) => 4,
-                (false, Size::Const(1)) => 4,
-                (false, _) => 48,
-            };
+            cost += access_cost(self, index, axis);
         }
         let extent = self.axes[axis as usize].as_const().unwrap_or(64).max(1) as u64;
         let vectors = extent.div_ceil(LANES as u64);
@@ -123,10 +142,9 @@ impl LoopNest {
         for axis in 0..self.outer {
             let extent = size_dim(self.axes[axis as usize], params);
             tiles = tiles
-                * if schedule.vector == Some(axis) {
-                    extent.ceil_div(&schedule.block.into())
-                } else {
-                    extent
+                * match schedule.points(axis) {
+                    1 => extent,
+                    points => extent.ceil_div(&points.into()),
                 };
         }
         tiles
@@ -134,7 +152,8 @@ impl LoopNest {
 
     /// Scratch bytes that each thread of a launch needs.
     pub fn scratch_bytes(&self, params: &[Dim]) -> Dim {
-        (self.temp_sizes(params).into_iter()).fold(SCRATCH_HEAD.into(), |sum, bytes| sum + bytes)
+        let head = SCRATCH_HEAD + self.crossed_scratch();
+        (self.temp_sizes(params).into_iter()).fold(head.into(), |sum, bytes| sum + bytes)
     }
 
     /// Bytes of each temporary, a multiple of a cache line.
@@ -185,6 +204,17 @@ impl LoopNest {
             bytes = bytes + points * size.into();
         }
         (flops, bytes)
+    }
+}
+
+/// Rough cycles of 16 neighbours along an axis that are read or written.
+pub(crate) fn access_cost(nest: &LoopNest, index: &Index, axis: u8) -> u64 {
+    let data_dependent = (index.gathers.iter()).any(|g| nest.varies_along(g.index, axis));
+    match (data_dependent, index.stride(axis)) {
+        (true, _) => 48,
+        (false, Size::Const(0)) => 4,
+        (false, Size::Const(1)) => 4,
+        (false, _) => 48,
     }
 }
 

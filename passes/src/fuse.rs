@@ -19,6 +19,7 @@
 
 use crate::{Changed, PassCx, PassError};
 use kiln_ir::ops::control::Fused;
+use kiln_ir::ops::layout::PadMode;
 use kiln_ir::{Builder, Class, DType, Dim, Graph, NodeId, Op, Origins, RegionId, Tri, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,6 +37,9 @@ struct Group {
 
 /// Elementwise work beyond this many nodes makes a kernel too large to help.
 const MAX_MEMBERS: usize = 200;
+
+/// Elements of a run below which a guard for each is not cheaper than a copy.
+const MIN_RUN: i64 = 8;
 
 /// Forms the groups of a function.
 pub fn fuse(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
@@ -60,7 +64,7 @@ pub fn fuse(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
             continue;
         }
         let target = only_group(graph, n, &users, &results, &home);
-        match target.filter(|&g| joins(graph, n, class, &groups[g])) {
+        match target.filter(|&g| joins(graph, n, class, &groups[g], &users)) {
             Some(g) => {
                 let group = &mut groups[g];
                 group.members.insert(n);
@@ -242,7 +246,7 @@ fn anchors_read_through(graph: &Graph, n: NodeId, view: NodeId, users: &[Vec<Nod
 }
 
 /// Whether a producer all of whose uses are in a group may join it.
-fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group) -> bool {
+fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group, users: &[Vec<NodeId>]) -> bool {
     let node = graph.node(n);
     let v = node.results[0];
     let shape = graph.shape(v);
@@ -268,7 +272,7 @@ fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group) -> bool {
                     !axes.is_empty() && ends_in_reduction(graph, n, &axes, &group.domain)
                 })
         }
-        Class::Move | Class::View => fits(shape, group),
+        Class::Move | Class::View => fits(shape, group) || borders(graph, n, group, users),
         Class::Reduction => {
             let Op::Reduce(r) = &node.op else {
                 return false;
@@ -305,6 +309,33 @@ fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group) -> bool {
         }
         Class::Kernel | Class::Plan | Class::Composite => false,
     }
+}
+
+/// Whether a node puts a border around what a group reads in windows, such that whole
+/// runs are border or not: then a guard is cheaper than a copy with the border on it.
+fn borders(graph: &Graph, n: NodeId, group: &Group, users: &[Vec<NodeId>]) -> bool {
+    let node = graph.node(n);
+    let (Op::Pad(pad), Some(reduced)) = (&node.op, &group.reduced) else {
+        return false;
+    };
+    let (shape, last) = (graph.shape(node.results[0]), group.domain.len() - 1);
+    let run = !reduced.contains(&last) && shape.last() == group.domain.last();
+    let beside = pad.lo.last() == Some(&Dim::ZERO) && pad.hi.last() == Some(&Dim::ZERO);
+    let long = (shape.last()).is_some_and(|d| d.as_const().is_none_or(|n| n >= MIN_RUN));
+    // Reshaped, the windows would no longer be sums of coordinates.
+    pad.mode == PadMode::Constant && run && beside && long && in_windows(graph, n, group, users)
+}
+
+/// Whether all that a group makes of a value is windows that end in a reduction.
+fn in_windows(graph: &Graph, n: NodeId, group: &Group, users: &[Vec<NodeId>]) -> bool {
+    let v = graph.node(n).results[0];
+    (users[v.index()].iter()).all(|&u| match &graph.node(u).op {
+        Op::Unfold(unfold) => {
+            unfold.axis + 1 < graph.shape(v).len() && in_windows(graph, u, group, users)
+        }
+        Op::Reduce(_) => group.members.contains(&u),
+        _ => false,
+    })
 }
 
 /// The axes at which a shape has extent 1 where the domain has not, if it is the

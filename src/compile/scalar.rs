@@ -8,7 +8,7 @@
 
 use kiln_ir::ops::layout::PadMode;
 use kiln_ir::{BinaryFn, CompareFn, DType, Dim, Graph, Op, RegionId, Value};
-use kiln_kernels::{ExprError, ExprId, Exprs, Gathered, Index, Params, Size};
+use kiln_kernels::{ExprError, ExprId, Exprs, Gathered, Index, Node, Params, Size};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
@@ -381,9 +381,21 @@ impl<'a> Scalars<'a> {
                 }
                 let fill = self.value(args[1], &[], guard)?;
                 let x = self.value(args[0], &c, inside)?;
-                match inside {
-                    Some(g) => Ok(self.exprs.select(g, x, fill)?),
-                    None => Ok(x),
+                match (inside, self.exprs.node(x).clone()) {
+                    // The load's own guard chooses.
+                    (
+                        Some(when),
+                        Node::Load {
+                            arg,
+                            dtype,
+                            index,
+                            guard: Some(g),
+                        },
+                    ) if g.when == when => {
+                        Ok(self.exprs.load_where(arg, dtype, index, when, fill)?)
+                    }
+                    (Some(g), _) => Ok(self.exprs.select(g, x, fill)?),
+                    (None, _) => Ok(x),
                 }
             }
             Op::Concat(cat) => {
@@ -391,12 +403,19 @@ impl<'a> Scalars<'a> {
                 let place = self.coord(&at[cat.axis])?;
                 let mut start = Dim::ZERO;
                 let mut pieces = vec![];
-                for &a in args {
+                for (i, &a) in args.iter().enumerate() {
                     let end = start.clone() + graph.shape(a)[cat.axis].clone();
                     let (low, high) = (self.dim(&start), self.dim(&end));
                     let below = self.exprs.compare(CompareFn::Lt, place, high)?;
                     let above = self.exprs.compare(CompareFn::Ge, place, low)?;
-                    let mut inside = self.exprs.binary(BinaryFn::And, above, below)?;
+                    // Nothing is before the first piece or behind the last, except
+                    // where an index from data leads nowhere.
+                    let found = matches!(at[cat.axis], Coord::Linear { .. }) && guard.is_none();
+                    let mut inside = match i {
+                        0 if found && args.len() > 1 => below,
+                        _ if found && i + 1 == args.len() => above,
+                        _ => self.exprs.binary(BinaryFn::And, above, below)?,
+                    };
                     if let Some(g) = guard {
                         inside = self.exprs.binary(BinaryFn::And, inside, g)?;
                     }

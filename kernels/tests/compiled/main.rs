@@ -2,7 +2,9 @@
 //! machine has.
 
 mod attention;
+mod cases;
 mod conv;
+mod crossed;
 mod math;
 mod matmul;
 mod nest;

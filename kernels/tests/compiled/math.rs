@@ -325,6 +325,34 @@ fn two_argument_functions_agree_in_every_corner() {
 }
 
 #[test]
+fn powers_with_known_exponents_agree_in_every_corner() {
+    // With the bounds that follow from the roundings of each.
+    let exponents = [(1.0, 0.0), (2.0, 0.5), (3.0, 2.0), (-1.0, 0.5), (0.75, 3.5)];
+    let specs: Vec<(String, KernelSpec)> = (exponents.iter().enumerate())
+        .map(|(i, &(n, _))| {
+            let power = map(DType::F32, 1, |e, x| {
+                let n = e.f32(n);
+                e.binary(BinaryFn::Pow, x[0], n).unwrap()
+            });
+            (format!("power_{i}"), power)
+        })
+        .collect();
+    let inputs = pairs();
+    for target in targets() {
+        let loaded = load(&specs, &target);
+        for ((name, spec), (n, bound)) in specs.iter().zip(exponents) {
+            let out = run(spec, &loaded, name, &inputs[..1], f32::to_le_bytes);
+            for (i, y) in out.chunks_exact(4).enumerate() {
+                let x = inputs[0][i];
+                let y = f32::from_le_bytes(y.try_into().unwrap());
+                let want = BinaryFn::Pow.eval_f64(x as f64, n as f64);
+                assert!(ulp32(y, want) <= bound, "{x}^{n} = {y}, not {want}");
+            }
+        }
+    }
+}
+
+#[test]
 fn integer_powers_and_shifts_wrap() {
     for t in [DType::I32, DType::I64, DType::U8] {
         let specs: Vec<(String, KernelSpec)> = [BinaryFn::Pow, BinaryFn::Shl, BinaryFn::Shr]

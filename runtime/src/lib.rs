@@ -2,6 +2,7 @@
 //! executes. No compiler, no LLVM, no protobuf.
 
 pub mod artifact;
+pub mod bench;
 pub mod cli;
 pub mod elf;
 pub mod error;
@@ -11,8 +12,12 @@ pub mod memory;
 pub mod npy;
 pub mod plan;
 pub mod pool;
+pub mod profile;
+pub mod roofline;
 mod top_k;
+mod trace;
 
 pub use artifact::{Artifact, ArtifactWriter};
 pub use error::{Error, Fault, Result};
-pub use exec::{MemoryReport, Model, Session, StepTime, TensorRef};
+pub use exec::{MemoryReport, Model, Session, TensorRef};
+pub use profile::{Profile, StepTime, Work};

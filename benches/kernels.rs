@@ -252,7 +252,7 @@ fn rows() -> Vec<Case> {
         ),
         case(
             "elementwise",
-            "add of 2x64x112x112",
+            "add of 64x112x112",
             NEST,
             function(
                 "%x: f32[64, 112, 112], %z: f32[64, 112, 112]",
@@ -262,7 +262,7 @@ fn rows() -> Vec<Case> {
         ),
         case(
             "reduction",
-            "mean over 2048x49 ResNet-50",
+            "sum over 2048x49 ResNet-50",
             NEST,
             reduce("reduce_sum", "f32[2048, 49]", "f32[2048]", "1"),
         ),

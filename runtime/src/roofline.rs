@@ -2,8 +2,9 @@
 //! memory. A step's *share* of its roofline is the time that its operations and
 //! bytes take at those rates, whichever is longer, over the time that it took.
 //!
-//! A share may exceed 1: bytes that lie in a cache come faster than from memory, and
-//! integer instructions do more operations than the f32 ones that are measured.
+//! A share may exceed 1: bytes that lie in a cache come faster than from memory,
+//! integer instructions do more operations than the f32 ones that are measured, and a
+//! convolution by Winograd is counted in the direct form's operations.
 
 use std::arch::x86_64::*;
 use std::sync::Barrier;

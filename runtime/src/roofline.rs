@@ -7,7 +7,7 @@
 //! convolution by Winograd is counted in the direct form's operations.
 
 use std::arch::x86_64::*;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Independent chains: a fused multiply-add takes 4 or 5 cycles, and two start each.
@@ -51,41 +51,59 @@ impl FmaLoop {
     }
 }
 
-#[target_feature(enable = "avx512f")]
-fn fma_512(iterations: i64) {
-    let (x, y) = (_mm512_set1_ps(1.000_001), _mm512_set1_ps(1e-9));
-    let mut acc: [__m512; CHAINS] = std::array::from_fn(|i| _mm512_set1_ps(i as f32));
-    for _ in 0..iterations {
-        acc.iter_mut().for_each(|a| *a = _mm512_fmadd_ps(*a, x, y));
-    }
-    let sum = acc.into_iter().fold(y, |s, a| _mm512_add_ps(s, a));
-    std::hint::black_box(_mm512_reduce_add_ps(sum));
-}
-
-#[target_feature(enable = "avx2,fma")]
-fn fma_256(iterations: i64) {
-    let (x, y) = (_mm256_set1_ps(1.000_001), _mm256_set1_ps(1e-9));
-    let mut acc: [__m256; CHAINS] = std::array::from_fn(|i| _mm256_set1_ps(i as f32));
-    for _ in 0..iterations {
-        acc.iter_mut().for_each(|a| *a = _mm256_fmadd_ps(*a, x, y));
-    }
-    let sum = acc.into_iter().fold(y, |s, a| _mm256_add_ps(s, a));
-    std::hint::black_box(_mm256_cvtss_f32(sum));
-}
-
-/// The sum of 64-bit words, read 16 bytes at a time into eight sums: what every
-/// x86-64 has, and several times faster than memory.
-fn read(words: &[u64]) {
-    // SAFETY: SSE2 is part of x86-64, and every load lies inside its chunk.
-    unsafe {
-        let mut sums = [_mm_setzero_si128(); 8];
-        for chunk in words.chunks_exact(16) {
-            for (i, s) in sums.iter_mut().enumerate() {
-                let at = chunk.as_ptr().add(2 * i).cast();
-                *s = _mm_add_epi64(*s, _mm_loadu_si128(at));
-            }
+/// A loop over [`CHAINS`] named sums: an array of them stayed in memory where code is
+/// compiled for size, at half the rate.
+macro_rules! fma_loop {
+    ($name:ident, $feature:literal, $set:ident, $fma:ident, $add:ident) => {
+        #[target_feature(enable = $feature)]
+        fn $name(iterations: i64) {
+            let (x, y) = ($set(1.000_001), $set(1e-9));
+            fma_loop!(@sums iterations, x, y, $set, $fma, $add: a b c d e f g h i j k l)
         }
-        std::hint::black_box(sums);
+    };
+    (@sums $n:ident, $x:ident, $y:ident, $set:ident, $fma:ident, $add:ident: $($sum:ident)*) => {{
+        const { assert!(CHAINS == [$(stringify!($sum)),*].len()) };
+        // Unknown to the compiler, so that no sum equals another.
+        $(let mut $sum = $set(std::hint::black_box(0.5));)*
+        for _ in 0..$n {
+            $($sum = $fma($sum, $x, $y);)*
+        }
+        let mut total = $y;
+        $(total = $add(total, $sum);)*
+        std::hint::black_box(total);
+    }};
+}
+
+fma_loop!(
+    fma_512,
+    "avx512f",
+    _mm512_set1_ps,
+    _mm512_fmadd_ps,
+    _mm512_add_ps
+);
+fma_loop!(
+    fma_256,
+    "avx2,fma",
+    _mm256_set1_ps,
+    _mm256_fmadd_ps,
+    _mm256_add_ps
+);
+
+/// The sum of 64-bit words, read 16 bytes at a time into four sums: what every x86-64
+/// has, and several times faster than memory.
+fn read(words: &[u64]) {
+    // SAFETY: SSE2 is part of x86-64, and every load lies inside its chunk of 64 bytes.
+    unsafe {
+        let zero = _mm_setzero_si128();
+        let (mut a, mut b, mut c, mut d) = (zero, zero, zero, zero);
+        for chunk in words.chunks_exact(8) {
+            let at = chunk.as_ptr().cast::<__m128i>();
+            a = _mm_add_epi64(a, _mm_loadu_si128(at));
+            b = _mm_add_epi64(b, _mm_loadu_si128(at.add(1)));
+            c = _mm_add_epi64(c, _mm_loadu_si128(at.add(2)));
+            d = _mm_add_epi64(d, _mm_loadu_si128(at.add(3)));
+        }
+        std::hint::black_box((a, b, c, d));
     }
 }
 
@@ -106,15 +124,15 @@ impl Roofline {
     /// Measures: about 0.3 s, and four times the last cache's size of memory.
     pub fn measure(fma: &FmaLoop, threads: usize) -> Roofline {
         let threads = threads.max(1);
-        let flops = fma.flops * ITERATIONS as f64 * threads as f64;
-        let fma_gflops = flops / fastest(threads, &|_| (fma.run)(ITERATIONS)) / 1e9;
+        let flops = fma.flops * ITERATIONS as f64;
+        let fma_gflops = flops * rate(threads, &|_| (fma.run)(ITERATIONS)) / 1e9;
         // Written, or all of it would be one page of zeros.
         let words = vec![1u64; memory_bytes() / 8];
         let part = words.len() / threads;
-        let seconds = fastest(threads, &|t| read(&words[t * part..(t + 1) * part]));
+        let reads = rate(threads, &|t| read(&words[t * part..(t + 1) * part]));
         Roofline {
             fma_gflops,
-            read_gb_s: (part * threads * 8) as f64 / seconds / 1e9,
+            read_gb_s: (part * 8) as f64 * reads / 1e9,
             threads,
             fma_loop: fma.made_by,
         }
@@ -135,27 +153,32 @@ impl Roofline {
     }
 }
 
-/// Seconds of the fastest round, from a common start to the last thread's end.
-fn fastest(threads: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
+/// Parts of work a second, one part a thread, in the fastest round: from a common start
+/// to the last thread's end. A machine that cannot start a thread has fewer of them.
+fn rate(threads: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
     let round = || {
-        let gate = Barrier::new(threads);
-        let timed = |t: usize| {
-            gate.wait();
-            let start = Instant::now();
+        let open = AtomicBool::new(false);
+        let ended = |t: usize| {
+            while !open.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
             work(t);
-            start.elapsed().as_secs_f64()
+            Instant::now()
         };
         std::thread::scope(|s| {
-            let others: Vec<_> = (1..threads).map(|t| s.spawn(move || timed(t))).collect();
-            let own = timed(0);
+            let begin = |t| std::thread::Builder::new().spawn_scoped(s, move || ended(t));
+            let others: Vec<_> = (1..threads).filter_map(|t| begin(t).ok()).collect();
+            let start = Instant::now();
+            open.store(true, Ordering::Release);
+            let own = ended(0);
             // A thread that panicked measured nothing.
-            others
-                .into_iter()
-                .filter_map(|h| h.join().ok())
-                .fold(own, f64::max)
+            let ends: Vec<Instant> = others.into_iter().filter_map(|h| h.join().ok()).collect();
+            let parts = (ends.len() + 1) as f64;
+            let last = ends.into_iter().fold(own, Instant::max);
+            parts / (last - start).as_secs_f64()
         })
     };
-    (0..ROUNDS).map(|_| round()).fold(f64::MAX, f64::min)
+    (0..ROUNDS).map(|_| round()).fold(0.0, f64::max)
 }
 
 /// Four times the last cache, 64 MiB at least and 512 at most.

@@ -13,7 +13,7 @@ help:
 	@echo "make test         install what is missing, run every check"
 	@echo "make models       the image networks that make test leaves out for their size"
 	@echo "make random N=500 random ONNX graphs against ONNX Runtime, FIRST=SEED"
-	@echo "make bench-peers  time Kiln against ONNX Runtime"
+	@echo "make bench-peers  time Kiln against ONNX Runtime; ARGS='--only NAME --rounds N --threads N'"
 	@echo "make build | lint | fmt | clean"
 
 setup:
@@ -44,7 +44,7 @@ lint: setup
 	cargo clippy --release --workspace --all-targets -- -D warnings
 
 bench-peers: build
-	$(PY) benches/peers.py $(KILN_RT) $(KILN)
+	$(PY) benches/peers.py $(KILN_RT) $(KILN) $(ARGS)
 	$(PY) benches/peers_int8.py $(KILN_RT) $(KILN) $(TARGET)/release/examples/peak
 
 clean:

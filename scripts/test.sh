@@ -73,6 +73,12 @@ fuzz_briefly() {
   done <<<$'kir 6000\nonnx 8000\nartifact 3000\nsafetensors 100000'
 }
 step "fuzz, a short run of each" fuzz_briefly
+bench_reports() {
+  "$python" scripts/profile_check.py "$target/release/kiln" "$target/dist/kiln-rt"
+  "$python" benches/peer_report.py --check
+  "$python" benches/peers.py "$target/dist/kiln-rt" "$target/release/kiln" --only ocr-classify --rounds 1 --output "$target/peers"
+}
+step "benchmarks and what they write" bench_reports
 step "cost" "$python" scripts/cost.py "$target/release/kiln" "$target/dist/kiln-rt"
 step "demo" bash -c "'$target/release/kiln' compile \"\$($python scripts/models.py minilm)\" -o '$target/minilm.kiln' && '$target/release/examples/similarity' '$target/minilm.kiln' \"\$($python scripts/models.py tokenizer)\""
 

@@ -14,6 +14,7 @@
 //! ```
 
 pub mod compile;
+pub mod roofline;
 
 pub use kiln_import as import;
 pub use kiln_ir as ir;

@@ -1,10 +1,12 @@
 //! The commands that need an artifact and no compiler: `run`, `bench`, `plan`.
 //! `kiln-rt` is these alone; `kiln` takes them over for artifacts.
 
+use crate::bench::{self, Loaded};
 use crate::error::{Error, Result};
 use crate::npy::{self, Array};
+use crate::roofline::FmaLoop;
 use crate::{Input, Model, Session, StringsRef, TensorRef};
-use kiln_ir::{Binding, DType};
+use kiln_ir::Binding;
 use lexopt::prelude::*;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,7 +19,7 @@ usage:
   kiln-rt run ARTIFACT [--input NAME=FILE.npy]... [--inputs FILE.npz] [--output-dir DIR]
                        [--entry NAME] [--threads N] [--json]
   kiln-rt bench ARTIFACT [--dim NAME=N]... [--input NAME=FILE.npy]... [--inputs FILE.npz]
-                       [--entry NAME] [--threads N] [--runs N] [--json]
+                       [--entry NAME] [--threads N] [--runs N] [--profile TRACE.json] [--json]
   kiln-rt plan ARTIFACT [--dim NAME=N]... [--entry NAME] [--threads N] [--json]
   kiln-rt --version
 
@@ -46,8 +48,13 @@ pub struct Request {
     pub runs: usize,
     /// `--json`.
     pub json: bool,
+    /// `--profile`: where `bench` writes a trace of one run.
+    pub profile: Option<PathBuf>,
     /// Milliseconds spent compiling before, for `bench` of a model.
     pub compile_ms: f64,
+    /// The loop that `bench` measures the machine's arithmetic with; none: the
+    /// runtime's own.
+    pub fma: Option<FmaLoop>,
 }
 
 enum Stop {
@@ -120,6 +127,7 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
                 r.threads = number(text(parser.value().map_err(usage)?)?)?.clamp(0, 1024) as usize
             }
             Long("runs") => r.runs = number(text(parser.value().map_err(usage)?)?)?.max(0) as usize,
+            Long("profile") => r.profile = Some(parser.value().map_err(usage)?.into()),
             Long("json") => r.json = true,
             Long("help") | Short('h') => return Err(Stop::Text(USAGE.into())),
             Long("version") | Short('V') => {
@@ -137,6 +145,9 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
     if !["run", "bench", "plan"].contains(&&r.command[..]) {
         return Err(Stop::Usage(format!("there is no command `{}`", r.command)));
     }
+    if r.profile.is_some() && r.command != "bench" {
+        return Err(Stop::Usage("`--profile` is for `bench`".into()));
+    }
     match (positional.next(), positional.next()) {
         (Some(a), None) => r.artifact = a.into(),
         _ => return Err(Stop::Usage(format!("`{}` takes one artifact", r.command))),
@@ -146,6 +157,7 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
 
 /// Runs a request; the text for stdout.
 pub fn run(r: &Request) -> Result<String> {
+    let before = status_bytes("VmRSS:");
     let start = Instant::now();
     let model = Model::load(&r.artifact)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -156,12 +168,18 @@ pub fn run(r: &Request) -> Result<String> {
     };
     match &r.command[..] {
         "plan" => plan(r, &model, entry, threads),
-        "bench" => bench(r, model, entry, threads, load_ms),
+        "bench" => {
+            let loaded = Loaded {
+                ms: load_ms,
+                before,
+            };
+            bench::bench(r, model, entry, threads, &loaded)
+        }
         _ => run_once(r, model, entry, threads, load_ms),
     }
 }
 
-fn gather(r: &Request) -> Result<Vec<(String, Array)>> {
+pub(crate) fn gather(r: &Request) -> Result<Vec<(String, Array)>> {
     let mut given = match &r.archive {
         Some(path) => npy::read_npz(path)?,
         None => vec![],
@@ -174,7 +192,7 @@ fn gather(r: &Request) -> Result<Vec<(String, Array)>> {
     Ok(given)
 }
 
-fn refs(arrays: &[(String, Array)]) -> Vec<(&str, Input<'_>)> {
+pub(crate) fn refs(arrays: &[(String, Array)]) -> Vec<(&str, Input<'_>)> {
     arrays.iter().map(|(n, a)| (&n[..], a.input())).collect()
 }
 
@@ -269,145 +287,6 @@ fn summary_of_strings(t: &StringsRef) -> String {
     format!("[{}{more}]", shown.join(", "))
 }
 
-/// Inputs for a benchmark: what was given, and for the rest seeded numbers of
-/// the right shape (integers 1, and strings that are this number: masks, types and
-/// small ids are all valid).
-fn synthetic(r: &Request, model: &Model, entry: usize) -> Result<Vec<(String, Array)>> {
-    let mut arrays = gather(r)?;
-    let binding: Binding = r
-        .dims
-        .iter()
-        .map(|(n, v)| (n.as_str().into(), *v))
-        .collect();
-    for port in &model.program().entries[entry].inputs {
-        if arrays.iter().any(|(n, _)| *n == port.name) {
-            continue;
-        }
-        let shape: Vec<usize> = port
-            .dims
-            .iter()
-            .map(|d| {
-                let v = d.eval(&binding).map_err(|e| {
-                    Error::input("K0732", format!("input `{}`: {e}", port.name))
-                        .help(format!("give it with --dim {d}=N"))
-                })?;
-                usize::try_from(v).map_err(|_| Error::input("K0732", format!("`{d}` is negative")))
-            })
-            .collect::<Result<_>>()?;
-        let n = shape
-            .iter()
-            .try_fold(1usize, |n, &d| n.checked_mul(d))
-            .filter(|&n| n < 1 << 36)
-            .ok_or_else(|| {
-                Error::input(
-                    "K0714",
-                    format!(
-                        "input `{}` of shape {shape:?} is beyond what can be run",
-                        port.name
-                    ),
-                )
-            })?;
-        if port.dtype == DType::Str {
-            let strings = vec!["1".to_string(); n];
-            let (dtype, bytes) = (port.dtype, vec![]);
-            let array = Array {
-                dtype,
-                shape,
-                bytes,
-                strings,
-            };
-            arrays.push((port.name.clone(), array));
-            continue;
-        }
-        let mut seed = 0x9E37_79B9_7F4A_7C15u64;
-        let mut out = kiln_ir::tensor::Encoder::new(port.dtype, n);
-        for _ in 0..n {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            match port.dtype.is_float() {
-                true => out.push_f64((seed >> 11) as f64 / (1u64 << 53) as f64 - 0.5),
-                false => out.push_i64(1),
-            }
-        }
-        arrays.push((
-            port.name.clone(),
-            Array {
-                dtype: port.dtype,
-                shape,
-                bytes: out.finish(),
-                strings: vec![],
-            },
-        ));
-    }
-    Ok(arrays)
-}
-
-fn bench(
-    r: &Request,
-    model: std::sync::Arc<Model>,
-    entry: usize,
-    threads: usize,
-    load_ms: f64,
-) -> Result<String> {
-    let arrays = synthetic(r, &model, entry)?;
-    let inputs = refs(&arrays);
-    let mut session = Session::new(model.clone(), threads)?;
-    let warm = Instant::now();
-    session.run_with(entry, &inputs)?;
-    session.run_with(entry, &inputs)?;
-    let once = warm.elapsed().as_secs_f64() / 2.0;
-    // About two seconds, ten runs at least.
-    let runs = if r.runs > 0 {
-        r.runs
-    } else {
-        ((2.0 / once.max(1e-6)) as usize).clamp(10, 10_000)
-    };
-    let mut times: Vec<f64> = (0..runs)
-        .map(|_| {
-            let start = Instant::now();
-            session.run_with(entry, &inputs)?;
-            Ok(start.elapsed().as_secs_f64() * 1e3)
-        })
-        .collect::<Result<_>>()?;
-    times.sort_by(f64::total_cmp);
-    session.set_profiling(true);
-    session.run_with(entry, &inputs)?;
-    let steps = session.step_times();
-    let (flops, bytes) = steps
-        .iter()
-        .fold((0i64, 0i64), |t, s| (t.0 + s.flops, t.1 + s.bytes));
-    let (median, min, peak) = (times[times.len() / 2], times[0], peak_bytes());
-    if r.json {
-        let doc = serde_json::json!({
-            "median_ms": median, "min_ms": min, "compile_ms": r.compile_ms, "load_ms": load_ms,
-            "peak_bytes": peak, "flops": flops, "bytes": bytes, "runs": runs, "threads": threads,
-            "level": model.level(), "per_step": steps,
-        });
-        return Ok(doc.to_string());
-    }
-    let mut order: Vec<_> = steps.iter().collect();
-    order.sort_by_key(|s| std::cmp::Reverse(s.ns));
-    let total: u64 = steps.iter().map(|s| s.ns).sum();
-    let mut text = format!(
-        "median {median:.3} ms, fastest {min:.3} ms of {runs} runs ({threads} threads, {})\nloaded in {load_ms:.1} ms, peak memory {:.1} MB, {:.2} GFLOP/s\n",
-        model.level(),
-        peak as f64 / 1e6,
-        flops as f64 / median / 1e6
-    );
-    for s in order.iter().take(12) {
-        text += &format!(
-            "{:5.1} %  {:9.1} µs  {:7.1} GFLOP/s  {:6.1} GB/s  {}\n",
-            100.0 * s.ns as f64 / total.max(1) as f64,
-            s.ns as f64 / 1e3,
-            s.flops as f64 / s.ns.max(1) as f64,
-            s.bytes as f64 / s.ns.max(1) as f64,
-            s.label
-        );
-    }
-    Ok(text.trim_end().to_string())
-}
-
 fn plan(r: &Request, model: &Model, entry: usize, threads: usize) -> Result<String> {
     let e = &model.program().entries[entry];
     let binding: Binding = r
@@ -446,8 +325,13 @@ fn plan(r: &Request, model: &Model, entry: usize, threads: usize) -> Result<Stri
 
 /// The process's peak resident memory in bytes (0 where the system does not say).
 pub fn peak_bytes() -> u64 {
+    status_bytes("VmHWM:")
+}
+
+/// One of the process's memory figures by its name in /proc, in bytes.
+fn status_bytes(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|l| l.strip_prefix(name));
     line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<u64>().ok())
         .map_or(0, |kb| kb * 1024)
 }

@@ -8,6 +8,7 @@ use crate::input::{Input, StringsRef};
 use crate::memory::{Block, Request, assign};
 use crate::plan::{Entry, Global, GlobalData, Guard, Launch, Loop, Place, Port, Program, Step};
 use crate::pool::Pool;
+use crate::profile::{Facts, Profile, Watch};
 use crate::strings::{self, Table};
 use kiln_ir::strings::Pattern;
 use kiln_ir::tensor::read_i64;
@@ -16,7 +17,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 /// Largest size of one buffer and of the arena: beyond it, a size is a mistake.
 const MAX_BYTES: u64 = 1 << 40;
@@ -219,21 +219,6 @@ pub struct TensorRef<'a> {
     pub bytes: &'a [u8],
 }
 
-/// One step's time, summed over runs.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct StepTime {
-    /// What the step stems from.
-    pub label: String,
-    /// The kernel.
-    pub kernel: String,
-    /// Nanoseconds.
-    pub ns: u64,
-    /// Floating-point operations.
-    pub flops: i64,
-    /// Bytes read and written.
-    pub bytes: i64,
-}
-
 /// Sizes and places of an entry's buffers under a binding.
 struct Layout {
     /// `None`: depends on a size that is not known yet.
@@ -355,7 +340,7 @@ pub struct Session {
     shapes: Vec<Vec<usize>>,
     last: usize,
     cancel: Arc<AtomicBool>,
-    profile: Option<Vec<StepTime>>,
+    profile: Option<Profile>,
     strings: Table,
     /// Of each output of the last run that is of strings.
     texts: Vec<Vec<String>>,
@@ -373,7 +358,7 @@ pub(crate) struct Run<'a> {
     pub(crate) binding: Binding,
     ready: &'a [Option<Ready>],
     pub(crate) cancel: &'a AtomicBool,
-    pub(crate) profile: Option<&'a mut Vec<StepTime>>,
+    pub(crate) profile: Option<&'a mut Profile>,
     pub(crate) strings: &'a mut Table,
 }
 
@@ -412,14 +397,19 @@ impl Session {
         self.cancel.clone()
     }
 
-    /// Starts (or stops) summing step times.
+    /// Starts (or stops) noting what each step of a run takes.
     pub fn set_profiling(&mut self, on: bool) {
-        self.profile = on.then(Vec::new);
+        self.profile = on.then(Profile::new);
     }
 
-    /// The step times of the last run, if profiling.
-    pub fn step_times(&self) -> &[StepTime] {
-        self.profile.as_deref().unwrap_or(&[])
+    /// The profile of the last run, if profiling.
+    pub fn profile(&self) -> Option<&Profile> {
+        self.profile.as_ref()
+    }
+
+    /// Takes the last run's profile and stops profiling.
+    pub fn take_profile(&mut self) -> Option<Profile> {
+        self.profile.take()
     }
 
     /// The bytes of a state value.
@@ -589,7 +579,7 @@ impl Session {
         }
         self.cancel.store(false, Ordering::Relaxed);
         if let Some(p) = &mut self.profile {
-            p.clear();
+            *p = Profile::new();
         }
         let mut run = Run {
             model: &model,
@@ -1064,9 +1054,37 @@ impl Run<'_> {
             .eval(&self.binding)
             .map_err(|e| Error::run("K0720", e.to_string()))?;
         let (from, to) = (self.pointer(from)?, self.pointer(to)?);
+        let watch = self.watch();
         // SAFETY: both buffers have at least this many bytes by lowering.
         unsafe { std::ptr::copy(from, to, usize::try_from(n).unwrap_or(0)) };
+        self.note(watch, "copy", "copy", 0, n.saturating_mul(2));
         Ok(())
+    }
+
+    /// A watch for a step that starts now, if this run is profiled.
+    pub(crate) fn watch(&self) -> Option<Watch> {
+        let profile = self.profile.as_ref()?;
+        Some(profile.watch(self.pool.threads()))
+    }
+
+    /// Notes a step that ends now, if this run is profiled.
+    pub(crate) fn note(
+        &mut self,
+        watch: Option<Watch>,
+        label: &str,
+        kernel: &str,
+        flops: i64,
+        bytes: i64,
+    ) {
+        if let (Some(profile), Some(watch)) = (&mut self.profile, watch) {
+            let facts = Facts {
+                label: label.into(),
+                kernel: kernel.into(),
+                flops,
+                bytes,
+            };
+            profile.add(watch, facts);
+        }
     }
 
     /// Gives sizes their values, all from those before.
@@ -1104,22 +1122,19 @@ impl Run<'_> {
             self.scratch.iter().map(Block::ptr).collect(),
         );
         let shared = &shared;
-        let start = self.profile.is_some().then(Instant::now);
+        let watch = self.watch();
         let status = self
             .pool
             .run(r.tiles, r.work < SERIAL_WORK, &|thread, begin, end| {
                 // SAFETY: the arguments are what lowering planned for this kernel.
-                unsafe { kernel(shared.0, shared.1, begin, end, shared.2[thread]) }
+                let run = || unsafe { kernel(shared.0, shared.1, begin, end, shared.2[thread]) };
+                match &watch {
+                    Some(w) => w.units(thread, end - begin, run),
+                    None => run(),
+                }
             });
-        if let (Some(profile), Some(start)) = (&mut self.profile, start) {
-            profile.push(StepTime {
-                label: l.label.clone(),
-                kernel: self.model.program().kernels[r.kernel as usize].clone(),
-                ns: start.elapsed().as_nanos() as u64,
-                flops: r.flops,
-                bytes: r.bytes,
-            });
-        }
+        let name = &self.model.program().kernels[r.kernel as usize];
+        self.note(watch, &l.label, name, r.flops, r.bytes);
         match status {
             0 => Ok(()),
             1 => Err(

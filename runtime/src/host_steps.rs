@@ -2,11 +2,10 @@
 //! sizes depend on data, because it sorts, or because elements share bytes.
 
 use crate::error::{Error, Result};
-use crate::exec::{Run, StepTime};
+use crate::exec::Run;
 use crate::plan::Step;
 use crate::top_k::{Keys, TopK};
 use kiln_ir::{DType, Dim};
-use std::time::Instant;
 
 /// Elements below which a selection is not worth a second thread.
 const SERIAL_ELEMENTS: usize = 8_000;
@@ -30,6 +29,7 @@ impl Run<'_> {
         let (from, to) = (self.pointer(from)?, self.pointer(to)?);
         let packed = n.div_ceil(per);
         let (have, want) = if pack { (n, packed) } else { (packed, n) };
+        let watch = self.watch();
         // SAFETY: both buffers have at least these bytes by lowering, and they are
         // two buffers.
         let (from, to) = unsafe {
@@ -53,6 +53,8 @@ impl Run<'_> {
                 };
             }
         }
+        let name = if pack { "pack" } else { "unpack" };
+        self.note(watch, name, name, 0, (have + want) as i64);
         Ok(())
     }
 
@@ -79,6 +81,7 @@ impl Run<'_> {
         let source = self.pointer(from)?;
         // SAFETY: the buffer holds `total` elements by lowering.
         let bytes = unsafe { std::slice::from_raw_parts(source, total * size) };
+        let watch = self.watch();
         let float = dtype.is_float();
         let found: Vec<usize> = (0..total)
             .filter(|&i| {
@@ -101,6 +104,8 @@ impl Run<'_> {
                 };
             }
         }
+        let moved = total * size + 8 * shape.len() * found.len();
+        self.note(watch, "nonzero", "nonzero", 0, moved as i64);
         Ok(())
     }
 
@@ -165,10 +170,10 @@ impl Run<'_> {
             k,
             largest: *largest,
         };
-        let start = self.profile.is_some().then(Instant::now);
+        let watch = self.watch();
         let serial = lanes * n < SERIAL_ELEMENTS;
         let bytes = top.from;
-        self.pool.run(lanes as i64, serial, &|_, begin, end| {
+        let select = |begin, end| {
             let mut keys = Keys::default();
             for lane in begin as usize..end as usize {
                 top.lane(lane, &mut keys, |place, i, index| {
@@ -181,16 +186,14 @@ impl Run<'_> {
                 });
             }
             0
-        });
-        if let (Some(profile), Some(start)) = (&mut self.profile, start) {
-            profile.push(StepTime {
-                label: label.clone(),
-                kernel: "top_k".into(),
-                ns: start.elapsed().as_nanos() as u64,
-                flops: 0,
-                bytes: (lanes * (n * width + k * (width + 8))) as i64,
+        };
+        self.pool
+            .run(lanes as i64, serial, &|thread, begin, end| match &watch {
+                Some(w) => w.units(thread, end - begin, || select(begin, end)),
+                None => select(begin, end),
             });
-        }
+        let moved = lanes * (n * width + k * (width + 8));
+        self.note(watch, label, "top_k", 0, moved as i64);
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //! executes. No compiler, no LLVM, no protobuf.
 
 pub mod artifact;
+pub mod bench;
 pub mod cli;
 pub mod elf;
 pub mod error;
@@ -12,10 +13,14 @@ pub mod memory;
 pub mod npy;
 pub mod plan;
 pub mod pool;
+pub mod profile;
+pub mod roofline;
 pub mod strings;
 mod top_k;
+mod trace;
 
 pub use artifact::{Artifact, ArtifactWriter};
 pub use error::{Error, Fault, Result};
-pub use exec::{MemoryReport, Model, Session, StepTime, TensorRef};
+pub use exec::{MemoryReport, Model, Session, TensorRef};
 pub use input::{Input, StringsRef};
+pub use profile::{Profile, StepTime, Work};

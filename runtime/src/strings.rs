@@ -6,7 +6,7 @@
 //! but the constants are forgotten.
 
 use crate::error::{Error, Result};
-use crate::exec::{Run, StepTime};
+use crate::exec::Run;
 use crate::plan::{Entry, Step};
 use kiln_ir::ops::strings::StringFn;
 use kiln_ir::strings::{Pattern, format_number, join, parse_number, ranks, split};
@@ -14,7 +14,6 @@ use kiln_ir::tensor::Encoder;
 use kiln_ir::{DType, Dim};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Bytes of text that one run may make and take.
 const MOST_BYTES: usize = 1 << 32;
@@ -243,7 +242,7 @@ impl Run<'_> {
 
     /// Runs a step on strings, and takes its time where that is asked for.
     pub(crate) fn string_step(&mut self, step: &Step) -> Result<()> {
-        let start = self.profile.is_some().then(Instant::now);
+        let watch = self.watch();
         let (kernel, label, n) = match step {
             Step::Strings {
                 f,
@@ -293,15 +292,7 @@ impl Run<'_> {
             }
             _ => return Err(Error::run("K0720", "a step is not what it was taken for")),
         };
-        if let (Some(profile), Some(start)) = (&mut self.profile, start) {
-            profile.push(StepTime {
-                label: label.clone(),
-                kernel: kernel.into(),
-                ns: start.elapsed().as_nanos() as u64,
-                flops: 0,
-                bytes: 8 * n as i64,
-            });
-        }
+        self.note(watch, label, kernel, 0, 8 * n as i64);
         Ok(())
     }
 

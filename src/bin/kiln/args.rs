@@ -70,6 +70,9 @@ pub enum Command {
         /// How many runs; chosen by time if not given.
         #[arg(long, default_value_t = 0)]
         runs: usize,
+        /// Write what one run did, step by step and thread by thread, for Perfetto.
+        #[arg(long, value_name = "TRACE.json")]
+        profile: Option<PathBuf>,
     },
     /// Show the memory that running takes, before running.
     Plan {

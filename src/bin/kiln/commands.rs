@@ -12,6 +12,7 @@ use kiln::compile;
 use kiln::ir::print::{PrintOptions, print_graph, print_module};
 use kiln::ir::{Graph, Tensor};
 use kiln::runtime::{Model, cli};
+use kiln_codegen::CpuTarget;
 use std::path::{Path, PathBuf};
 
 /// Runs a command; its exit status.
@@ -37,18 +38,43 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             options,
             run,
             output_dir,
-        } => execute("run", &model, &options, &run, output_dir, 0),
+        } => {
+            let rest = cli::Request {
+                command: "run".into(),
+                output_dir,
+                ..Default::default()
+            };
+            execute(&model, &options, &run, rest)
+        }
         Command::Bench {
             model,
             options,
             run,
             runs,
-        } => execute("bench", &model, &options, &run, None, runs),
+            profile,
+        } => {
+            let target = CpuTarget::host();
+            let fma = target.as_ref().map(kiln::roofline::fma_loop).transpose();
+            let rest = cli::Request {
+                command: "bench".into(),
+                runs,
+                profile,
+                fma: fma.map_err(|e| Failure::run(e.to_string()))?,
+                ..Default::default()
+            };
+            execute(&model, &options, &run, rest)
+        }
         Command::Plan {
             model,
             options,
             run,
-        } => execute("plan", &model, &options, &run, None, 0),
+        } => {
+            let rest = cli::Request {
+                command: "plan".into(),
+                ..Default::default()
+            };
+            execute(&model, &options, &run, rest)
+        }
         Command::Verify {
             model,
             data,
@@ -376,13 +402,12 @@ fn stage_text(
         .map_err(|e| Failure::run(e.to_string()))
 }
 
+/// Compiles a model if it is none yet, and does with the artifact what `rest` asks.
 fn execute(
-    command: &str,
     path: &Path,
     args: &CompileArgs,
     run: &RunArgs,
-    output_dir: Option<PathBuf>,
-    runs: usize,
+    rest: cli::Request,
 ) -> Result<u8, Failure> {
     device(&run.device)?;
     let (artifact, _temporary, compile_ms) = model::artifact(path, args)?;
@@ -394,17 +419,15 @@ fn execute(
         inputs.push((name.to_string(), PathBuf::from(file)));
     }
     let request = cli::Request {
-        command: command.to_string(),
         artifact,
         inputs,
         archive: run.inputs.clone(),
-        output_dir,
         entry: run.entry.clone(),
         dims: model::dims(&args.dim)?,
         threads: run.threads,
-        runs,
         json: run.json,
         compile_ms,
+        ..rest
     };
     outln!("{}", cli::run(&request)?);
     Ok(0)
@@ -531,7 +554,7 @@ fn bisect(path: &Path, args: &CompileArgs, run: &RunArgs, rtol: f64) -> Result<u
 }
 
 fn doctor(json: bool) -> Result<u8, Failure> {
-    let levels: Vec<(String, bool)> = kiln_codegen::CpuTarget::all()
+    let levels: Vec<(String, bool)> = CpuTarget::all()
         .into_iter()
         .map(|t| (t.name.clone(), t.runs_here()))
         .collect();

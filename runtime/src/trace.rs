@@ -1,0 +1,141 @@
+//! A profile in Chrome's trace-event format, which Perfetto and `chrome://tracing`
+//! open: <https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU>.
+//!
+//! Track 0 is the caller's thread: the run, in it the steps, in each what the caller
+//! itself worked on. Each further track is a thread of the pool.
+
+use crate::profile::{Profile, StepTime};
+use crate::roofline::Roofline;
+use serde_json::{Value, json};
+
+/// The trace of one run.
+pub fn trace(profile: &Profile, roofline: &Roofline, title: &str) -> Value {
+    let mut events = vec![meta("process_name", 0, title)];
+    for thread in 0..roofline.threads {
+        let name = match thread {
+            0 => "steps, on the caller's thread".to_string(),
+            n => format!("thread {n} of the pool"),
+        };
+        events.push(meta("thread_name", thread, &name));
+    }
+    events.push(json!({
+        "ph": "X", "name": "run", "cat": "run", "pid": 1, "tid": 0,
+        "ts": 0.0, "dur": micro(profile.ns()), "args": { "steps": profile.steps.len() },
+    }));
+    for (i, step) in profile.steps.iter().enumerate() {
+        events.push(step_event(i, step, roofline));
+        for w in &step.work {
+            events.push(json!({
+                "ph": "X", "name": step.label, "cat": "work", "pid": 1, "tid": w.thread,
+                "ts": micro(w.start), "dur": micro(w.ns),
+                "args": { "step": i, "units": w.units },
+            }));
+        }
+    }
+    json!({ "traceEvents": events, "displayTimeUnit": "ns", "otherData": { "roofline": roofline } })
+}
+
+fn step_event(index: usize, s: &StepTime, roofline: &Roofline) -> Value {
+    let (share, bound) = roofline.share(s.flops, s.bytes, s.ns);
+    json!({
+        "ph": "X", "name": s.label, "cat": "step", "pid": 1, "tid": 0,
+        "ts": micro(s.start), "dur": micro(s.ns),
+        "args": {
+            "step": index, "kernel": s.kernel, "flops": s.flops, "bytes": s.bytes,
+            "gflops": s.flops as f64 / s.ns as f64, "gb_s": s.bytes as f64 / s.ns as f64,
+            "share": share, "bound": bound,
+        },
+    })
+}
+
+fn meta(what: &str, thread: usize, name: &str) -> Value {
+    json!({ "ph": "M", "name": what, "pid": 1, "tid": thread, "args": { "name": name } })
+}
+
+/// Nanoseconds as the format's microseconds.
+fn micro(ns: u64) -> f64 {
+    ns as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::Facts;
+
+    fn profile() -> Profile {
+        let mut p = Profile::new();
+        for (label, flops) in [("linear \"one\"", 2_000_000), ("softmax", 900)] {
+            let watch = p.watch(2);
+            for thread in [0, 1, 0] {
+                watch.units(thread, 5, || {
+                    std::thread::sleep(std::time::Duration::from_micros(200));
+                    0
+                });
+            }
+            let (label, kernel) = (label.to_string(), "k".to_string());
+            p.add(
+                watch,
+                Facts {
+                    label,
+                    kernel,
+                    flops,
+                    bytes: 64,
+                },
+            );
+        }
+        p
+    }
+
+    /// Of two events of one track, one ends before the other starts or holds it.
+    fn nested(events: &[(u64, f64, f64)]) -> bool {
+        // Thousandths of a microsecond do not add up exactly in binary.
+        let slack = 1e-6;
+        let apart = |a: &(u64, f64, f64), b: &(u64, f64, f64)| a.2 <= b.1 + slack;
+        let holds =
+            |a: &(u64, f64, f64), b: &(u64, f64, f64)| a.1 <= b.1 + slack && b.2 <= a.2 + slack;
+        events.iter().enumerate().all(|(i, a)| {
+            events[i + 1..]
+                .iter()
+                .all(|b| a.0 != b.0 || apart(a, b) || apart(b, a) || holds(a, b) || holds(b, a))
+        })
+    }
+
+    #[test]
+    fn every_step_is_there_and_events_nest() {
+        let roofline = Roofline {
+            fma_gflops: 100.0,
+            read_gb_s: 10.0,
+            threads: 2,
+            fma_loop: "",
+        };
+        let p = profile();
+        let text = trace(&p, &roofline, "model").to_string();
+        let doc: Value = serde_json::from_str(&text).unwrap();
+        let all = doc["traceEvents"].as_array().unwrap();
+        let of = |cat: &str| -> Vec<&Value> { all.iter().filter(|e| e["cat"] == cat).collect() };
+        assert_eq!(of("run").len(), 1);
+        assert_eq!(of("work").len(), 4);
+        for (event, step) in of("step").iter().zip(&p.steps) {
+            assert_eq!(event["name"], step.label);
+            assert_eq!(event["args"]["flops"], step.flops);
+            let share = event["args"]["share"].as_f64().unwrap();
+            assert_eq!(share, roofline.share(step.flops, step.bytes, step.ns).0);
+        }
+        assert_eq!(of("step").len(), 2);
+        assert!(
+            of("work")
+                .iter()
+                .any(|e| e["tid"] == 0 && e["args"]["units"] == 10)
+        );
+        let complete: Vec<(u64, f64, f64)> = all
+            .iter()
+            .filter(|e| e["ph"] == "X")
+            .map(|e| {
+                let (ts, dur) = (e["ts"].as_f64().unwrap(), e["dur"].as_f64().unwrap());
+                (e["tid"].as_u64().unwrap(), ts, ts + dur)
+            })
+            .collect();
+        assert!(nested(&complete), "{text}");
+        assert!(!nested(&[(0, 0.0, 2.0), (0, 1.0, 3.0)]));
+    }
+}

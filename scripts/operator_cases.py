@@ -281,6 +281,34 @@ def regions():
         case("roi-align" + name, plain("RoiAlign", "x r b", "y", output_height=3, output_width=2, **attrs), shape, "y", feed)
 
 
-for group in [features, linear, support_vectors, trees, determinants, unique, deformable, regions]:
+def blocks():
+    x = {"x": RNG.integers(-99, 99, 16).astype(np.int8)}
+    consts = {"s": np.abs(f32(8)) + np.float32(0.1), "z": RNG.integers(-5, 5, 8).astype(np.int8)}
+    case("dequantize-vector-blocks", plain("DequantizeLinear", "x s z", "y", axis=0, block_size=2), "x:s[n]", "y", x, consts)
+
+
+def convolutions():
+    """With constant filters, which are packed; the standard's tests give them as inputs."""
+    def both(name, op, shape, sizes, filters, bias, **attrs):
+        feeds = [{"x": f32(*size)} for size in sizes]
+        case(name, plain(op, "x w b", "y", **attrs), shape, "y", feeds, {"w": f32(*filters), "b": f32(bias)})
+    plane, sizes = "x:f[n,6,h,v]", [(1, 6, 9, 11), (3, 6, 17, 6)]
+    both("conv-padded", "Conv", plane, sizes, (20, 6, 3, 3), 20, pads=[1, 1, 1, 1])
+    both("conv-few-channels", "Conv", "x:f[n,3,h,v]", [(2, 3, 9, 11)], (20, 3, 5, 3), 20, pads=[2, 1, 1, 0], strides=[2, 1])
+    both("conv-groups", "Conv", plane, sizes, (8, 3, 3, 2), 8, group=2, dilations=[2, 1], pads=[2, 0, 1, 1])
+    both("conv-depthwise", "Conv", plane, sizes, (6, 1, 5, 5), 6, group=6, pads=[2, 2, 2, 2], strides=[2, 1])
+    both("conv-channels-twice", "Conv", plane, sizes, (12, 1, 3, 3), 12, group=6)
+    both("conv-same", "Conv", plane, sizes, (5, 6, 4, 3), 5, auto_pad="SAME_LOWER", strides=[2, 3])
+    both("conv-line", "Conv", "x:f[n,5,h]", [(2, 5, 30)], (7, 5, 9), 7, pads=[4, 4], strides=[3])
+    both("conv-space", "Conv", "x:f[n,4,d,h,v]", [(2, 4, 5, 6, 7)], (6, 4, 2, 3, 3), 6, pads=[0, 1, 1, 1, 1, 0])
+    both("transposed-twice", "ConvTranspose", plane, sizes, (6, 5, 2, 2), 5, strides=[2, 2])
+    both("transposed-overlap", "ConvTranspose", plane, sizes, (6, 5, 4, 3), 5, strides=[2, 3], pads=[1, 0, 1, 1])
+    both("transposed-longer", "ConvTranspose", plane, sizes, (6, 5, 3, 3), 5, strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1])
+    both("transposed-gaps", "ConvTranspose", plane, sizes, (6, 5, 1, 2), 5, strides=[3, 3], output_padding=[2, 0])
+    both("transposed-groups", "ConvTranspose", plane, sizes, (6, 2, 3, 3), 4, group=2, strides=[2, 2])
+    both("transposed-line", "ConvTranspose", "x:f[n,4,h]", [(2, 4, 9)], (4, 3, 8), 3, strides=[4], pads=[2, 2])
+
+
+for group in [features, linear, support_vectors, trees, determinants, unique, deformable, regions, blocks, convolutions]:
     group()
 print(W.count, "cases written")

@@ -5,7 +5,8 @@
 //! image's vector are read once for several products; the others are done singly, with
 //! a row of zeros in the place of what is outside.
 
-use crate::conv::{ConvSpec, Image};
+use crate::conv::ConvSpec;
+use crate::image::Image;
 use crate::lower::{ExprCx, memory_elem};
 use crate::matmul::{ceil_div, div_rem};
 use crate::micro;

@@ -14,6 +14,7 @@ pub mod depthwise;
 mod dot;
 pub mod emit_nest;
 pub mod expr;
+mod image;
 pub mod lower;
 pub mod math;
 mod math64;

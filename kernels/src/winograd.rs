@@ -7,7 +7,8 @@
 //! and transforms the products back. Tiles lie on a grid that begins at each image's
 //! corner: results depend on no block, thread or batch.
 
-use crate::conv::{ConvSpec, Image};
+use crate::conv::ConvSpec;
+use crate::image::Image;
 use crate::lower::{ExprCx, memory_elem};
 use crate::matmul::{ceil_div, div_rem};
 use crate::micro::{self, Operand, Tile};

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub fn canonicalize(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
     let mut replaced: BTreeMap<Value, Value> = BTreeMap::new();
     let mut dead = BTreeSet::new();
+    let consumed = consumed(graph);
     for n in graph.nodes_in_order() {
         let args: Vec<Value> = graph
             .node(n)
@@ -23,6 +24,9 @@ pub fn canonicalize(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassE
         let [v] = graph.node(n).results[..] else {
             continue;
         };
+        if !consumed.is_empty() && is_near(graph, n, &consumed) {
+            continue;
+        }
         if let Some(to) = known_sizes(cx, graph, n)? {
             replaced.insert(v, to);
             dead.insert(n);
@@ -41,6 +45,29 @@ pub fn canonicalize(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassE
     graph.replace_all(&replaced);
     graph.remove_nodes(&dead);
     Ok((!dead.is_empty()).into())
+}
+
+/// Values whose memory some node takes over.
+fn consumed(graph: &Graph) -> BTreeSet<Value> {
+    let mut out = BTreeSet::new();
+    for n in graph.nodes_in_order() {
+        let node = graph.node(n);
+        let taken = node.op.def().donates().iter();
+        out.extend(taken.filter_map(|&i| node.args.get(i).copied()));
+    }
+    out
+}
+
+/// Whether a node makes or reads what is consumed, or reads what was read from it: a
+/// copy outlives it.
+fn is_near(graph: &Graph, n: NodeId, consumed: &BTreeSet<Value>) -> bool {
+    let node = graph.node(n);
+    let source = node.args.first().and_then(|&a| {
+        let (_, inner) = graph.producer_op(a)?;
+        inner.first().copied()
+    });
+    let all = node.args.iter().chain(&source).chain(&node.results);
+    all.into_iter().any(|v| consumed.contains(v))
 }
 
 /// A value whose contents are known as sizes is written down as such.

@@ -104,14 +104,11 @@ impl Parser<'_> {
                     return Err(self.cursor.error_at(at, what));
                 };
                 self.filled = filled;
-                let mut out = Encoder::new(ty.dtype, n);
                 let value = self.cursor.number();
-                for _ in 0..n {
-                    if !push(&mut out, ty.dtype, value) {
-                        return Err(self.cursor.error_at(at, format!("`{value}` is no {ty}")));
-                    }
-                }
-                Tensor::new(ty.dtype, shape, out.finish())
+                let Some(bytes) = filled_with(ty.dtype, n, value) else {
+                    return Err(self.cursor.error_at(at, format!("`{value}` is no {ty}")));
+                };
+                Tensor::new(ty.dtype, shape, bytes)
             }
             "hex" => match unhex(&self.cursor.some_string()?) {
                 Some(bytes) => Tensor::new(ty.dtype, shape, bytes),
@@ -222,4 +219,46 @@ fn mesh_axes(c: &mut Cursor) -> Parsed<Vec<String>> {
         axes.push(c.some_word("a mesh axis")?.to_string());
     }
     Ok(axes)
+}
+
+/// `n` times one number, which is read once: there may be a great many of small ones.
+fn filled_with(dtype: DType, n: usize, text: &str) -> Option<Vec<u8>> {
+    let some = |count: usize| {
+        let mut out = Encoder::new(dtype, count);
+        (0..count)
+            .all(|_| push(&mut out, dtype, text))
+            .then_some(out)
+    };
+    // Elements that fill whole bytes.
+    let together = (8 / dtype.bits().clamp(1, 8)) as usize;
+    let mut bytes = some(together)?.finish().repeat(n / together);
+    bytes.extend(some(n % together)?.finish());
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_filled_is_what_is_listed() {
+        for (dtype, text) in [
+            (DType::U4, "9"),
+            (DType::I2, "-1"),
+            (DType::F4E2M1, "1.5"),
+            (DType::F16, "-2.5"),
+            (DType::I64, "-7"),
+        ] {
+            for n in [0, 1, 3, 8, 13] {
+                let mut listed = Encoder::new(dtype, n);
+                assert!((0..n).all(|_| push(&mut listed, dtype, text)));
+                assert_eq!(
+                    filled_with(dtype, n, text),
+                    Some(listed.finish()),
+                    "{dtype} {n}"
+                );
+            }
+        }
+        assert_eq!(filled_with(DType::F32, 4, "one"), None);
+    }
 }

@@ -10,7 +10,7 @@ column or by tensor: forms that ONNX Runtime fuses to QLinearMatMul), and `dynam
 (activations quantized by their range while running). One thread. A time is the fastest
 of all rounds, for both alike, and a ratio Kiln's over ONNX Runtime's: on a machine that
 others use too, a median is theirs. PEAK_EXAMPLE (`examples/peak`) gives the machine's
-peak in the same run. Results go to benches/results/peers-int8.json.
+peak in the same run. Results go to benches/results/int8-minilm.json.
 """
 import json
 import logging
@@ -154,7 +154,7 @@ def main():
     doc = {"model": "paraphrase-MiniLM-L3-v2, 8-bit", "cores": os.cpu_count(), "threads": 1, "rounds": ROUNDS,
            "onnxruntime": ort.__version__, "peak_gops_one_core": peak, "products": rows, "models": whole_models(),
            "date": time.strftime("%Y-%m-%d"), "command": "make bench-peers"}
-    path = Path(__file__).resolve().parent / "results" / "peers-int8.json"
+    path = Path(__file__).resolve().parent / "results" / "int8-minilm.json"
     path.write_text(json.dumps(doc, indent=1) + "\n")
     print(f"written to {path}")
 

@@ -230,7 +230,7 @@ fn filled_with(dtype: DType, n: usize, text: &str) -> Option<Vec<u8>> {
             .then_some(out)
     };
     // Elements that fill whole bytes.
-    let together = (8 / dtype.bits().clamp(1, 8)) as usize;
+    let together = 8 / dtype.bits().clamp(1, 8);
     let mut bytes = some(together)?.finish().repeat(n / together);
     bytes.extend(some(n % together)?.finish());
     Some(bytes)

@@ -491,9 +491,10 @@ impl OpDef for Slice {
         let (starts, sizes) = (cx.dims(&self.starts)?, cx.dims(&self.sizes)?);
         let own = strides(args[0].shape());
         for i in 0..sizes.len() {
-            let last = starts[i] as i64 + (sizes[i] as i64 - 1) * self.steps[i];
-            let extent = args[0].shape()[i] as i64;
-            if sizes[i] > 0 && (last < 0 || last >= extent || starts[i] as i64 >= extent) {
+            // A step may be any number that a file can hold.
+            let last = starts[i] as i128 + (sizes[i] as i128 - 1) * i128::from(self.steps[i]);
+            let extent = args[0].shape()[i] as i128;
+            if sizes[i] > 0 && (last < 0 || last >= extent || starts[i] as i128 >= extent) {
                 return Err(EvalError(format!(
                     "slice leaves axis {i}: {}..={last} of {extent}",
                     starts[i]

@@ -12,6 +12,7 @@
 //! own, [`crate::depthwise`] serves.
 
 use crate::check::Names;
+use crate::depthwise::MOST_TAPS;
 use crate::expr::{ExprId, Exprs, Index, Size};
 use crate::image::{Image, Origin};
 use crate::lower::{ExprCx, memory_elem};
@@ -95,7 +96,7 @@ impl ConvSpec {
             && self.lo.len() == spatial
             && self.nr >= 0
             && self.nr % 8 == 0
-            && (self.nr > 0 || depthwise)
+            && (self.nr > 0 || depthwise && self.taps() <= MOST_TAPS)
             && (!self.winograd || self.is_plain_3x3())
             && self.args.len() >= 3
             && self.args[..2].iter().all(floats)
@@ -132,7 +133,12 @@ impl ConvSpec {
 
     /// Taps of a filter.
     pub fn taps(&self) -> i64 {
-        self.kernel.iter().product()
+        self.kernel.iter().fold(1, |n, &k| n.saturating_mul(k))
+    }
+
+    /// Panels of a group.
+    pub(crate) fn panels(&self) -> i64 {
+        (self.filters / self.groups + self.nr - 1) / self.nr
     }
 
     /// Channels that a filter sees.
@@ -166,8 +172,7 @@ impl ConvSpec {
         if self.winograd {
             return crate::winograd::tiles(self, params);
         }
-        let panels = self.groups * (self.filters / self.groups + self.nr - 1).div_euclid(self.nr);
-        self.rows_dim(params).ceil_div(&MC.into()) * Dim::from(panels)
+        self.rows_dim(params).ceil_div(&MC.into()) * Dim::from(self.groups * self.panels())
     }
 
     /// Scratch bytes of a thread.
@@ -238,13 +243,8 @@ impl ConvSpec {
         let elem = memory_elem(self.args[0]);
         let place = e.i64(self.zeros_place());
         let zeros = e.offset(scratch, place, Elem::I8);
-        let none = e.zero(Ty::vector(elem, LANES as u32));
-        let (zero, count, step) = (e.i64(0), e.i64(self.zeros()), e.i64(LANES));
-        e.for_loop(zero, count, step, &[], |e, i, _| {
-            let p = e.offset(zeros, i, elem);
-            e.store(none, p);
-            vec![]
-        });
+        let count = e.i64(self.zeros());
+        micro::clear(e, zeros, count, elem);
     }
 
     fn body(
@@ -255,8 +255,7 @@ impl ConvSpec {
         image: &Image,
         args: &KernelArgs,
     ) {
-        let per_group = (self.filters / self.groups + self.nr - 1).div_euclid(self.nr);
-        let (mc, panels) = (e.i64(MC), e.i64(per_group));
+        let (mc, panels) = (e.i64(MC), e.i64(self.panels()));
         let rows = image.output.iter().fold(image.batch, |p, &s| e.mul(p, s));
         let blocks = ceil_div(e, rows, mc);
         let one = e.i64(1);
@@ -310,7 +309,9 @@ impl ConvSpec {
         };
         // Sums that are visited more than once start at 0 in memory.
         if !part.fresh {
-            clear(e, sums, unit.count, self.nr);
+            let nr = e.i64(self.nr);
+            let cells = e.mul(unit.count, nr);
+            micro::clear(e, sums, cells, Elem::F32);
         }
         let run = depth.min(KC);
         let together = (KC / run).max(1);
@@ -498,18 +499,6 @@ impl ConvSpec {
         let value = cx.value(e, self.value);
         cx.store(e, out, self.args[out as usize], &self.out, value, None);
     }
-}
-
-/// Sets rows of the block of sums to 0.
-fn clear(e: &mut Emitter, sums: Val, rows: Val, nr: i64) {
-    let (zero, step, nr) = (e.i64(0), e.i64(LANES), e.i64(nr));
-    let cells = e.mul(rows, nr);
-    let none = e.zero(Ty::vector(Elem::F32, LANES as u32));
-    e.for_loop(zero, cells, step, &[], |e, i, _| {
-        let p = e.offset(sums, i, Elem::F32);
-        e.store(none, p);
-        vec![]
-    });
 }
 
 /// A block of rows times a panel.

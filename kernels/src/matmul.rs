@@ -256,7 +256,9 @@ impl MatMulSpec {
         let head = e.i64(SCRATCH_HEAD);
         let sums = e.offset(cx.scratch, head, Elem::I8);
         if !self.starts_clear(target) {
-            self.clear(e, sums, rows.count);
+            let nr = e.i64(self.nr);
+            let cells = e.mul(rows.count, nr);
+            micro::clear(e, sums, cells, compute_elem(self.acc));
         }
 
         let mut b_at = e.i64(0);
@@ -376,19 +378,6 @@ impl MatMulSpec {
                 e.offset(cx.args[0], at, memory_elem(self.args[0]))
             })
             .collect()
-    }
-
-    /// Sets the block of sums to 0.
-    fn clear(&self, e: &mut Emitter, sums: Val, rows: Val) {
-        let (zero, step, nr) = (e.i64(0), e.i64(LANES), e.i64(self.nr));
-        let cells = e.mul(rows, nr);
-        let elem = compute_elem(self.acc);
-        let none = e.zero(Ty::vector(elem, LANES as u32));
-        e.for_loop(zero, cells, step, &[], |e, i, _| {
-            let p = e.offset(sums, i, elem);
-            e.store(none, p);
-            vec![]
-        });
     }
 
     /// A few rows times a panel, added to the sums from row `first` on.

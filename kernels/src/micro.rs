@@ -6,6 +6,7 @@
 //! the tile: results do not depend on batch, tile or thread.
 
 use crate::lower::{compute_elem, convert, is_unsigned, memory_elem};
+use crate::nest::LANES;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
 use kiln_ir::DType;
@@ -159,6 +160,17 @@ pub fn for_rows(
         }
         part /= 2;
     }
+}
+
+/// Sets `cells` elements to 0, whole vectors of [`LANES`] at a time.
+pub fn clear(e: &mut Emitter, to: Val, cells: Val, elem: Elem) {
+    let (zero, step) = (e.i64(0), e.i64(LANES));
+    let none = e.zero(Ty::vector(elem, LANES as u32));
+    e.for_loop(zero, cells, step, &[], |e, i, _| {
+        let p = e.offset(to, i, elem);
+        e.store(none, p);
+        vec![]
+    });
 }
 
 /// A pointer read from the kernel's table of buffers.

@@ -33,16 +33,12 @@ pub(crate) fn tiles(spec: &ConvSpec, params: &[Dim]) -> Dim {
         .output
         .iter()
         .fold(dim(spec.batch), |p, &s| p * dim(s).ceil_div(&TILE_I.into()));
-    tiles.ceil_div(&BLOCK.into()) * Dim::from(panels(spec))
+    tiles.ceil_div(&BLOCK.into()) * Dim::from(spec.panels())
 }
 
 /// Bytes of scratch before the row of zeros.
 pub(crate) fn zeros_place(spec: &ConvSpec) -> i64 {
     results_place(spec) + RESULTS * spec.nr * 4
-}
-
-fn panels(spec: &ConvSpec) -> i64 {
-    (spec.filters + spec.nr - 1) / spec.nr
 }
 
 /// Where the products start: behind the transformed elements.
@@ -284,7 +280,7 @@ fn multiply(e: &mut Emitter, cx: &ExprCx, spec: &ConvSpec, target: &CpuTarget, u
     let (nr, channels) = (e.i64(spec.nr), e.i64(spec.channels));
     let whole = spec.tile_rows(target);
     e.for_loop(zero, places, one, &[], |e, place, _| {
-        let all = e.i64(panels(spec));
+        let all = e.i64(spec.panels());
         let panel = e.mul(place, all);
         let panel = e.add(panel, unit.panel);
         let size = e.i64(spec.channels * spec.nr);

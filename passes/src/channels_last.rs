@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Filters are packed here as well ([`PackedConv`] says how); those that are no
-//! constants stay with the convolution's expansion.
+//! constants stay with the convolution's expansion. Sums over channels and places are in
+//! the order of the layout, whatever the batch.
 
 use crate::fold_constants::{add_expr, constant_name};
 use crate::{Changed, PassCx, PassError};
@@ -84,7 +85,8 @@ fn pack(cx: &mut PassCx, graph: &Graph, n: NodeId, op: &Conv) -> Option<Packed> 
     }
     let shape = ty.const_shape()?;
     let channels = graph.shape(x)[1].as_const()? as usize;
-    let (g, taps) = (op.groups, shape[2..].iter().product::<usize>());
+    let taps = (shape[2..].iter()).try_fold(1usize, |n, &k| n.checked_mul(k))?;
+    let g = op.groups;
     let filters = shape[0];
     let depthwise = is_depthwise(op, channels, filters);
     if depthwise && taps > MOST_DEPTHWISE_TAPS || taps > 1 << 16 {

@@ -40,7 +40,17 @@ impl PackFilters {
         let [filters, depth, kernel @ ..] = shape else {
             return type_err("filters have channels and taps");
         };
-        let (taps, g) = (kernel.iter().product::<usize>(), self.groups);
+        let g = self.groups;
+        // A type may promise more elements than there are numbers.
+        let each = (kernel.iter()).try_fold(1usize, |n, &k| n.checked_mul(k));
+        let all = each.and_then(|t| {
+            t.checked_mul(*depth)?
+                .checked_mul(filters.checked_add(self.nr)?)
+        });
+        let (Some(taps), Some(_)) = (each, all.and_then(|n| n.checked_mul(winograd::PLACES)))
+        else {
+            return type_err(format!("filters {shape:?} are too many to pack"));
+        };
         let whole = g > 0 && filters.is_multiple_of(g);
         let depthwise = self.nr > 0 || *depth == 1 && *filters == g;
         let plain = !self.winograd || kernel == [3, 3] && g == 1 && self.nr > 0;

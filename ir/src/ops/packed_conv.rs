@@ -52,6 +52,12 @@ impl PackedConv {
         self.kernel.iter().product()
     }
 
+    /// Taps of a filter, if they are as few as any filter has.
+    fn checked_taps(&self) -> Option<usize> {
+        let all = (self.kernel.iter()).try_fold(1usize, |n, &k| n.checked_mul(k));
+        all.filter(|&n| n <= 1 << 32)
+    }
+
     /// How many elements a filter reaches over along a spatial axis.
     pub fn span(&self, axis: usize) -> usize {
         (self.kernel[axis] - 1) * self.dilations[axis] + 1
@@ -70,6 +76,7 @@ impl PackedConv {
             || lists
                 .iter()
                 .any(|l| l.len() != spatial || !l.iter().all(sane))
+            || self.checked_taps().is_none()
             || self.lo.len() != spatial
             || self.hi.len() != spatial
             || self.groups == 0
@@ -104,7 +111,7 @@ impl PackedConv {
                     && *nr > 0
                     && *panels == (self.filters / self.groups).div_ceil(*nr)
                     && channels.is_multiple_of(self.groups)
-                    && *depth == self.taps() * (channels / self.groups)
+                    && Some(*depth) == self.taps().checked_mul(channels / self.groups)
             }
             _ => false,
         };

@@ -1,6 +1,6 @@
 //! Convolutions against sums in f64: strides, dilations, borders, groups, tails.
 
-use crate::support::{Rng, bytes, load, numbers, targets};
+use crate::support::{Launch, Rng, at_every_level, bytes, numbers};
 use kiln_ir::ops::winograd;
 use kiln_ir::{BinaryFn, DType};
 use kiln_kernels::conv::ConvSpec;
@@ -28,9 +28,7 @@ struct Problem {
 }
 
 struct Built {
-    spec: KernelSpec,
-    buffers: Vec<Vec<u8>>,
-    params: Vec<i64>,
+    case: Launch,
     want: Vec<f64>,
     scale: Vec<f64>,
 }
@@ -255,10 +253,13 @@ impl Problem {
             value,
         };
         spec.check().unwrap();
+        let spec = KernelSpec::Conv(spec);
         Built {
-            spec: KernelSpec::Conv(spec),
-            buffers,
-            params,
+            case: Launch {
+                spec,
+                buffers,
+                params,
+            },
             want,
             scale,
         }
@@ -269,35 +270,20 @@ impl Problem {
 fn check(problems: &[Problem], seed: u64) {
     let mut rng = Rng(seed);
     let built: Vec<Built> = problems.iter().map(|p| p.build(&mut rng)).collect();
-    let kernels: Vec<(String, KernelSpec)> = (0..)
-        .zip(&built)
-        .map(|(i, b)| (format!("conv{i}"), b.spec.clone()))
-        .collect();
-    let mut first: Vec<Vec<u8>> = vec![];
-    for target in targets() {
-        let loaded = load(&kernels, &target);
-        for (i, (p, b)) in problems.iter().zip(&built).enumerate() {
-            let mut buffers = b.buffers.clone();
-            let status = loaded.run(&kernels[i].0, &b.spec, &mut buffers, &b.params);
-            assert_eq!(status, 0, "{p:?}");
-            let last = buffers.last().unwrap();
-            let got = numbers(DType::F32, last);
-            for (e, &want) in b.want.iter().enumerate() {
-                let allowed =
-                    if p.winograd { 4e-6 } else { 3e-7 } * b.scale[e] + 1e-6 * want.abs().max(1.0);
-                assert!(
-                    (got[e] - want).abs() <= allowed,
-                    "{} element {e}: {} not {want}; {p:?}",
-                    target.name,
-                    got[e]
-                );
-            }
-            match first.get(i) {
-                Some(bits) => assert!(bits == last, "{}: other bits; {p:?}", target.name),
-                None => first.push(last.clone()),
-            }
+    let cases: Vec<&Launch> = built.iter().map(|b| &b.case).collect();
+    at_every_level(&cases, &mut |level, i, result| {
+        let (p, b) = (&problems[i], &built[i]);
+        let got = numbers(DType::F32, result);
+        let unit = if p.winograd { 4e-6 } else { 3e-7 };
+        for (e, &want) in b.want.iter().enumerate() {
+            let allowed = unit * b.scale[e] + 1e-6 * want.abs().max(1.0);
+            assert!(
+                (got[e] - want).abs() <= allowed,
+                "{level} element {e}: {} not {want}; {p:?}",
+                got[e]
+            );
         }
-    }
+    });
 }
 
 #[test]
@@ -372,6 +358,7 @@ fn lines_longer_than_a_unit() {
 fn malformed_convolutions_are_refused() {
     let good = || match Problem::plain(&[4, 4], &[3, 3], 4, 4)
         .build(&mut Rng(1))
+        .case
         .spec
     {
         KernelSpec::Conv(spec) => spec,
@@ -382,6 +369,9 @@ fn malformed_convolutions_are_refused() {
     groups.groups = 3;
     let mut depthwise = good();
     depthwise.nr = 0;
+    // A depthwise kernel names each tap.
+    let mut taps = good();
+    (taps.groups, taps.nr, taps.kernel) = (4, 0, vec![9, 9]);
     let mut open = good();
     open.lo[1] = Size::Param(0);
     let mut axes = good();
@@ -390,6 +380,7 @@ fn malformed_convolutions_are_refused() {
     for (spec, what) in [
         (groups, "do not agree"),
         (depthwise, "do not agree"),
+        (taps, "do not agree"),
         (open, "parameter 0 of 0"),
         (axes, "axis 4 of 4"),
     ] {

@@ -2,7 +2,7 @@
 
 mod bytes;
 
-use crate::support::{Rng, bytes, load, numbers, targets};
+use crate::support::{Launch, Rng, at_every_level, bytes, load, numbers, targets};
 use kiln_ir::{BinaryFn, DType, UnaryFn};
 use kiln_kernels::matmul::{Columns, MatMulSpec};
 use kiln_kernels::*;
@@ -48,9 +48,7 @@ struct Problem {
 }
 
 struct Built {
-    spec: KernelSpec,
-    buffers: Vec<Vec<u8>>,
-    params: Vec<i64>,
+    case: Launch,
     want: Vec<f64>,
     /// Where element `(batch, m, n)` of the result lies.
     place: Vec<usize>,
@@ -362,9 +360,11 @@ impl Problem {
         spec.check().unwrap();
         let spec = KernelSpec::MatMul(spec);
         Built {
-            spec,
-            buffers,
-            params,
+            case: Launch {
+                spec,
+                buffers,
+                params,
+            },
             want,
             place,
             scale,
@@ -376,44 +376,28 @@ impl Problem {
 fn check(problems: &[Problem], seed: u64) -> Vec<Vec<u8>> {
     let mut rng = Rng(seed);
     let built: Vec<Built> = problems.iter().map(|p| p.build(&mut rng)).collect();
-    let kernels: Vec<(String, KernelSpec)> = (0..)
-        .zip(&built)
-        .map(|(i, b)| (format!("mm{i}"), b.spec.clone()))
-        .collect();
-    let mut first: Vec<Vec<u8>> = vec![];
-    for target in targets() {
-        let loaded = load(&kernels, &target);
-        for (i, (p, b)) in problems.iter().zip(&built).enumerate() {
-            let mut buffers = b.buffers.clone();
-            let status = loaded.run(&kernels[i].0, &b.spec, &mut buffers, &b.params);
-            assert_eq!(status, 0, "{p:?}");
-            let last = buffers.last().unwrap();
-            let got = numbers(p.out, last);
-            let (unit, grid) = match (p.acc, p.out) {
-                (DType::I32, _) => (0.0, 0.0),
-                (DType::F64, _) => (1e-15, 1e-15),
-                (_, DType::F16) => (1e-6, 1e-3),
-                (_, DType::BF16) => (1e-6, 8e-3),
-                _ => (3e-7, 1e-6),
-            };
-            for (e, (&want, &at)) in b.want.iter().zip(&b.place).enumerate() {
-                // An epilogue may cancel: its rounding is that of values near 1.
-                let allowed = unit * b.scale[e] + grid * want.abs().max(1.0);
-                let off = (got[at] - want).abs();
-                assert!(
-                    off <= allowed,
-                    "{} element {e}: {} not {want}; {p:?}",
-                    target.name,
-                    got[at]
-                );
-            }
-            match first.get(i) {
-                Some(bits) => assert!(bits == last, "{}: other bits; {p:?}", target.name),
-                None => first.push(last.clone()),
-            }
+    let cases: Vec<&Launch> = built.iter().map(|b| &b.case).collect();
+    at_every_level(&cases, &mut |level, i, result| {
+        let (p, b) = (&problems[i], &built[i]);
+        let got = numbers(p.out, result);
+        let (unit, grid) = match (p.acc, p.out) {
+            (DType::I32, _) => (0.0, 0.0),
+            (DType::F64, _) => (1e-15, 1e-15),
+            (_, DType::F16) => (1e-6, 1e-3),
+            (_, DType::BF16) => (1e-6, 8e-3),
+            _ => (3e-7, 1e-6),
+        };
+        for (e, (&want, &at)) in b.want.iter().zip(&b.place).enumerate() {
+            // An epilogue may cancel: its rounding is that of values near 1.
+            let allowed = unit * b.scale[e] + grid * want.abs().max(1.0);
+            let off = (got[at] - want).abs();
+            assert!(
+                off <= allowed,
+                "{level} element {e}: {} not {want}; {p:?}",
+                got[at]
+            );
         }
-    }
-    first
+    })
 }
 
 #[test]
@@ -458,12 +442,15 @@ fn results_do_not_depend_on_rows_or_layout() {
                 ..Problem::plain(m, 100, 77)
             };
             let mut b = p.build(&mut Rng(11));
-            b.buffers[0] = Rng(12).data(DType::F32, 77).repeat(m);
-            b.buffers[1] = p.lay(&numbers(DType::F32, &Rng(13).data(DType::F32, 77 * 100)));
+            b.case.buffers[0] = Rng(12).data(DType::F32, 77).repeat(m);
+            b.case.buffers[1] = p.lay(&numbers(DType::F32, &Rng(13).data(DType::F32, 77 * 100)));
             let target = &targets()[0];
-            let loaded = load(&[("mm".into(), b.spec.clone())], target);
-            assert_eq!(loaded.run("mm", &b.spec, &mut b.buffers, &b.params), 0);
-            let out = b.buffers.pop().unwrap();
+            let loaded = load(&[("mm".into(), b.case.spec.clone())], target);
+            assert_eq!(
+                loaded.run("mm", &b.case.spec, &mut b.case.buffers, &b.case.params),
+                0
+            );
+            let out = b.case.buffers.pop().unwrap();
             let row = out[..400].to_vec();
             assert!(out.chunks(400).all(|r| r == row), "rows of {p:?} differ");
             all.push(row);
@@ -474,7 +461,7 @@ fn results_do_not_depend_on_rows_or_layout() {
 
 #[test]
 fn malformed_contractions_are_refused() {
-    let good = || match Problem::plain(4, 4, 4).build(&mut Rng(1)).spec {
+    let good = || match Problem::plain(4, 4, 4).build(&mut Rng(1)).case.spec {
         KernelSpec::MatMul(spec) => spec,
         other => panic!("{other:?}"),
     };

@@ -252,3 +252,35 @@ impl Rng {
         bytes(dtype, &values)
     }
 }
+
+/// A kernel's problem with what it works on.
+pub struct Launch {
+    pub spec: KernelSpec,
+    pub buffers: Vec<Vec<u8>>,
+    pub params: Vec<i64>,
+}
+
+/// Runs the cases at every level: `see(level, case, result)` for each result, whose bits
+/// must be the same at all of them. Gives the results.
+pub fn at_every_level(cases: &[&Launch], see: &mut dyn FnMut(&str, usize, &[u8])) -> Vec<Vec<u8>> {
+    let kernels: Vec<(String, KernelSpec)> = (0..)
+        .zip(cases)
+        .map(|(i, c)| (format!("case{i}"), c.spec.clone()))
+        .collect();
+    let mut first: Vec<Vec<u8>> = vec![];
+    for target in targets() {
+        let loaded = load(&kernels, &target);
+        for (i, c) in cases.iter().enumerate() {
+            let mut buffers = c.buffers.clone();
+            let status = loaded.run(&kernels[i].0, &c.spec, &mut buffers, &c.params);
+            assert_eq!(status, 0, "{}: case {i}", target.name);
+            let last = buffers.pop().unwrap();
+            see(&target.name, i, &last);
+            match first.get(i) {
+                Some(bits) => assert!(*bits == last, "{}: other bits, case {i}", target.name),
+                None => first.push(last),
+            }
+        }
+    }
+    first
+}

@@ -67,17 +67,17 @@ fn sums_of_bytes_do_not_saturate() {
     let built: Vec<Built> = problems.iter().map(|p| p.build(&mut Rng(1))).collect();
     let kernels: Vec<(String, KernelSpec)> = (0..)
         .zip(&built)
-        .map(|(i, b)| (format!("mm{i}"), b.spec.clone()))
+        .map(|(i, b)| (format!("mm{i}"), b.case.spec.clone()))
         .collect();
     for target in targets() {
         let loaded = load(&kernels, &target);
         for ((p, b), (symbol, spec)) in problems.iter().zip(&built).zip(&kernels) {
             for (x, y) in [(true, true), (false, true), (true, false), (false, false)] {
                 let (x, y) = (value(p.a, x), value(p.b, y));
-                let mut buffers = b.buffers.clone();
+                let mut buffers = b.case.buffers.clone();
                 buffers[0] = bytes(p.a, &[x].repeat(7 * 4094));
                 buffers[1] = bytes(p.b, &[y].repeat(p.b_size()));
-                loaded.run(symbol, spec, &mut buffers, &b.params);
+                loaded.run(symbol, spec, &mut buffers, &b.case.params);
                 let got = numbers(DType::I32, buffers.last().unwrap());
                 let at = format!("{p:?} at {}", target.name);
                 assert!(got.iter().all(|&s| s == x * y * 4094.0), "{at}: {}", got[0]);
@@ -91,6 +91,7 @@ fn sums_of_bytes_do_not_saturate() {
 fn products_of_bytes_use_what_the_level_has() {
     let spec = Problem::bytes(DType::U8, DType::I8, 12, 64, 64)
         .build(&mut Rng(1))
+        .case
         .spec;
     for (target, instruction, register) in [
         (CpuTarget::x86_64_v4_vnni(), "vpdpbusd", "zmm"),

@@ -14,6 +14,7 @@ pub mod fuse;
 pub mod inline_calls;
 pub mod integer_products;
 pub mod manager;
+pub mod mixed_precision;
 pub mod pipeline;
 pub mod recognise;
 pub mod share_common;

@@ -1252,6 +1252,7 @@ fn machine_has(feature: &str) -> bool {
         "avx512dq",
         "avx512vl",
         "avx512vnni",
+        "avx512bf16",
         "avxvnni"
     )
 }

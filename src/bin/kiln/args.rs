@@ -101,7 +101,7 @@ pub enum Command {
         #[arg(long)]
         interpreter: bool,
         /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4, both also with -vnni
-        /// (products of bytes). May be repeated.
+        /// (products of bytes), x86-64-v4-bf16 (and of bf16). May be repeated.
         #[arg(long)]
         target: Vec<String>,
         #[arg(long, default_value_t = 1)]
@@ -185,7 +185,7 @@ pub enum Command {
 #[derive(Args, Clone, Default)]
 pub struct CompileArgs {
     /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4, both also with -vnni
-    /// (products of bytes). May be repeated.
+    /// (products of bytes), x86-64-v4-bf16 (and of bf16). May be repeated.
     #[arg(long)]
     pub target: Vec<String>,
     /// Fix or give a size, or how many elements the input sequence NAME has, NAME=N;
@@ -200,7 +200,8 @@ pub struct CompileArgs {
     /// that decide what is computed. May be repeated.
     #[arg(long, value_name = "NAME=FILE.npy")]
     pub freeze: Vec<String>,
-    /// Element type of the computation: f32.
+    /// What products and attention read: f32, bf16 or f16, with sums and everything
+    /// between them in f32. Weights are stored so.
     #[arg(long)]
     pub precision: Option<String>,
     /// No rewrite that changes a result's bits.

@@ -132,6 +132,9 @@ pub enum Command {
         /// Print the graph after every pass that changed it.
         #[arg(long)]
         print_changed: bool,
+        /// What mixed-precision narrows products to: f32 (nothing), bf16 or f16.
+        #[arg(long)]
+        precision: Option<String>,
         #[arg(long)]
         time: bool,
     },

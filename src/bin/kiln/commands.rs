@@ -110,8 +110,15 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             file,
             passes,
             print_changed,
+            precision,
             time,
-        } => opt(&file, &passes, print_changed, time),
+        } => {
+            let options = kiln::passes::Options {
+                precision: model::precision(precision.as_deref())?,
+                ..Default::default()
+            };
+            opt(&file, &passes, &options, print_changed, time)
+        }
         Command::Bisect {
             model,
             options,
@@ -478,7 +485,13 @@ pub fn entry_inputs(
     Ok((entry, tensors))
 }
 
-fn opt(file: &Path, names: &[String], print_changed: bool, time: bool) -> Result<u8, Failure> {
+fn opt(
+    file: &Path,
+    names: &[String],
+    options: &kiln::passes::Options,
+    print_changed: bool,
+    time: bool,
+) -> Result<u8, Failure> {
     let mut module = model::import(file, &CompileArgs::default(), false)?;
     let known = || {
         kiln::passes::pipeline::ALL
@@ -510,7 +523,7 @@ fn opt(file: &Path, names: &[String], print_changed: bool, time: bool) -> Result
         }));
     }
     manager
-        .run(&passes, &mut module, &kiln::passes::Options::default())
+        .run(&passes, &mut module, options)
         .map_err(|e| Failure::run(e.to_string()))?;
     out!("{}", print_module(&module, &PrintOptions::default()));
     if time {

@@ -302,18 +302,20 @@ pub fn read_kir(path: &Path) -> Result<Module, Failure> {
     }
 }
 
+/// The type that a precision names.
+pub fn precision(name: Option<&str>) -> Result<DType, Failure> {
+    match name {
+        None | Some("f32") => Ok(DType::F32),
+        Some("bf16") => Ok(DType::BF16),
+        Some("f16") => Ok(DType::F16),
+        Some(other) => Err(Failure::usage(format!(
+            "there is no precision `{other}`: f32, bf16 and f16 are"
+        ))),
+    }
+}
+
 /// The compiler's options from the command line's.
 pub fn options(args: &CompileArgs) -> Result<compile::Options, Failure> {
-    let precision = match args.precision.as_deref() {
-        None | Some("f32") => DType::F32,
-        Some("bf16") => DType::BF16,
-        Some("f16") => DType::F16,
-        Some(other) => {
-            return Err(Failure::usage(format!(
-                "there is no precision `{other}`: f32, bf16 and f16 are"
-            )));
-        }
-    };
     let names: Vec<&str> = match args.target.is_empty() {
         true => vec!["cpu"],
         false => args.target.iter().map(String::as_str).collect(),
@@ -336,7 +338,7 @@ pub fn options(args: &CompileArgs) -> Result<compile::Options, Failure> {
         .collect::<Result<_, _>>()?;
     let passes = kiln::passes::Options {
         exact: args.deterministic,
-        precision,
+        precision: precision(args.precision.as_deref())?,
         ..Default::default()
     };
     let cache = if args.no_cache { None } else { cache_dir() };

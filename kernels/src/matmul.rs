@@ -199,7 +199,7 @@ impl MatMulSpec {
 
     /// The kernel's MLIR.
     pub fn emit(&self, symbol: &str, target: &CpuTarget) -> String {
-        Emitter::kernel(symbol, |e, args| self.body(e, args, target))
+        Emitter::kernel(symbol, target, |e, args| self.body(e, args, target))
     }
 
     fn body(&self, e: &mut Emitter, args: KernelArgs, target: &CpuTarget) -> Val {
@@ -421,7 +421,10 @@ impl MatMulSpec {
                 }
             }
             let ty = Ty::vector(elem, tile.lanes);
-            let init: Vec<Val> = slots.iter().map(|&p| e.load(p, ty)).collect();
+            let init: Vec<Val> = match self.starts_clear(target) {
+                true => vec![e.zero(ty); slots.len()],
+                false => slots.iter().map(|&p| e.load(p, ty)).collect(),
+            };
             let here = e.i64(j);
             let from = e.offset(b0, here, memory_elem(self.args[1]));
             let masks = masks.as_deref();

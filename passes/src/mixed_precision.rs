@@ -79,7 +79,10 @@ fn read_by_products(graph: &Graph) -> BTreeSet<Value> {
             }
             // What has regions is not built again, and data need not be.
             let made = graph.producer_op(v).is_some_and(|(op, _)| {
-                !matches!(op, Op::Global(_) | Op::Constant(_) | Op::If(_) | Op::Loop(_))
+                !matches!(
+                    op,
+                    Op::Global(_) | Op::Constant(_) | Op::If(_) | Op::Loop(_)
+                )
             });
             if made {
                 read.insert(v);
@@ -167,8 +170,7 @@ impl Pass {
                 again(b, &node.op, &args, v)
             }
             Some(node)
-                if matches!(node.op, Op::Cast(_))
-                    && b.graph.ty(node.args[0]).dtype == self.to =>
+                if matches!(node.op, Op::Cast(_)) && b.graph.ty(node.args[0]).dtype == self.to =>
             {
                 Ok(node.args[0])
             }
@@ -182,7 +184,7 @@ fn again(b: &mut Builder, op: &Op, args: &[Value], like: Value) -> Result<Value,
     let y = b.one(op.clone(), args)?;
     let (shape, name) = (b.shape(like), b.graph.value(like).name.clone());
     let new = b.graph.value_mut(y);
-    new.ty.shape = shape.into();
+    new.ty.shape = shape;
     new.name = name;
     Ok(y)
 }

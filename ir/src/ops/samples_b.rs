@@ -166,7 +166,10 @@ fn contractions() -> Vec<Sample> {
             },
             vec![bytes(DType::U8, &[3, 5]), bytes(DType::I8, &[5, 2])],
         ),
-        rough(PackedMatMul { n: 6, out: None }, vec![f(&[2, 3, 5]), f(&[2, 5, 4])]),
+        rough(
+            PackedMatMul { n: 6, out: None },
+            vec![f(&[2, 3, 5]), f(&[2, 5, 4])],
+        ),
         rough(convolution(6, 2), vec![f(&[2, 5, 4, 4]), f(&[2, 1, 12, 4])]),
         rough(convolution(4, 4), vec![f(&[2, 5, 4, 4]), f(&[6, 4])]),
         rough(filters(2, 4, false), vec![f(&[6, 2, 2, 3])]),

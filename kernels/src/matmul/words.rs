@@ -106,10 +106,10 @@ impl MatMulSpec {
     /// Whether tiles start from nothing: there is one part of a panel, and nothing is
     /// taken off before.
     pub(super) fn starts_clear(&self, target: &CpuTarget) -> bool {
-        self.words().is_some_and(|words| {
-            let once = matches!(self.k, Size::Const(k) if (1..=words.depth()).contains(&k));
-            once && words.shift(target).is_none()
-        })
+        let words = self.words();
+        let depth = words.map_or(KC, Words::depth);
+        let once = matches!(self.k, Size::Const(k) if (1..=depth).contains(&k));
+        once && words.is_none_or(|words| words.shift(target).is_none())
     }
 
     /// Adds a unit's products to its block of sums.

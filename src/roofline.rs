@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn the_loop_is_fused_multiply_adds_in_registers() {
         for target in [CpuTarget::x86_64_v3(), CpuTarget::x86_64_v4()] {
-            let text = emit(target.f32_lanes());
+            let text = emit(&target, target.f32_lanes());
             let asm = kiln_codegen::dump(&[text], &target, kiln_codegen::Dump::Asm).unwrap();
             let fused = asm.matches("vfmadd").count();
             assert!(fused >= CHAINS as usize, "{fused} in\n{asm}");

@@ -17,6 +17,7 @@ pub mod manager;
 pub mod mixed_precision;
 pub mod pipeline;
 pub mod recognise;
+pub mod scaled_weights;
 pub mod share_common;
 pub mod simplify;
 pub mod train_step;

@@ -47,7 +47,7 @@ impl OpDef for PackedMatMul {
                 "[panels, k, nr], or such in groups if both are bf16",
             ),
         };
-        if x.rank() < 2 || !fits || !(bytes || x.dtype.is_float() && w.dtype.is_float()) {
+        if x.rank() < 2 || !fits || !(bytes || x.dtype.is_float()) {
             return type_err(format!("{x} · {w}: needs [.., m, k] and {wants}"));
         }
         if self.out.is_some_and(|t| bytes || !t.is_float()) {

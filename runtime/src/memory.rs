@@ -65,19 +65,6 @@ impl Drop for Block {
     }
 }
 
-/// Tells the system that these bytes are not needed soon: pages of mapped files
-/// leave memory and come back when they are read. Contents never change.
-pub fn page_out(bytes: &[u8]) {
-    let page = 4096;
-    let start = (bytes.as_ptr() as usize).next_multiple_of(page);
-    let end = (bytes.as_ptr() as usize + bytes.len()) / page * page;
-    if start < end {
-        // SAFETY: whole pages inside a live slice; the advice keeps contents. A
-        // kernel that does not know it does nothing.
-        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_PAGEOUT) };
-    }
-}
-
 /// A buffer that wants arena memory: its size and when it is in use.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {

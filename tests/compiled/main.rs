@@ -1,5 +1,6 @@
 //! Whole programs, compiled and run, against the reference interpreter.
 
+mod artifacts;
 mod planted;
 mod reduce;
 mod strings;

@@ -175,7 +175,7 @@ fn attempt(
         let d = Diagnostic::error(code::FORMAT, format!("this is no ONNX model: {what}"));
         fail(d.help("the file is damaged or of another format: export or fetch it again"))
     };
-    let slim = wire::slim((*mapped).as_ref()).map_err(not_onnx)?;
+    let slim = wire::slim(mapped.slice()).map_err(not_onnx)?;
     let mut model = ModelProto::parse_from_bytes(&slim).map_err(|e| not_onnx(e.to_string()))?;
     drop(slim);
     if model.graph.is_none() {

@@ -67,18 +67,60 @@ impl Grid {
         h.outside(low - half, high + half)
     }
 
-    /// Σ (x − nearest)² and Σ x² over the values, each at the middle of its bin.
-    fn energies(&self, h: &Histogram) -> (f64, f64) {
-        h.masses().fold((0.0, 0.0), |(noise, signal), (x, n)| {
-            let e = x - self.nearest(x);
-            (noise + n as f64 * e * e, signal + n as f64 * x * x)
-        })
-    }
-
     /// Signal to quantization noise of the values, in dB.
     pub fn sqnr_db(&self, h: &Histogram) -> f64 {
-        let (noise, signal) = self.energies(h);
-        decibels(signal, noise)
+        let moments = Moments::of(h);
+        decibels(moments.signal(), moments.noise(self))
+    }
+}
+
+/// Σ 1, Σ x and Σ x² over the values below each bin, each value at the middle of its bin:
+/// with them the noise of a grid takes a step a level, not one a bin.
+struct Moments {
+    sums: Vec<[f64; 3]>,
+    edge: f64,
+    width: f64,
+}
+
+impl Moments {
+    fn of(h: &Histogram) -> Moments {
+        let (mut sum, width) = ([0.0; 3], h.width());
+        let mut sums = vec![sum];
+        for (i, &n) in h.counts().iter().enumerate() {
+            let (x, n) = (h.edge(i) + 0.5 * width, n as f64);
+            sum = [sum[0] + n, sum[1] + n * x, sum[2] + n * x * x];
+            sums.push(sum);
+        }
+        Moments {
+            sums,
+            edge: h.edge(0),
+            width,
+        }
+    }
+
+    /// Σ x².
+    fn signal(&self) -> f64 {
+        self.sums[self.sums.len() - 1][2]
+    }
+
+    /// Σ (x − nearest)².
+    fn noise(&self, grid: &Grid) -> f64 {
+        let last = self.sums.len() - 1;
+        let (scale, zero) = (grid.scale as f64, grid.zero as f64);
+        let (mut from, mut noise) = (0, 0.0);
+        for level in 0..=STEPS as usize {
+            let at = (level as f64 - zero) * scale;
+            // The first bin whose middle lies beyond the border to the next level.
+            let border = (at + 0.5 * scale - self.edge) / self.width - 0.5;
+            let to = match level == STEPS as usize {
+                true => last,
+                false => (border.ceil().max(0.0) as usize).min(last),
+            };
+            let [a, b] = [self.sums[from], self.sums[to]];
+            noise += (b[2] - a[2]) - 2.0 * at * (b[1] - a[1]) + at * at * (b[0] - a[0]);
+            from = to;
+        }
+        noise.max(0.0)
     }
 }
 
@@ -100,9 +142,12 @@ pub fn grid(method: Method, h: &Histogram) -> Grid {
             let cut = (1.0 - p / 100.0) / 2.0;
             (h.quantile(cut), h.quantile(1.0 - cut))
         }
-        Method::Mse => search((low, high), |low, high| {
-            Grid::spanning(low, high).energies(h).0
-        }),
+        Method::Mse => {
+            let moments = Moments::of(h);
+            search((low, high), |low, high| {
+                moments.noise(&Grid::spanning(low, high))
+            })
+        }
         Method::Entropy => {
             let bins = |x: f64| (x - h.edge(0)) / h.width();
             search((low, high), |low, high| {

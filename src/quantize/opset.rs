@@ -9,6 +9,7 @@ use crate::import::proto::{
     AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto::AttributeType,
 };
 use crate::import::{Diagnostic, Draft};
+use std::collections::BTreeSet;
 
 /// The first opset of `DequantizeLinear` along an axis.
 pub const NEEDED: i64 = 13;
@@ -42,8 +43,11 @@ pub fn raise(draft: &mut Draft) -> Result<i64, Box<Diagnostic>> {
     if !draft.proto.functions.is_empty() {
         return Err(refuse("its functions are not brought to opset 13".into()));
     }
+    let mut read = BTreeSet::new();
+    super::rewrite::collect_reads(&draft.proto.graph, &mut read);
     let mut raiser = Raiser {
         names: Names::of(draft),
+        read,
         made: vec![],
         had,
     };
@@ -67,6 +71,8 @@ type Refused = (NodeProto, String);
 
 struct Raiser {
     names: Names,
+    /// Every value that something reads.
+    read: BTreeSet<String>,
     /// Constants for what were attributes.
     made: Vec<TensorProto>,
     had: i64,
@@ -122,9 +128,11 @@ impl Raiser {
                 self.input(node, 1, vec![k]);
             }
             "Dropout" if had < 12 => {
-                if node.output.len() > 1 {
+                let used = |mask: &String| !mask.is_empty() && self.read.contains(mask);
+                if node.output.get(1).is_some_and(used) {
                     return Err("Dropout's mask changed its type".into());
                 }
+                node.output.truncate(1);
                 // What it does while a model runs does not depend on the ratio.
                 take(node, "ratio");
             }

@@ -67,6 +67,8 @@ impl Plan {
                 continue;
             }
             match choose(draft, &constants, &node, kind, options)? {
+                // Sizes and indices are looked up everywhere: no table is worth a word.
+                Err(_) if kind == Kind::Gather => {}
                 Ok(p) => plan.products.push(Product { node: i, ..p }),
                 Err(why) => plan.leave(&node, why),
             }

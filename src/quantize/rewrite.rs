@@ -410,7 +410,7 @@ fn remove_unused(graph: &mut GraphProto) {
 }
 
 /// Every name that a graph, or one inside it, reads.
-fn collect_reads(graph: &GraphProto, into: &mut BTreeSet<String>) {
+pub(super) fn collect_reads(graph: &GraphProto, into: &mut BTreeSet<String>) {
     into.extend(graph.output.iter().map(|o| o.name.clone()));
     for n in &graph.node {
         into.extend(n.input.iter().cloned());

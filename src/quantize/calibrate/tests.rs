@@ -110,6 +110,22 @@ fn least_squares_find_the_best_uniform_quantizer() {
 }
 
 #[test]
+fn noise_by_levels_is_noise_by_bins() {
+    let h = of(&laplace(20_000, 7));
+    for (low, high) in [(-3.0, 5.0), (-0.01, 20.0), (-30.0, 0.0), (-1.0, 0.004)] {
+        let g = Grid::spanning(low, high);
+        let moments = Moments::of(&h);
+        let square = |(x, n): (f64, u64)| n as f64 * (x - g.nearest(x)).powi(2);
+        let direct: f64 = h.masses().map(square).sum();
+        let fast = moments.noise(&g);
+        assert!(
+            (fast - direct).abs() <= 1e-6 * direct,
+            "{low} {high}: {fast} {direct}"
+        );
+    }
+}
+
+#[test]
 fn one_outlier_among_many_is_clipped() {
     let mut values = laplace(200_000, 3);
     values.push(400.0);

@@ -13,6 +13,7 @@ mod constants;
 mod convert;
 mod cx;
 mod document;
+mod draft;
 mod files;
 mod inputs;
 mod item;
@@ -39,6 +40,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use document::operators_markdown;
+pub use draft::{Draft, Weights};
 pub use report::{Gap, Report};
 pub use testdata::{DataSet, Interface, read_data_set, read_tensor};
 

@@ -102,7 +102,7 @@ pub(crate) fn load(t: &TensorProto, files: &mut Files) -> Result<(Tensor, Option
     Ok((inline(t, dtype, shape)?, None))
 }
 
-fn mapped_span(t: &TensorProto, files: &mut Files) -> Result<Option<Span>, Fail> {
+pub(crate) fn mapped_span(t: &TensorProto, files: &mut Files) -> Result<Option<Span>, Fail> {
     if t.data_location.enum_value() == Ok(DataLocation::EXTERNAL) {
         let entry = |key: &str| {
             let found = t.external_data.iter().find(|e| e.key == key);

@@ -5,6 +5,7 @@ use crate::diff;
 use crate::draw;
 use crate::model::{self, Failure};
 use crate::output::{out, outln};
+use crate::quantize;
 use crate::reduce;
 use crate::{verify, weights};
 use clap::CommandFactory;
@@ -106,6 +107,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             device(&run.device)?;
             diff::run(&model, &options, &run, rtol, reference.as_deref())
         }
+        Command::Quantize(args) => quantize::run(&args),
         Command::Opt {
             file,
             passes,

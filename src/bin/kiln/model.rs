@@ -49,6 +49,12 @@ impl Failure {
         }
     }
 
+    /// With the file whose contents led to it.
+    pub fn while_reading(mut self, path: &Path) -> Failure {
+        self.text = format!("{}\n  with {}", self.text, path.display());
+        self
+    }
+
     /// With the place in a text file that it is about; lines and columns from 1.
     fn at(mut self, name: &str, text: &str, line: usize, column: usize) -> Failure {
         self.source = Some(Source {

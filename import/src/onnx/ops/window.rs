@@ -182,6 +182,7 @@ fn convolution(cx: &mut Cx, x: Value, w: Value, bias: Option<Value>) -> One {
         lo: f.lo,
         hi: f.hi,
         groups: groups(cx)?,
+        out: None,
     };
     let args: Vec<Value> = [x, w].into_iter().chain(bias).collect();
     Ok(cx.b.one(op, &args)?)
@@ -297,6 +298,7 @@ pub(crate) fn causal_conv(cx: &mut Cx) -> Out {
         lo: vec![Dim::ZERO],
         hi: vec![Dim::ZERO],
         groups: groups.ok_or_else(|| Fail::form("the number of channels must be a constant"))?,
+        out: None,
     };
     let args: Vec<Value> = [all, w].into_iter().chain(cx.opt(2)).collect();
     let mut y = cx.b.one(op, &args)?;

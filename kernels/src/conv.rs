@@ -9,7 +9,9 @@
 //!
 //! An element is one chain of fused multiply-adds over taps, then channels, in order:
 //! results depend on no tile, thread or batch. Where every channel has a filter of its
-//! own, [`crate::depthwise`] serves.
+//! own, [`crate::depthwise`] serves. Bytes are summed four at a time (`bytes.rs`).
+
+mod bytes;
 
 use crate::check::Names;
 use crate::depthwise::MOST_TAPS;
@@ -33,7 +35,9 @@ const KC: i64 = 1024;
 /// A convolution. Buffers: 0 is the image `[batch, input.., channels]`, 1 the filters
 /// (`[groups, panels, taps·depth, nr]`, or `[taps, channels]` if depthwise), the last
 /// is the result, those between are the epilogue's. The epilogue's axes are the batch,
-/// the spatial axes, then the filter; its `Acc(0)` is the sum, an f32.
+/// the spatial axes, then the filter; its `Acc(0)` is the sum, an f32, or an i32 of
+/// bytes: those times filters of i8, packed as
+/// [`kiln_ir::ops::packed_conv::PackedConv`] says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ConvSpec {
     /// The epilogue's expressions.
@@ -60,8 +64,10 @@ pub struct ConvSpec {
     pub strides: Vec<i64>,
     /// From one tap to the next.
     pub dilations: Vec<i64>,
-    /// Zeros before each spatial axis.
+    /// What is before each spatial axis.
     pub lo: Vec<Size>,
+    /// Whether buffer 2 holds the element that stands around the image, not 0.
+    pub pad: bool,
     /// Whether a tap may be outside the image.
     pub bordered: bool,
     /// Columns of a panel, a multiple of 8 (of 16 by tiles); 0: depthwise.
@@ -87,6 +93,13 @@ impl ConvSpec {
             && self.filters % self.groups == 0;
         let depthwise = self.groups == self.channels && self.groups == self.filters;
         let floats = |t: &DType| matches!(t, DType::F32 | DType::F16 | DType::BF16);
+        let bytes = || {
+            self.of_bytes()
+                && self.args[1] == DType::I8
+                && self.nr % LANES == 0
+                && !self.winograd
+                && (!self.pad || self.args.len() > 3 && self.args[2] == self.args[0])
+        };
         let fits = spatial > 0
             && whole
             && [&self.kernel, &self.strides, &self.dilations]
@@ -99,7 +112,7 @@ impl ConvSpec {
             && (self.nr > 0 || depthwise && self.taps() <= MOST_TAPS)
             && (!self.winograd || self.is_plain_3x3())
             && self.args.len() >= 3
-            && self.args[..2].iter().all(floats)
+            && (!self.pad && self.args[..2].iter().all(floats) || bytes())
             && self.out.gathers.is_empty()
             && (self.value.0 as usize) < self.exprs.len()
             && Some(&self.exprs.dtype(self.value)) == self.args.last();
@@ -111,7 +124,7 @@ impl ConvSpec {
             args: &self.args[..self.args.len() - 1],
             params: self.params,
             axes: spatial + 2,
-            acc: DType::F32,
+            acc: self.acc(),
         };
         names.expression(self.value)?;
         names.index(&self.out)?;
@@ -129,6 +142,19 @@ impl ConvSpec {
             && self.groups == 1
             && self.nr > 0
             && self.nr % LANES == 0
+    }
+
+    /// Whether it multiplies bytes.
+    pub(crate) fn of_bytes(&self) -> bool {
+        matches!(self.args[0], DType::I8 | DType::U8)
+    }
+
+    /// The type of sums.
+    fn acc(&self) -> DType {
+        match self.of_bytes() {
+            true => DType::I32,
+            false => DType::F32,
+        }
     }
 
     /// Taps of a filter.
@@ -177,7 +203,9 @@ impl ConvSpec {
 
     /// Scratch bytes of a thread.
     pub fn scratch_bytes(&self, _: &[Dim]) -> Dim {
-        Dim::from(self.zeros_place() + self.zeros() * self.args[0].size().unwrap_or(4) as i64)
+        let zeros = self.zeros() * self.args[0].size().unwrap_or(4) as i64;
+        let spare = if self.of_bytes() { self.nr * 4 } else { 0 };
+        Dim::from(self.zeros_place() + zeros + spare)
     }
 
     /// Where in scratch the row of zeros starts.
@@ -189,7 +217,7 @@ impl ConvSpec {
         }
     }
 
-    /// Elements of the row of zeros.
+    /// Elements of the row of zeros (or of what stands around the image).
     pub(crate) fn zeros(&self) -> i64 {
         let run = match self.nr {
             0 => self.channels,
@@ -225,10 +253,10 @@ impl ConvSpec {
                 .collect();
             let mut cx = ExprCx::new(&self.exprs, buffers, params, args.scratch);
             cx.clear_status(e);
-            self.clear_zeros(e, args.scratch);
+            self.clear_zeros(e, &cx, args.scratch);
             let image = Image::new(e, &cx, self);
             match self.nr {
-                0 => crate::depthwise::body(e, &mut cx, self, &image, &args),
+                0 => crate::depthwise::body(e, &mut cx, self, target, &image, &args),
                 _ if self.winograd => {
                     crate::winograd::body(e, &mut cx, self, target, &image, &args)
                 }
@@ -238,13 +266,24 @@ impl ConvSpec {
         })
     }
 
-    /// The row of zeros, which no launch before has left.
-    fn clear_zeros(&self, e: &mut Emitter, scratch: Val) {
+    /// The row of zeros, which no launch before has left, or of what stands around.
+    fn clear_zeros(&self, e: &mut Emitter, cx: &ExprCx, scratch: Val) {
         let elem = memory_elem(self.args[0]);
         let place = e.i64(self.zeros_place());
         let zeros = e.offset(scratch, place, Elem::I8);
         let count = e.i64(self.zeros());
-        micro::clear(e, zeros, count, elem);
+        if !self.pad || self.zeros() == 0 {
+            micro::clear(e, zeros, count, elem);
+            return;
+        }
+        let around = e.load(cx.args[2], Ty::scalar(elem));
+        let around = e.splat(around, LANES as u32);
+        let (zero, step) = (e.i64(0), e.i64(LANES));
+        e.for_loop(zero, count, step, &[], |e, i, _| {
+            let p = e.offset(zeros, i, elem);
+            e.store(around, p);
+            vec![]
+        });
     }
 
     fn body(
@@ -288,14 +327,30 @@ impl ConvSpec {
         image: &Image,
         unit: &Unit,
     ) {
+        let head = e.i64(SCRATCH_HEAD);
+        let sums = e.offset(cx.scratch, head, Elem::I8);
+        match self.of_bytes() {
+            true => self.sum_bytes(e, cx, target, image, unit, sums),
+            false => self.sum_floats(e, cx, target, image, unit, sums),
+        }
+        self.epilogue(e, cx, image, unit, sums);
+    }
+
+    fn sum_floats(
+        &self,
+        e: &mut Emitter,
+        cx: &mut ExprCx,
+        target: &CpuTarget,
+        image: &Image,
+        unit: &Unit,
+        sums: Val,
+    ) {
         let (kernel, depth) = self.runs();
         let taps: i64 = kernel.iter().product();
         let b_elem = memory_elem(self.args[1]);
         let panel_size = e.i64(taps * depth * self.nr);
         let at = e.mul(unit.panel, panel_size);
         let panel = e.offset(cx.args[1], at, b_elem);
-        let head = e.i64(SCRATCH_HEAD);
-        let sums = e.offset(cx.scratch, head, Elem::I8);
         let place = e.i64(self.zeros_place());
         let part = Part {
             kernel: &kernel,
@@ -349,7 +404,6 @@ impl ConvSpec {
             });
             vec![]
         });
-        self.epilogue(e, cx, image, unit, sums);
     }
 
     /// Rows of a register tile: as many as registers (and pointers) allow.
@@ -465,8 +519,9 @@ impl ConvSpec {
                 cx.push();
                 let filter = e.add(filter0, c);
                 let at = e.add(at, c);
-                let p = e.offset(sums, at, Elem::F32);
-                let sum = e.load(p, Ty::vector(Elem::F32, LANES as u32));
+                let ty = Ty::vector(memory_elem(self.acc()), LANES as u32);
+                let p = e.offset(sums, at, ty.elem);
+                let sum = e.load(p, ty);
                 let left = e.sub(columns, c);
                 cx.mask = Some(e.mask_first(left, LANES as u32));
                 self.finish(e, cx, place, filter, sum, out);

@@ -172,7 +172,11 @@ fn literal_name(t: &Tensor) -> Arc<str> {
 /// not make them larger, and does not widen them.
 pub fn folds(op: &Op, args: &[&TensorType], result: &TensorType) -> bool {
     // A cast or a dequantization widens: it runs where the weight is read.
-    let widens = matches!(op, Op::Cast(_) | Op::Dequantize(_) | Op::Broadcast(_));
+    let widens = match op {
+        Op::Cast(_) => args[0].dtype.bits() < result.dtype.bits(),
+        Op::Dequantize(_) | Op::Broadcast(_) => true,
+        _ => false,
+    };
     let largest = (args.iter().filter_map(|ty| ty.bytes().as_const())).fold(ALWAYS, i64::max);
     let small = (result.bytes().as_const()).is_some_and(|n| n <= largest);
     small && !widens && work(op, args, result) <= MOST_WORK

@@ -99,6 +99,7 @@ impl MatMulSpec {
             let depth = Depth {
                 products: e.min(left, kc, false),
                 whole: self.whole_groups(),
+                tail: None,
             };
             let part = match self.b {
                 Columns::Strided { row, column } => {

@@ -513,6 +513,7 @@ impl ConvSpec {
         let before = e.mul(unit.group, m);
         let filter0 = e.add(before, column0);
         let start = image.coordinates(e, unit.first);
+        let whole = self.filters / self.groups % LANES == 0;
         e.for_loop(zero, unit.count, one, &start, |e, r, place| {
             let at = e.mul(r, nr);
             e.for_loop(zero, columns, step, &[], |e, c, _| {
@@ -522,8 +523,10 @@ impl ConvSpec {
                 let ty = Ty::vector(memory_elem(self.acc()), LANES as u32);
                 let p = e.offset(sums, at, ty.elem);
                 let sum = e.load(p, ty);
-                let left = e.sub(columns, c);
-                cx.mask = Some(e.mask_first(left, LANES as u32));
+                if !whole {
+                    let left = e.sub(columns, c);
+                    cx.mask = Some(e.mask_first(left, LANES as u32));
+                }
                 self.finish(e, cx, place, filter, sum, out);
                 cx.mask = None;
                 cx.pop();

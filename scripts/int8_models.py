@@ -33,6 +33,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import against_ort
 import build_models
+import int8_images
+import light_models
 import models
 
 
@@ -110,6 +112,15 @@ def speech(folder):
     path = Path(folder) / "float.onnx"
     onnx.save(model, path)
     return path, runs, [feed for _, feed in runs], {"activation_type": QuantType.QInt8}
+
+
+def network(name):
+    """One of the image networks at full size."""
+    def build(folder):
+        path, data = int8_images.floats(name, folder)
+        runs = [(f"batch {b}", light_models.feed(data, b)) for b in (1, 2)]
+        return path, runs, [feed for _, feed in runs], {"activation_type": QuantType.QUInt8, "per_channel": True}
+    return build
 
 
 def quantized(build, folder, form=QuantFormat.QDQ):

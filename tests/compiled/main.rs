@@ -299,6 +299,9 @@ fn exact_results_depend_on_neither_batch_nor_threads() {
         ("run/conv.kir", "plain", true),
         ("run/channels_last_network.kir", "network", true),
         ("run/channels_last_moves.kir", "shuffle", false),
+        ("run/convolutions_of_bytes.kir", "network", false),
+        ("run/convolutions_of_bytes.kir", "groups", false),
+        ("run/convolutions_of_bytes.kir", "widened", true),
         // Their tiles lie as the image says, so they keep the promise too.
         ("run/winograd.kir", "tiles", false),
     ];

@@ -57,7 +57,10 @@ const MOST_READ: usize = 1 << 16;
 /// Applies the rules.
 pub fn integer_products(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
     let globals = &*cx.globals;
-    let mut changed = sweep(graph, globals, &mut |b, n| {
+    let exact = cx.options.exact;
+    // Where bytes flow from convolution to convolution, all of them are u8.
+    let mut changed = !exact && has_convolutions(graph) && retype(graph, globals, true)?;
+    changed |= sweep(graph, globals, &mut |b, n| {
         let mut found = gather_first(b, n)?.or(undone(b.graph, n));
         let more = [
             moves::move_first,
@@ -72,10 +75,9 @@ pub fn integer_products(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, P
         }
         Ok(found.map_or(Rewrite::Keep, |v| Rewrite::With(vec![v])))
     })?;
-    if !cx.options.exact {
-        changed |= retype(graph, globals)?;
+    if !exact {
+        changed |= retype(graph, globals, false)?;
     }
-    let exact = cx.options.exact;
     changed |= sweep(graph, globals, &mut |b, n| {
         let found = if let Some(p) = widened(b.graph, n) {
             Some(p.sums(b, globals)?)
@@ -165,8 +167,17 @@ fn quantized(b: &mut Builder, q: &Quantize, args: &[Value]) -> Result<Value, Typ
     }
 }
 
-/// Makes activations u8 where a product has them on the left, i8 on the right.
-fn retype(graph: &mut Graph, globals: &Globals) -> Result<bool, PassError> {
+/// Whether quantized images are convolved.
+fn has_convolutions(graph: &Graph) -> bool {
+    graph.nodes_in_order().into_iter().any(|n| {
+        let node = graph.node(n);
+        matches!(node.op, Op::Conv(_)) && dequantize_of(graph, node.args[0]).is_some()
+    })
+}
+
+/// Makes activations u8 where a product has them on the left, or in any place but the
+/// right if `all`; i8 on the right.
+fn retype(graph: &mut Graph, globals: &Globals, all: bool) -> Result<bool, PassError> {
     let users = graph.users();
     let results: BTreeSet<Value> = (0..graph.region_count())
         .flat_map(|r| graph.region(kiln_ir::RegionId(r as u32)).results.clone())
@@ -203,6 +214,7 @@ fn retype(graph: &mut Graph, globals: &Globals) -> Result<bool, PassError> {
         let want = match sides {
             [true, _] => DType::U8,
             [false, true] => DType::I8,
+            [false, false] if all => DType::U8,
             [false, false] => to,
         };
         if plain && want != to {

@@ -459,16 +459,25 @@ fn numbers(graph: &Graph, globals: &Globals, v: Value) -> Option<Vec<f64>> {
 fn number(graph: &Graph, globals: &Globals, v: Value) -> Option<f64> {
     let (op, args) = graph.producer_op(v)?;
     match op {
-        Op::Cast(_) => number(graph, globals, args[0]),
-        Op::Global(g) => match &globals.get(&g.name)?.kind {
-            GlobalKind::Const(ConstSource::Splat(x)) => Some(*x),
-            GlobalKind::Const(ConstSource::Tensor(t)) if t.len() <= MOST_READ => {
-                let first = (!t.is_empty()).then(|| t.get_f64(0))?;
-                let same = (0..t.len()).all(|i| t.get_f64(i) == first);
-                same.then_some(first)
-            }
+        Op::Cast(_) | Op::Reshape(_) => number(graph, globals, args[0]),
+        Op::Global(g) => number_of(globals, &g.name),
+        _ => splat(graph, v),
+    }
+}
+
+fn number_of(globals: &Globals, name: &str) -> Option<f64> {
+    match &globals.get(name)?.kind {
+        GlobalKind::Const(ConstSource::Splat(x)) => Some(*x),
+        GlobalKind::Const(ConstSource::Tensor(t)) if t.len() <= MOST_READ => {
+            let first = (!t.is_empty()).then(|| t.get_f64(0))?;
+            let same = (0..t.len()).all(|i| t.get_f64(i) == first);
+            same.then_some(first)
+        }
+        // What moved when constants were folded.
+        GlobalKind::Const(ConstSource::Expr { op, args }) => match (&**op, &args[..]) {
+            (Op::Reshape(_), [from]) => number_of(globals, from),
             _ => None,
         },
-        _ => splat(graph, v),
+        _ => None,
     }
 }

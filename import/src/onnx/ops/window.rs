@@ -219,7 +219,6 @@ pub(crate) fn conv_integer(cx: &mut Cx) -> Out {
 }
 
 /// `x − zero` in i32: integers wrap alike wherever a zero point is taken off.
-
 fn centred(cx: &mut Cx, x: Value, zero: Option<Value>, per_filter: bool) -> One {
     let wide = cx.b.cast(x, DType::I32)?;
     let Some(z) = zero else { return Ok(wide) };

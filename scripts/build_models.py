@@ -356,6 +356,34 @@ def cnn_for_int8():
     return model, images(IMAGES)
 
 
+def mobile():
+    """MobileNetV2's layers: inverted residuals, 3x3 filters of one channel each."""
+    net, c = Net(15), 32
+
+    def conv(x, n, m, k=1, stride=1, group=1, act=True):
+        w = net.weight(m, n // group, k, k, fan_in=n // group * k * k, gain=np.sqrt(2.0) if act else 1.0)
+        x = net.op("Conv", x, w, net.bias(m), kernel_shape=[k, k], strides=[stride] * 2,
+                   pads=[k // 2] * 4, group=group)
+        return net.op("Clip", x, net.const(np.float32(0)), net.const(np.float32(6))) if act else x
+
+    x = conv("image", 3, c, 3, 2)
+    for expand, m, count, stride in [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2),
+                                     (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]:
+        for i in range(count):
+            step, wide = stride if i == 0 else 1, c * expand
+            y = x if expand == 1 else conv(x, c, wide)
+            y = conv(y, wide, wide, 3, step, wide)
+            y = conv(y, wide, m, act=False)
+            x = net.op("Add", x, y) if step == 1 and c == m else y
+            c = m
+    x = conv(x, c, 1280)
+    x = net.op("GlobalAveragePool", x)
+    x = net.op("Flatten", x)
+    x = net.linear(x, 1280, 1000)
+    image = ("image", F32, ["batch", 3, 224, 224])
+    return net.model("mobile", [image], [("logits", x, F32, ["batch", 1000])])
+
+
 MODELS = {
     "lstm": lstm, "gru": gru, "if": branches, "loop": loop, "scan": scan, "speech": speech,
     "spectrogram": spectrogram, "detection": detection, "cnn": cnn,

@@ -9,15 +9,18 @@
 //!
 //! An element is one chain of fused multiply-adds over taps, then channels, in order:
 //! results depend on no tile, thread or batch. Where every channel has a filter of its
-//! own, [`crate::depthwise`] serves.
+//! own, [`crate::depthwise`] serves. Bytes are summed four at a time (`bytes.rs`).
+
+mod bytes;
+mod floats;
 
 use crate::check::Names;
 use crate::depthwise::MOST_TAPS;
 use crate::expr::{ExprId, Exprs, Index, Size};
-use crate::image::{Image, Origin};
+use crate::image::Image;
 use crate::lower::{ExprCx, memory_elem};
 use crate::matmul::{ceil_div, div_rem};
-use crate::micro::{self, Operand, Tile};
+use crate::micro::{self, Tile};
 use crate::nest::{LANES, SCRATCH_HEAD, SpecError, size_dim};
 use kiln_codegen::emit::KernelArgs;
 use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
@@ -27,13 +30,12 @@ use serde::{Deserialize, Serialize};
 /// Rows of a work unit: a multiple of the tiles' 6 and 8.
 const MC: i64 = 48;
 
-/// Products summed between two visits to the block of sums.
-const KC: i64 = 1024;
-
 /// A convolution. Buffers: 0 is the image `[batch, input.., channels]`, 1 the filters
 /// (`[groups, panels, taps·depth, nr]`, or `[taps, channels]` if depthwise), the last
 /// is the result, those between are the epilogue's. The epilogue's axes are the batch,
-/// the spatial axes, then the filter; its `Acc(0)` is the sum, an f32.
+/// the spatial axes, then the filter; its `Acc(0)` is the sum, an f32, or an i32 of
+/// bytes: those times filters of i8, packed as
+/// [`kiln_ir::ops::packed_conv::PackedConv`] says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ConvSpec {
     /// The epilogue's expressions.
@@ -60,8 +62,10 @@ pub struct ConvSpec {
     pub strides: Vec<i64>,
     /// From one tap to the next.
     pub dilations: Vec<i64>,
-    /// Zeros before each spatial axis.
+    /// What is before each spatial axis.
     pub lo: Vec<Size>,
+    /// Whether buffer 2 holds the element that stands around the image, not 0.
+    pub pad: bool,
     /// Whether a tap may be outside the image.
     pub bordered: bool,
     /// Columns of a panel, a multiple of 8 (of 16 by tiles); 0: depthwise.
@@ -87,6 +91,13 @@ impl ConvSpec {
             && self.filters % self.groups == 0;
         let depthwise = self.groups == self.channels && self.groups == self.filters;
         let floats = |t: &DType| matches!(t, DType::F32 | DType::F16 | DType::BF16);
+        let bytes = || {
+            self.of_bytes()
+                && self.args[1] == DType::I8
+                && self.nr % LANES == 0
+                && !self.winograd
+                && (!self.pad || self.args.len() > 3 && self.args[2] == self.args[0])
+        };
         let fits = spatial > 0
             && whole
             && [&self.kernel, &self.strides, &self.dilations]
@@ -99,7 +110,7 @@ impl ConvSpec {
             && (self.nr > 0 || depthwise && self.taps() <= MOST_TAPS)
             && (!self.winograd || self.is_plain_3x3())
             && self.args.len() >= 3
-            && self.args[..2].iter().all(floats)
+            && (!self.pad && self.args[..2].iter().all(floats) || bytes())
             && self.out.gathers.is_empty()
             && (self.value.0 as usize) < self.exprs.len()
             && Some(&self.exprs.dtype(self.value)) == self.args.last();
@@ -111,7 +122,7 @@ impl ConvSpec {
             args: &self.args[..self.args.len() - 1],
             params: self.params,
             axes: spatial + 2,
-            acc: DType::F32,
+            acc: self.acc(),
         };
         names.expression(self.value)?;
         names.index(&self.out)?;
@@ -129,6 +140,19 @@ impl ConvSpec {
             && self.groups == 1
             && self.nr > 0
             && self.nr % LANES == 0
+    }
+
+    /// Whether it multiplies bytes.
+    pub(crate) fn of_bytes(&self) -> bool {
+        matches!(self.args[0], DType::I8 | DType::U8)
+    }
+
+    /// The type of sums.
+    fn acc(&self) -> DType {
+        match self.of_bytes() {
+            true => DType::I32,
+            false => DType::F32,
+        }
     }
 
     /// Taps of a filter.
@@ -177,7 +201,9 @@ impl ConvSpec {
 
     /// Scratch bytes of a thread.
     pub fn scratch_bytes(&self, _: &[Dim]) -> Dim {
-        Dim::from(self.zeros_place() + self.zeros() * self.args[0].size().unwrap_or(4) as i64)
+        let zeros = self.zeros() * self.args[0].size().unwrap_or(4) as i64;
+        let spare = if self.of_bytes() { self.nr * 4 } else { 0 };
+        Dim::from(self.zeros_place() + zeros + spare)
     }
 
     /// Where in scratch the row of zeros starts.
@@ -189,7 +215,7 @@ impl ConvSpec {
         }
     }
 
-    /// Elements of the row of zeros.
+    /// Elements of the row of zeros (or of what stands around the image).
     pub(crate) fn zeros(&self) -> i64 {
         let run = match self.nr {
             0 => self.channels,
@@ -225,10 +251,10 @@ impl ConvSpec {
                 .collect();
             let mut cx = ExprCx::new(&self.exprs, buffers, params, args.scratch);
             cx.clear_status(e);
-            self.clear_zeros(e, args.scratch);
+            self.clear_zeros(e, &cx, args.scratch);
             let image = Image::new(e, &cx, self);
             match self.nr {
-                0 => crate::depthwise::body(e, &mut cx, self, &image, &args),
+                0 => crate::depthwise::body(e, &mut cx, self, target, &image, &args),
                 _ if self.winograd => {
                     crate::winograd::body(e, &mut cx, self, target, &image, &args)
                 }
@@ -238,13 +264,24 @@ impl ConvSpec {
         })
     }
 
-    /// The row of zeros, which no launch before has left.
-    fn clear_zeros(&self, e: &mut Emitter, scratch: Val) {
+    /// The row of zeros, which no launch before has left, or of what stands around.
+    fn clear_zeros(&self, e: &mut Emitter, cx: &ExprCx, scratch: Val) {
         let elem = memory_elem(self.args[0]);
         let place = e.i64(self.zeros_place());
         let zeros = e.offset(scratch, place, Elem::I8);
         let count = e.i64(self.zeros());
-        micro::clear(e, zeros, count, elem);
+        if !self.pad || self.zeros() == 0 {
+            micro::clear(e, zeros, count, elem);
+            return;
+        }
+        let around = e.load(cx.args[2], Ty::scalar(elem));
+        let around = e.splat(around, LANES as u32);
+        let (zero, step) = (e.i64(0), e.i64(LANES));
+        e.for_loop(zero, count, step, &[], |e, i, _| {
+            let p = e.offset(zeros, i, elem);
+            e.store(around, p);
+            vec![]
+        });
     }
 
     fn body(
@@ -288,67 +325,12 @@ impl ConvSpec {
         image: &Image,
         unit: &Unit,
     ) {
-        let (kernel, depth) = self.runs();
-        let taps: i64 = kernel.iter().product();
-        let b_elem = memory_elem(self.args[1]);
-        let panel_size = e.i64(taps * depth * self.nr);
-        let at = e.mul(unit.panel, panel_size);
-        let panel = e.offset(cx.args[1], at, b_elem);
         let head = e.i64(SCRATCH_HEAD);
         let sums = e.offset(cx.scratch, head, Elem::I8);
-        let place = e.i64(self.zeros_place());
-        let part = Part {
-            kernel: &kernel,
-            sums,
-            zeros: e.offset(cx.scratch, place, Elem::I8),
-            group_skip: {
-                let depth = e.i64(self.depth());
-                e.mul(unit.group, depth)
-            },
-            fresh: taps * depth <= KC,
-        };
-        // Sums that are visited more than once start at 0 in memory.
-        if !part.fresh {
-            let nr = e.i64(self.nr);
-            let cells = e.mul(unit.count, nr);
-            micro::clear(e, sums, cells, Elem::F32);
+        match self.of_bytes() {
+            true => self.sum_bytes(e, cx, target, image, unit, sums),
+            false => self.sum_floats(e, cx, target, image, unit, sums),
         }
-        let run = depth.min(KC);
-        let together = (KC / run).max(1);
-        let (zero, depth_v, run_v) = (e.i64(0), e.i64(depth), e.i64(run));
-        let (taps_v, together_v) = (e.i64(taps), e.i64(together));
-        let whole = self.tile_rows(target);
-        let sizes = micro::block_sizes(self.const_rows(), MC);
-        e.for_loop(zero, depth_v, run_v, &[], |e, c0, _| {
-            let left = e.sub(depth_v, c0);
-            let run = e.min(left, run_v, false);
-            e.for_loop(zero, taps_v, together_v, &[], |e, t0, _| {
-                let end = e.add(t0, together_v);
-                let end = e.min(end, taps_v, false);
-                micro::for_rows(e, unit.count, whole, &sizes, &mut |e, first, count| {
-                    let row = e.add(unit.first, first);
-                    let origins = image.origins(e, self, row, count);
-                    let chunk = Chunk {
-                        c0,
-                        run,
-                        t0,
-                        end,
-                        depth,
-                    };
-                    self.tile(
-                        e,
-                        cx,
-                        target,
-                        image,
-                        &part,
-                        (panel, &chunk),
-                        (&origins, first),
-                    );
-                });
-                vec![]
-            });
-            vec![]
-        });
         self.epilogue(e, cx, image, unit, sums);
     }
 
@@ -367,88 +349,6 @@ impl ConvSpec {
             .try_fold(self.batch.as_const()?, |n, s| n.checked_mul(s.as_const()?))
     }
 
-    /// A few rows times a panel, over some taps and channels.
-    #[allow(clippy::too_many_arguments)]
-    fn tile(
-        &self,
-        e: &mut Emitter,
-        cx: &ExprCx,
-        target: &CpuTarget,
-        image: &Image,
-        part: &Part,
-        (panel, chunk): (Val, &Chunk),
-        (origins, first): (&[Origin], Val),
-    ) {
-        let tile = Tile::of(target, 4);
-        let lanes = tile.lanes as i64;
-        let nr = e.i64(self.nr);
-        let (a_elem, b_elem) = (memory_elem(self.args[0]), memory_elem(self.args[1]));
-        let one = e.i64(1);
-        let most = tile.vectors(origins.len() as u32) as usize;
-        let mut j = 0;
-        while j < self.nr {
-            // The last vector of a panel may be half of one.
-            let starts = (j..self.nr).step_by(lanes as usize).take(most);
-            let vectors: Vec<(i64, u32)> = starts
-                .map(|at| (at, lanes.min(self.nr - at) as u32))
-                .collect();
-            let mut slots = vec![];
-            for r in 0..origins.len() as i64 {
-                let r = e.i64(r);
-                let row = e.add(first, r);
-                let at = e.mul(row, nr);
-                for &(column, lanes) in &vectors {
-                    let column = e.i64(column);
-                    let at = e.add(at, column);
-                    let ty = Ty::vector(Elem::F32, lanes);
-                    slots.push((e.offset(part.sums, at, Elem::F32), ty));
-                }
-            }
-            let init: Vec<Val> = slots
-                .iter()
-                .map(|&(p, ty)| match part.fresh {
-                    true => e.zero(ty),
-                    false => e.load(p, ty),
-                })
-                .collect();
-            let here = e.i64(j);
-            let panel = e.offset(panel, here, b_elem);
-            let sums = e.for_loop(chunk.t0, chunk.end, one, &init, |e, t, acc| {
-                let hit = image.hits(e, self, part.kernel, t, origins);
-                let skip = e.add(part.group_skip, chunk.c0);
-                let rows: Vec<Val> = hit
-                    .into_iter()
-                    .map(|(at, inside)| {
-                        let at = e.add(at, skip);
-                        let p = e.offset(cx.args[0], at, a_elem);
-                        match inside {
-                            Some(ok) => e.select(ok, p, part.zeros),
-                            None => p,
-                        }
-                    })
-                    .collect();
-                let depth = e.i64(chunk.depth);
-                let line = e.mul(t, depth);
-                let line = e.add(line, chunk.c0);
-                let at = e.mul(line, nr);
-                let b0 = e.offset(panel, at, b_elem);
-                let a = Operand {
-                    dtype: self.args[0],
-                    step: one,
-                };
-                let b = Operand {
-                    dtype: self.args[1],
-                    step: nr,
-                };
-                micro::multiply(e, DType::F32, chunk.run, (a, &rows), (b, b0), None, acc)
-            });
-            sums.iter()
-                .zip(slots)
-                .for_each(|(&sum, (p, _))| e.store(sum, p));
-            j += vectors.iter().map(|&(_, lanes)| lanes as i64).sum::<i64>();
-        }
-    }
-
     fn epilogue(&self, e: &mut Emitter, cx: &mut ExprCx, image: &Image, unit: &Unit, sums: Val) {
         let (zero, one, step, nr) = (e.i64(0), e.i64(1), e.i64(LANES), e.i64(self.nr));
         let out = self.args.len() as u16 - 1;
@@ -459,16 +359,20 @@ impl ConvSpec {
         let before = e.mul(unit.group, m);
         let filter0 = e.add(before, column0);
         let start = image.coordinates(e, unit.first);
+        let whole = self.filters / self.groups % LANES == 0;
         e.for_loop(zero, unit.count, one, &start, |e, r, place| {
             let at = e.mul(r, nr);
             e.for_loop(zero, columns, step, &[], |e, c, _| {
                 cx.push();
                 let filter = e.add(filter0, c);
                 let at = e.add(at, c);
-                let p = e.offset(sums, at, Elem::F32);
-                let sum = e.load(p, Ty::vector(Elem::F32, LANES as u32));
-                let left = e.sub(columns, c);
-                cx.mask = Some(e.mask_first(left, LANES as u32));
+                let ty = Ty::vector(memory_elem(self.acc()), LANES as u32);
+                let p = e.offset(sums, at, ty.elem);
+                let sum = e.load(p, ty);
+                if !whole {
+                    let left = e.sub(columns, c);
+                    cx.mask = Some(e.mask_first(left, LANES as u32));
+                }
                 self.finish(e, cx, place, filter, sum, out);
                 cx.mask = None;
                 cx.pop();
@@ -509,24 +413,4 @@ struct Unit {
     group: Val,
     /// The panel's number in its group.
     within: Val,
-}
-
-/// What the tiles of a unit share.
-struct Part<'a> {
-    kernel: &'a [i64],
-    sums: Val,
-    zeros: Val,
-    /// Channels before the group's.
-    group_skip: Val,
-    /// Whether sums start at 0: they are visited once.
-    fresh: bool,
-}
-
-/// Some taps and channels.
-struct Chunk {
-    c0: Val,
-    run: Val,
-    t0: Val,
-    end: Val,
-    depth: i64,
 }

@@ -3,16 +3,20 @@
 //! Lanes run along channels. A unit is a part of one line of the result; pixels whose
 //! taps are all in the image are done some at a time, so that a filter's vector and an
 //! image's vector are read once for several products; the others are done singly, with
-//! a row of zeros in the place of what is outside.
+//! a row of zeros in the place of what is outside. Bytes are summed four taps at a time
+//! (`bytes.rs`).
+
+mod bytes;
 
 use crate::conv::ConvSpec;
+use crate::dot::DotTile;
 use crate::image::Image;
 use crate::lower::{ExprCx, memory_elem};
 use crate::matmul::{ceil_div, div_rem};
 use crate::micro;
 use crate::nest::{LANES, size_dim};
 use kiln_codegen::emit::{Cmp, KernelArgs};
-use kiln_codegen::{Elem, Emitter, Ty, Val};
+use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
 use kiln_ir::{DType, Dim};
 use std::collections::BTreeMap;
 
@@ -40,6 +44,7 @@ pub(crate) fn body(
     e: &mut Emitter,
     cx: &mut ExprCx,
     spec: &ConvSpec,
+    target: &CpuTarget,
     image: &Image,
     args: &KernelArgs,
 ) {
@@ -61,16 +66,20 @@ pub(crate) fn body(
         let from = e.mul(part, line);
         let to = e.add(from, line);
         let to = e.min(to, width, false);
-        let line = Line::new(e, cx, spec, image, place);
+        let line = Line::new(e, cx, (spec, DotTile::of(target)), image, place);
         line.run(e, cx, from, to);
         cx.pop();
         vec![]
     });
 }
 
+/// Channel 0 of a pixel of the image, by row and column.
+type Pointer<'a> = dyn Fn(&mut Emitter, usize, i64, Elem) -> Val + 'a;
+
 /// The rows of the image that one line of the result reads.
 struct Line<'a> {
     spec: &'a ConvSpec,
+    tile: DotTile,
     image: &'a Image,
     /// Batch and all spatial places but the last.
     place: Vec<Val>,
@@ -84,7 +93,7 @@ impl<'a> Line<'a> {
     fn new(
         e: &mut Emitter,
         cx: &ExprCx,
-        spec: &'a ConvSpec,
+        (spec, tile): (&'a ConvSpec, DotTile),
         image: &'a Image,
         place: Vec<Val>,
     ) -> Line<'a> {
@@ -118,6 +127,7 @@ impl<'a> Line<'a> {
         let zeros = e.offset(cx.scratch, zeros_at, Elem::I8);
         Line {
             spec,
+            tile,
             image,
             place,
             rows,
@@ -222,14 +232,7 @@ impl<'a> Line<'a> {
 
     /// `count` pixels from `x` on, all channels; `pointer(row, column)` is channel 0 of
     /// a pixel of the image, columns counted from the first pixel's first tap.
-    fn pixels(
-        &self,
-        e: &mut Emitter,
-        cx: &mut ExprCx,
-        x: Val,
-        count: i64,
-        pointer: &dyn Fn(&mut Emitter, usize, i64, Elem) -> Val,
-    ) {
+    fn pixels(&self, e: &mut Emitter, cx: &mut ExprCx, x: Val, count: i64, pointer: &Pointer) {
         let whole = self.spec.channels / LANES * LANES;
         let (zero, end, step) = (e.i64(0), e.i64(whole), e.i64(LANES));
         if whole > 0 {
@@ -253,8 +256,35 @@ impl<'a> Line<'a> {
         (x, count): (Val, i64),
         c: Val,
         mask: Option<Val>,
-        pointer: &dyn Fn(&mut Emitter, usize, i64, Elem) -> Val,
+        pointer: &Pointer,
     ) {
+        let spec = self.spec;
+        let sums = match spec.of_bytes() {
+            true => self.sum_bytes(e, cx, count, c, mask, pointer),
+            false => self.sum_floats(e, cx, count, c, mask, pointer),
+        };
+        let out = spec.args.len() as u16 - 1;
+        for (i, sum) in sums.into_iter().enumerate() {
+            cx.push();
+            let i = e.i64(i as i64);
+            let mut place = self.place.clone();
+            place.push(e.add(x, i));
+            cx.mask = mask;
+            spec.finish(e, cx, &place, c, sum, out);
+            cx.mask = None;
+            cx.pop();
+        }
+    }
+
+    fn sum_floats(
+        &self,
+        e: &mut Emitter,
+        cx: &ExprCx,
+        count: i64,
+        c: Val,
+        mask: Option<Val>,
+        pointer: &Pointer,
+    ) -> Vec<Val> {
         let (spec, last) = (self.spec, self.spec.kernel.len() - 1);
         let lanes = LANES as u32;
         let load = |e: &mut Emitter, p: Val, dtype: DType| {
@@ -290,17 +320,7 @@ impl<'a> Line<'a> {
                 }
             }
         }
-        let out = spec.args.len() as u16 - 1;
-        for (i, sum) in sums.into_iter().enumerate() {
-            cx.push();
-            let i = e.i64(i as i64);
-            let mut place = self.place.clone();
-            place.push(e.add(x, i));
-            cx.mask = mask;
-            spec.finish(e, cx, &place, c, sum, out);
-            cx.mask = None;
-            cx.pop();
-        }
+        sums
     }
 }
 

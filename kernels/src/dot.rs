@@ -82,6 +82,14 @@ impl DotTile {
         vectors * self.columns_each() / lanes * lanes
     }
 
+    /// Rows computed together for panels of so many columns: as many as registers allow.
+    pub fn rows_for(self, columns: i64) -> u32 {
+        match self.whole && 8 * columns <= self.registers as i64 * self.columns_each() {
+            true => 8,
+            false => self.rows,
+        }
+    }
+
     /// How operands are moved.
     pub fn shift(self, signs: Signs) -> Shift {
         let moved = |yes: bool| if self.whole && yes { 128 } else { 0 };
@@ -151,16 +159,39 @@ impl DotTile {
         (panel, step): (Val, Val),
         init: &[Val],
     ) -> Vec<Val> {
-        let columns = (init.len() / rows.len()) as i64 * self.lanes as i64;
-        let vectors = (columns / self.columns_each()) as usize;
-        let start: Vec<Val> = match self.whole {
+        let start = self.begin(e, init);
+        let out = self.accumulate(e, k, signs, rows, (panel, step), &start);
+        self.end(e, &out, init)
+    }
+
+    /// The registers in which sums that start from `init` grow.
+    pub fn begin(self, e: &mut Emitter, init: &[Val]) -> Vec<Val> {
+        match self.whole {
             true => init.to_vec(),
-            false => {
-                let none = e.zero(Ty::vector(Elem::I32, self.lanes));
-                vec![none; rows.len() * vectors]
-            }
-        };
-        let out = k.groups(e, &start, &mut |e, group, acc| {
+            false => vec![e.zero(Ty::vector(Elem::I32, self.lanes)); 2 * init.len()],
+        }
+    }
+
+    /// The sums that began as `init` and grew to `out`.
+    pub fn end(self, e: &mut Emitter, out: &[Val], init: &[Val]) -> Vec<Val> {
+        match self.whole {
+            true => out.to_vec(),
+            false => self.join(e, out, init),
+        }
+    }
+
+    /// What [`DotTile::multiply`] does, between [`DotTile::begin`] and [`DotTile::end`].
+    pub fn accumulate(
+        self,
+        e: &mut Emitter,
+        k: Depth,
+        signs: Signs,
+        rows: &[Val],
+        (panel, step): (Val, Val),
+        start: &[Val],
+    ) -> Vec<Val> {
+        let vectors = start.len() / rows.len();
+        k.groups(e, start, &mut |e, group, acc| {
             let at = e.mul(group.index, step);
             let base = e.offset(panel, at, Elem::I8);
             let columns: Vec<Val> = (0..vectors as i64)
@@ -186,11 +217,38 @@ impl DotTile {
                 }
             }
             next
-        });
-        match self.whole {
-            true => out,
-            false => self.join(e, &out, init),
+        })
+    }
+
+    /// `sum` plus, in each of 16 lanes, the products of four unsigned bytes of `a` and
+    /// four signed ones of `b`, all lanes of i32.
+    pub fn add_lanes(self, e: &mut Emitter, sum: Val, a: Val, b: Val) -> Val {
+        let total = sum.ty.lanes;
+        if total > self.lanes {
+            let half = total / 2;
+            let parts = [0, half].map(|first| {
+                let lanes: Vec<u32> = (first..first + half).collect();
+                let [sum, a, b] = [sum, a, b].map(|x| e.shuffle(x, x, &lanes));
+                self.add_lanes(e, sum, a, b)
+            });
+            let all: Vec<u32> = (0..total).collect();
+            return e.shuffle(parts[0], parts[1], &all);
         }
+        if self.whole {
+            let [a, b] = [a, b].map(|x| e.regroup(x, Elem::I8));
+            return self.add_products(e, sum, a, b);
+        }
+        // Every second byte, as 16 bits: the lower ones, then the upper ones.
+        let wide = Ty::vector(Elem::I16, 2 * total);
+        let (eight, low) = (e.int(wide, 8), e.int(wide, 0xff));
+        let [a, b] = [a, b].map(|x| e.regroup(x, Elem::I16));
+        let even = e.op2("arith.andi", a, low);
+        let odd = e.op2("arith.shrui", a, eight);
+        let b_even = e.op2("arith.shli", b, eight);
+        let b_even = e.op2("arith.shrsi", b_even, eight);
+        let b_odd = e.op2("arith.shrsi", b, eight);
+        let sum = self.add_products(e, sum, even, b_even);
+        self.add_products(e, sum, odd, b_odd)
     }
 
     /// Halves of columns' sums added to whole ones.
@@ -282,6 +340,21 @@ pub struct Depth {
     pub whole: bool,
     /// Elements that make a word of 32 bits: 4 bytes, or 2 of 16 bits.
     pub group: i64,
+    /// Bytes of a last group that is none, where four bytes are known to end there:
+    /// it is read by its end.
+    pub tail: Option<i64>,
+}
+
+impl Depth {
+    /// A number of bytes that is known.
+    pub fn known(e: &mut Emitter, products: i64) -> Depth {
+        Depth {
+            products: e.i64(products),
+            whole: products % GROUP == 0,
+            group: GROUP,
+            tail: (products > GROUP && products % GROUP != 0).then_some(products % GROUP),
+        }
+    }
 }
 
 /// A group of k that is being read.
@@ -292,6 +365,8 @@ pub struct Group {
     members: Option<Val>,
     /// How many a whole one has.
     size: i64,
+    /// [`Depth::tail`], if this is it.
+    tail: Option<i64>,
 }
 
 /// What is emitted for a group: the carried values that follow.
@@ -309,23 +384,27 @@ impl Depth {
     /// Walks the groups with carried values; the last may have fewer elements.
     pub fn groups(self, e: &mut Emitter, init: &[Val], body: &mut Body) -> Vec<Val> {
         let (zero, one, size) = (e.i64(0), e.i64(1), e.i64(self.group));
-        let group = |index, members| Group {
+        let group = |index, members, tail| Group {
             index,
             members,
             size: self.group,
+            tail,
         };
         let full = e.op2("arith.divui", self.products, size);
         let out = e.for_loop(zero, full, one, init, |e, index, acc| {
-            body(e, group(index, None), acc)
+            body(e, group(index, None, None), acc)
         });
         if self.whole {
             return out;
+        }
+        if self.tail.is_some() {
+            return body(e, group(full, None, self.tail), &out);
         }
         let begun = crate::matmul::ceil_div(e, self.products, size);
         e.for_loop(full, begun, one, &out, |e, index, acc| {
             let done = e.mul(index, size);
             let left = e.sub(self.products, done);
-            body(e, group(index, Some(left)), acc)
+            body(e, group(index, Some(left), None), acc)
         })
     }
 
@@ -360,6 +439,13 @@ impl Group {
         let at = e.mul(self.index, size);
         let p = e.offset(row, at, elem);
         let word = Ty::scalar(Elem::I32);
+        if let Some(bytes) = self.tail {
+            let back = e.i64(bytes - GROUP);
+            let p = e.offset(p, back, Elem::I8);
+            let x = e.load_bytes(p, word);
+            let by = e.int(word, 8 * (GROUP - bytes));
+            return e.op2("arith.shrui", x, by);
+        }
         let Some(members) = self.members else {
             return e.load_bytes(p, word);
         };
@@ -385,6 +471,10 @@ impl Group {
     fn flip(&self, e: &mut Emitter) -> Val {
         let word = Ty::scalar(Elem::I32);
         let all = e.int(word, FLIP);
+        if let Some(bytes) = self.tail {
+            let by = e.int(word, 8 * (GROUP - bytes));
+            return e.op2("arith.shrui", all, by);
+        }
         let Some(bytes) = self.members else {
             return all;
         };

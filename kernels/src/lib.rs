@@ -23,6 +23,7 @@ mod micro;
 pub mod nest;
 mod nest_check;
 mod pairs;
+mod quantized;
 pub mod reference;
 mod reuse;
 pub mod schedule;

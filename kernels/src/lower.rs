@@ -9,6 +9,7 @@
 use crate::expr::{ExprId, Exprs, Guard, Index, Node, Size, compute_dtype};
 use crate::math;
 use crate::nest::LANES;
+use crate::quantized;
 use crate::small::{self, is_small_float, is_small_int};
 use crate::{STATUS_DIVISION_BY_ZERO, STATUS_OUT_OF_RANGE};
 use kiln_codegen::emit::Cmp;
@@ -303,6 +304,16 @@ impl<'a> ExprCx<'a> {
                 e.select(c, a, b)
             }
             Node::Cast(to, x) => {
+                if let Some((t, x, z)) = quantized::byte(exprs, id) {
+                    let x = self.value(e, x);
+                    let whole = quantized::to_byte_range(e, x, z, t);
+                    return e.cast(whole, Elem::I8, false, false);
+                }
+                // What is read as a number again is never a byte.
+                if let (DType::I32, Some((t, x, z))) = (*to, quantized::byte(exprs, *x)) {
+                    let x = self.value(e, x);
+                    return quantized::to_byte_range(e, x, z, t);
+                }
                 let from = exprs.dtype(*x);
                 let x = self.value(e, *x);
                 let stored = convert(e, x, from, *to);

@@ -20,6 +20,7 @@
 use crate::fold_constants::{add_expr, constant_name};
 use crate::{Changed, PassCx, PassError};
 use kiln_ir::edit::{Rewrite, sweep};
+use kiln_ir::ops::composite::{Dequantize, Quantize};
 use kiln_ir::ops::conv::Conv;
 use kiln_ir::ops::index::Gather;
 use kiln_ir::ops::layout::{Broadcast, Concat, Pad, PadMode, Reshape, Slice, Transpose};
@@ -55,7 +56,10 @@ pub fn channels_last(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pass
 /// Filters in the layout of the kernels.
 struct Packed {
     name: Arc<str>,
-    winograd: bool,
+    /// The convolution, but for its border.
+    op: PackedConv,
+    /// Whether the border is put around the image in memory.
+    apart: bool,
 }
 
 /// By the convolution that they are for.
@@ -79,34 +83,62 @@ fn pack(cx: &mut PassCx, graph: &Graph, n: NodeId, op: &Conv) -> Option<Packed> 
     let node = graph.node(n);
     let (x, w) = (node.args[0], node.args[1]);
     let ty = graph.ty(w).clone();
-    let floats = [DType::F32, DType::F16, DType::BF16];
-    if !floats.contains(&ty.dtype) || op.dilations.iter().chain(&op.strides).any(|&n| n > 1 << 16) {
+    let known = match op.out {
+        // Every other type of bytes was made i8.
+        Some(_) => ty.dtype == DType::I8,
+        None => matches!(ty.dtype, DType::F32 | DType::F16 | DType::BF16),
+    };
+    if !known || op.dilations.iter().chain(&op.strides).any(|&n| n > 1 << 16) {
         return None;
     }
     let shape = ty.const_shape()?;
     let channels = graph.shape(x)[1].as_const()? as usize;
     let taps = (shape[2..].iter()).try_fold(1usize, |n, &k| n.checked_mul(k))?;
-    let g = op.groups;
     let filters = shape[0];
     let depthwise = is_depthwise(op, channels, filters);
     if depthwise && taps > MOST_DEPTHWISE_TAPS || taps > 1 << 16 {
         return None;
     }
     let winograd = !cx.options.exact && tiles_pay(op, &ty, graph.shape(node.results[0]));
-    let pack = PackFilters {
-        groups: g,
-        nr: if depthwise {
-            0
-        } else {
-            panel(filters / g, winograd)
-        },
+    let mut packed = PackedConv {
+        filters,
+        groups: op.groups,
+        kernel: shape[2..].to_vec(),
+        strides: op.strides.clone(),
+        dilations: op.dilations.clone(),
+        lo: op.lo.clone(),
+        hi: op.hi.clone(),
         winograd,
     };
+    let few = op.groups == 1 && channels < FEW_CHANNELS && shape.last() > Some(&1);
+    let apart = few && packed.is_bordered();
+    if apart {
+        packed.lo = vec![Dim::ZERO; packed.lo.len()];
+        packed.hi = packed.lo.clone();
+    }
+    let bytes = op.out.is_some();
+    let nr = match depthwise {
+        true => 0,
+        false => panel(filters / op.groups, winograd || bytes),
+    };
+    let pack = match bytes {
+        true => packed.pack_of_bytes(nr),
+        false => PackFilters {
+            groups: op.groups,
+            nr,
+            winograd,
+            group: 1,
+            run: 1,
+        },
+    };
     let name = constant_name(cx, graph, w)?;
-    let packed = pack.shape_of(&shape)?;
-    let packed: Vec<Dim> = packed.into_iter().map(Dim::from).collect();
-    let name = add_expr(cx, &[name], pack.into(), ty.with_shape(packed));
-    Some(Packed { name, winograd })
+    let dims: Vec<Dim> = pack.shape_of(&shape)?.into_iter().map(Dim::from).collect();
+    let name = add_expr(cx, &[name], pack.into(), ty.with_shape(dims));
+    Some(Packed {
+        name,
+        op: packed,
+        apart,
+    })
 }
 
 /// Whether transformed tiles are less work, by what was measured on one Zen 4 core:
@@ -141,9 +173,9 @@ fn is_depthwise(op: &Conv, channels: usize, filters: usize) -> bool {
 
 /// The width of panels for so many filters: of those that the kernels' tiles divide,
 /// the one with the least work, where each panel reads the image once more.
-fn panel(filters: usize, winograd: bool) -> usize {
+fn panel(filters: usize, whole: bool) -> usize {
     let cost = |nr: usize| filters.div_ceil(nr) * (nr + 6);
-    let step = if winograd { 16 } else { 8 };
+    let step = if whole { 16 } else { 8 };
     (step..=64)
         .rev()
         .step_by(step)
@@ -196,6 +228,14 @@ impl Forms {
         match &node.op {
             Op::Silu(_) | Op::Gelu(_) => self.elementwise(b, &node.op, args, v),
             op if op.class() == Class::Elementwise => self.elementwise(b, op, args, v),
+            Op::Quantize(q) if q.block == 0 => {
+                let made = |axis| Quantize { axis, ..q.clone() }.into();
+                self.requantize(b, args, q.axis, &made)
+            }
+            Op::Dequantize(d) if d.block == 0 => {
+                let made = |axis| Dequantize { axis, ..d.clone() }.into();
+                self.requantize(b, args, d.axis, &made)
+            }
             Op::Reduce(r) => self.reduce(b, r, args[0]),
             Op::Pad(p) => self.pad(b, p, args),
             Op::Slice(s) => self.slice(b, s, args[0]),
@@ -249,41 +289,51 @@ impl Forms {
     }
 
     fn conv(&mut self, b: &mut Builder, op: &Conv, args: &[Value], w: &Packed) -> Answer {
-        let filter = b.ty(args[1]);
-        let taps: Vec<usize> = constants(&filter)[2..].to_vec();
-        let filters = constants(&filter)[0];
-        let x_ty = b.ty(args[0]);
-        let channels = x_ty.shape[1].as_const().unwrap_or(0) as usize;
         let mut x = self.get(b, args[0])?;
-        let (mut lo, mut hi) = (op.lo.clone(), op.hi.clone());
-        let padded = lo.iter().chain(&hi).any(|d| *d != Dim::ZERO);
-        if padded && op.groups == 1 && channels < FEW_CHANNELS && taps.last() > Some(&1) {
-            let around = |d: &[Dim]| [&[Dim::ZERO], d, &[Dim::ZERO]].concat();
-            let zero = b.scalar_like(x, 0.0)?;
+        // The third argument is what stands around bytes, or a bias.
+        let (around, bias) = match op.out {
+            Some(_) => (args.get(2), None),
+            None => (None, args.get(2)),
+        };
+        if w.apart {
+            let with_outer = |d: &[Dim]| [&[Dim::ZERO], d, &[Dim::ZERO]].concat();
+            let around = match around {
+                Some(&v) => v,
+                None => b.scalar_like(x, 0.0)?,
+            };
             let pad = Pad {
-                lo: around(&lo),
-                hi: around(&hi),
+                lo: with_outer(&op.lo),
+                hi: with_outer(&op.hi),
                 mode: PadMode::Constant,
             };
-            x = b.one(pad, &[x, zero])?;
-            (lo, hi) = (vec![Dim::ZERO; taps.len()], vec![Dim::ZERO; taps.len()]);
+            x = b.one(pad, &[x, around])?;
         }
-        let winograd = w.winograd;
-        let w = b.global(w.name.clone())?;
-        let new = PackedConv {
-            filters,
-            groups: op.groups,
-            kernel: taps,
-            strides: op.strides.clone(),
-            dilations: op.dilations.clone(),
-            lo,
-            hi,
-            winograd,
-        };
-        let mut y = b.one(new, &[x, w])?;
-        if let Some(&bias) = args.get(2) {
+        let filters = b.global(w.name.clone())?;
+        let mut given = vec![x, filters];
+        given.extend(around.filter(|_| w.op.is_bordered()));
+        let mut y = b.one(w.op.clone(), &given)?;
+        if let Some(&bias) = bias {
             y = b.add(y, bias)?;
         }
+        self.result(b, y, 1)
+    }
+
+    /// Quantize and dequantize, `made` for the axis that theirs becomes.
+    fn requantize(
+        &mut self,
+        b: &mut Builder,
+        args: &[Value],
+        axis: usize,
+        made: &dyn Fn(usize) -> Op,
+    ) -> Answer {
+        let Some(form) = self.one(args[0]) else {
+            return Ok(Rewrite::Keep);
+        };
+        let order = order(b.ty(form).rank(), 1);
+        let axis = order.iter().position(|&a| a == axis).unwrap_or(axis);
+        let mut given = args.to_vec();
+        given[0] = form;
+        let y = b.one(made(axis), &given)?;
         self.result(b, y, 1)
     }
 
@@ -474,8 +524,4 @@ impl Forms {
         let y = b.transpose(form.value, &to)?;
         self.result(b, y, moved)
     }
-}
-
-fn constants(ty: &TensorType) -> Vec<usize> {
-    ty.const_shape().unwrap_or_default()
 }

@@ -30,6 +30,8 @@ struct Group {
     /// The axes reduced.
     reduced: Option<Vec<usize>>,
     anchor: Option<NodeId>,
+    /// The anchor whose bytes the group takes in ([`narrowed`]).
+    promised: Option<NodeId>,
     members: BTreeSet<NodeId>,
     /// Nothing joins.
     closed: bool,
@@ -67,6 +69,7 @@ pub fn fuse(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
         match target.filter(|&g| joins(graph, n, class, &groups[g], &users)) {
             Some(g) => {
                 let group = &mut groups[g];
+                group.promised = group.promised.or_else(|| narrowed(graph, n, &users));
                 group.members.insert(n);
                 home.insert(n, g);
                 match (&node.op, class) {
@@ -107,6 +110,7 @@ pub fn fuse(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
                     domain,
                     reduced,
                     anchor,
+                    promised: narrowed(graph, n, &users),
                     members: [n].into(),
                     closed,
                 });
@@ -253,6 +257,15 @@ fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group, users: &[Vec<Nod
     if group.members.len() >= MAX_MEMBERS {
         return false;
     }
+    // Of two products that end in bytes, one stays with what reads both: the other would
+    // leave its sums in memory, four times as large.
+    let other = |held: Option<NodeId>| match (held, narrowed(graph, n, users)) {
+        (Some(held), Some(own)) => held != own,
+        _ => false,
+    };
+    if other(group.promised) || other(group.anchor) {
+        return false;
+    }
     if let Some(anchor) = group.anchor {
         // Behind an anchor only what does not feed it could join; feeding the
         // epilogue it would be computed once an element of the domain.
@@ -309,6 +322,31 @@ fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group, users: &[Vec<Nod
         }
         Class::Kernel | Class::Plan | Class::Composite => false,
     }
+}
+
+/// The anchor whose sums end in this node as bytes, by elementwise steps alone that
+/// nobody else reads.
+fn narrowed(graph: &Graph, n: NodeId, users: &[Vec<NodeId>]) -> Option<NodeId> {
+    let node = graph.node(n);
+    let byte = |v: Value| matches!(graph.ty(v).dtype, DType::I8 | DType::U8);
+    if !matches!(node.op, Op::Cast(_)) || !byte(node.results[0]) || byte(node.args[0]) {
+        return None;
+    }
+    let elements = Dim::product(graph.shape(node.results[0]));
+    let mut at = node.args[0];
+    for _ in 0..MAX_MEMBERS {
+        let (p, _) = graph.producer(at)?;
+        let node = graph.node(p);
+        match node.op.class() {
+            _ if users[at.index()].len() != 1 || byte(at) => return None,
+            Class::Anchor => return Some(p),
+            Class::Elementwise => {}
+            _ => return None,
+        }
+        let whole = |v: &&Value| Dim::product(graph.shape(**v)) == elements;
+        at = *node.args.iter().find(whole)?;
+    }
+    None
 }
 
 /// Whether a node puts a border around what a group reads in windows, such that whole

@@ -20,13 +20,20 @@
 //! for want of determinism (integer sums do not depend on batch, tiles or threads),
 //! but because that option promises the graph as it is written.
 //!
-//! Three rules are *exact* and always on: the same rewriting of a product whose
+//! Convolutions of quantized values become convolutions of bytes in the same way
+//! (`convolution.rs`).
+//!
+//! Some rules are *exact* and always on: the same rewriting of a product whose
 //! arguments were widened to i32 before (MatMulInteger; integers wrap alike), a gather
-//! that goes before a dequantize, so that rows are dequantized and not tables, and
-//! a quantize that undoes a dequantize. Activations that are quantized to i8 for
+//! that goes before a dequantize, so that rows are dequantized and not tables,
+//! a quantize that undoes a dequantize, and what `moves.rs` has. Activations that are quantized to i8 for
 //! left sides become u8, right sides i8, with zero points moved by 128: what one
 //! instruction multiplies. (That moves what NaN is quantized to, so it is off where
 //! bits must not change.)
+
+mod convolution;
+mod moves;
+mod scales;
 
 use crate::canonicalize::splat;
 use crate::{Changed, PassCx, PassError};
@@ -50,25 +57,46 @@ const MOST_READ: usize = 1 << 16;
 /// Applies the rules.
 pub fn integer_products(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
     let globals = &*cx.globals;
-    let mut changed = sweep(graph, globals, &mut |b, n| {
-        let found = gather_first(b, n)?.or(undone(b.graph, n));
+    let exact = cx.options.exact;
+    // Where bytes flow from convolution to convolution, all of them are u8.
+    let mut changed = !exact && has_convolutions(graph) && retype(graph, globals, true)?;
+    changed |= sweep(graph, globals, &mut |b, n| {
+        let mut found = gather_first(b, n)?.or(undone(b.graph, n));
+        let more = [
+            moves::move_first,
+            moves::concat_first,
+            moves::quantize_before_concat,
+            moves::pool_first,
+        ];
+        for rule in more {
+            if found.is_none() {
+                found = rule(b, n)?;
+            }
+        }
         Ok(found.map_or(Rewrite::Keep, |v| Rewrite::With(vec![v])))
     })?;
-    if !cx.options.exact {
-        changed |= retype(graph, globals)?;
+    if !exact {
+        changed |= retype(graph, globals, false)?;
     }
-    let exact = cx.options.exact;
     changed |= sweep(graph, globals, &mut |b, n| {
-        let found = match widened(b.graph, n) {
-            Some(p) => Some(p.sums(b, globals)?),
-            None if exact => None,
-            None => match dequantized(b.graph, n) {
-                Some((p, scales)) => Some(rescaled(b, globals, &p, scales)?),
-                None => None,
-            },
+        let found = if let Some(p) = widened(b.graph, n) {
+            Some(p.sums(b, globals)?)
+        } else if let Some(c) = convolution::widened(b.graph, globals, n) {
+            Some(c.sums(b, globals)?)
+        } else if exact {
+            None
+        } else if let Some((p, scales)) = dequantized(b.graph, n) {
+            Some(rescaled(b, globals, &p, scales)?)
+        } else if let Some((c, numbers)) = convolution::dequantized(b.graph, globals, n) {
+            Some(c.numbers(b, globals, &numbers)?)
+        } else {
+            None
         };
         Ok(found.map_or(Rewrite::Keep, |v| Rewrite::With(vec![v])))
     })?;
+    if !exact {
+        changed |= scales::scales_into_quantize(graph, globals)?;
+    }
     crate::eliminate_dead::eliminate_dead(cx, graph)?;
     Ok(changed.into())
 }
@@ -114,9 +142,14 @@ fn undone(graph: &Graph, n: NodeId) -> Option<Value> {
     let Op::Quantize(q) = &node.op else {
         return None;
     };
-    let (d, args) = dequantize_of(graph, node.args[0])?;
-    let scale = splat(graph, node.args[1])?.abs();
-    let same = node.args[1..] == args[1..]
+    undone_by(graph, q, &node.args)
+}
+
+/// What a quantize of these arguments gives back.
+fn undone_by(graph: &Graph, q: &Quantize, given: &[Value]) -> Option<Value> {
+    let (d, args) = dequantize_of(graph, given[0])?;
+    let scale = splat(graph, given[1])?.abs();
+    let same = given[1..] == args[1..]
         && q.block == 0
         && (graph.ty(args[1]).rank() == 0 || q.axis == d.axis)
         && graph.ty(args[0]).dtype == q.to
@@ -126,8 +159,25 @@ fn undone(graph: &Graph, n: NodeId) -> Option<Value> {
     (same && tame).then_some(args[0])
 }
 
-/// Makes activations u8 where a product has them on the left, i8 on the right.
-fn retype(graph: &mut Graph, globals: &Globals) -> Result<bool, PassError> {
+/// A quantize, or what it would give back.
+fn quantized(b: &mut Builder, q: &Quantize, args: &[Value]) -> Result<Value, TypeError> {
+    match undone_by(b.graph, q, args) {
+        Some(bytes) => Ok(bytes),
+        None => b.one(q.clone(), args),
+    }
+}
+
+/// Whether quantized images are convolved.
+fn has_convolutions(graph: &Graph) -> bool {
+    graph.nodes_in_order().into_iter().any(|n| {
+        let node = graph.node(n);
+        matches!(node.op, Op::Conv(_)) && dequantize_of(graph, node.args[0]).is_some()
+    })
+}
+
+/// Makes activations u8 where a product has them on the left, or in any place but the
+/// right if `all`; i8 on the right.
+fn retype(graph: &mut Graph, globals: &Globals, all: bool) -> Result<bool, PassError> {
     let users = graph.users();
     let results: BTreeSet<Value> = (0..graph.region_count())
         .flat_map(|r| graph.region(kiln_ir::RegionId(r as u32)).results.clone())
@@ -155,7 +205,7 @@ fn retype(graph: &mut Graph, globals: &Globals) -> Result<bool, PassError> {
                 && zero_is_number(graph, &user.args);
             for &m in users[user.results[0].index()].iter().filter(|_| ok) {
                 let product = graph.node(m);
-                if matches!(product.op, Op::MatMul(_)) {
+                if matches!(product.op, Op::MatMul(_) | Op::Conv(_)) {
                     (0..2).for_each(|i| sides[i] |= product.args[i] == user.results[0]);
                 }
             }
@@ -164,6 +214,7 @@ fn retype(graph: &mut Graph, globals: &Globals) -> Result<bool, PassError> {
         let want = match sides {
             [true, _] => DType::U8,
             [false, true] => DType::I8,
+            [false, false] if all => DType::U8,
             [false, false] => to,
         };
         if plain && want != to {
@@ -391,20 +442,42 @@ impl Product {
     }
 }
 
+/// The elements of a literal or a small weight.
+fn numbers(graph: &Graph, globals: &Globals, v: Value) -> Option<Vec<f64>> {
+    match graph.producer_op(v)? {
+        (Op::Global(g), _) => match &globals.get(&g.name)?.kind {
+            GlobalKind::Const(ConstSource::Splat(x)) => Some(vec![*x]),
+            GlobalKind::Const(ConstSource::Tensor(t)) if t.len() <= MOST_READ => Some(t.to_f64()),
+            _ => None,
+        },
+        (Op::Constant(c), _) if c.value.len() <= MOST_READ => Some(c.value.to_f64()),
+        _ => None,
+    }
+}
+
 /// The number that a literal or a small weight is full of.
 fn number(graph: &Graph, globals: &Globals, v: Value) -> Option<f64> {
     let (op, args) = graph.producer_op(v)?;
     match op {
-        Op::Cast(_) => number(graph, globals, args[0]),
-        Op::Global(g) => match &globals.get(&g.name)?.kind {
-            GlobalKind::Const(ConstSource::Splat(x)) => Some(*x),
-            GlobalKind::Const(ConstSource::Tensor(t)) if t.len() <= MOST_READ => {
-                let first = (!t.is_empty()).then(|| t.get_f64(0))?;
-                let same = (0..t.len()).all(|i| t.get_f64(i) == first);
-                same.then_some(first)
-            }
+        Op::Cast(_) | Op::Reshape(_) => number(graph, globals, args[0]),
+        Op::Global(g) => number_of(globals, &g.name),
+        _ => splat(graph, v),
+    }
+}
+
+fn number_of(globals: &Globals, name: &str) -> Option<f64> {
+    match &globals.get(name)?.kind {
+        GlobalKind::Const(ConstSource::Splat(x)) => Some(*x),
+        GlobalKind::Const(ConstSource::Tensor(t)) if t.len() <= MOST_READ => {
+            let first = (!t.is_empty()).then(|| t.get_f64(0))?;
+            let same = (0..t.len()).all(|i| t.get_f64(i) == first);
+            same.then_some(first)
+        }
+        // What moved when constants were folded.
+        GlobalKind::Const(ConstSource::Expr { op, args }) => match (&**op, &args[..]) {
+            (Op::Reshape(_), [from]) => number_of(globals, from),
             _ => None,
         },
-        _ => splat(graph, v),
+        _ => None,
     }
 }

@@ -47,7 +47,7 @@ impl Draft {
                 .help("the file is damaged or of another format: export or fetch it again");
             vec![d.at(&name, "")]
         };
-        let slim = wire::slim_whole((*source.model).as_ref()).map_err(not_onnx)?;
+        let slim = wire::slim_whole(source.model.slice()).map_err(not_onnx)?;
         let proto = ModelProto::parse_from_bytes(&slim).map_err(|e| not_onnx(e.to_string()))?;
         if proto.graph.is_none() {
             return Err(not_onnx("it holds no graph".into()));
@@ -137,7 +137,7 @@ impl Weights {
         let Some(span) = span else {
             return Ok(false);
         };
-        match (*span.file).as_ref().get(span.range) {
+        match span.file.slice().get(span.range) {
             Some(bytes) => f(bytes).map(|()| true),
             None => Err(fail(
                 super::cx::Fail::new(code::CONSTANT, "the constant lies outside the file")

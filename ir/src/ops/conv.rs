@@ -4,12 +4,15 @@ use crate::builder::Builder;
 use crate::graph::Value;
 use crate::op::*;
 use crate::ops::composite::*;
+use crate::ops::contract::MatMul;
 use crate::ops::layout::{Pad, PadMode};
 use crate::ops::window::Unfold;
-use crate::{Dim, TensorType};
+use crate::{DType, Dim, TensorType};
 
 /// `conv(x: f[n, c, ..], w: f[m, c/groups, k..], bias?: f[m]) -> f[n, m, ..]`: the
-/// cross-correlation of `x`, padded with zeros, and `w` (ONNX's Conv).
+/// cross-correlation of `x`, padded with zeros, and `w` (ONNX's Conv). Of i32 likewise;
+/// bytes, of either sign, are summed in i32 where `out` says so, and the third argument
+/// is then what `x` is padded with, a scalar of its type.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conv {
     /// From one result element to the next, by spatial axis.
@@ -22,6 +25,8 @@ pub struct Conv {
     pub hi: Vec<Dim>,
     /// Channels come in this many groups that do not meet.
     pub groups: usize,
+    /// The result's dtype; none for the arguments'.
+    pub out: Option<DType>,
 }
 
 /// Depthwise convolutions of at most this many taps are sums of shifted products,
@@ -57,16 +62,25 @@ impl Conv {
         })
     }
 
+    /// What `args` add to each result: none where they are bytes.
+    fn bias(&self, args: &[Value]) -> Option<Value> {
+        args.get(2).copied().filter(|_| self.out.is_none())
+    }
+
     /// `x` with its border.
-    fn padded(&self, b: &mut Builder, x: Value) -> Result<Value, TypeError> {
+    fn padded(&self, b: &mut Builder, args: &[Value]) -> Result<Value, TypeError> {
+        let x = args[0];
         if self.lo.iter().chain(&self.hi).all(|d| *d == Dim::ZERO) {
             return Ok(x);
         }
         let with_outer = |d: &[Dim]| [&[Dim::ZERO, Dim::ZERO], d].concat();
         let (lo, hi) = (with_outer(&self.lo), with_outer(&self.hi));
-        let zero = b.scalar_like(x, 0.0)?;
+        let around = match args.get(2).filter(|_| self.out.is_some()) {
+            Some(&pad) => pad,
+            None => b.scalar_like(x, 0.0)?,
+        };
         let mode = PadMode::Constant;
-        b.one(Pad { lo, hi, mode }, &[x, zero])
+        b.one(Pad { lo, hi, mode }, &[x, around])
     }
 
     /// One product and sum a tap: `x` is `[n, c, windows, taps, ..]`.
@@ -89,6 +103,9 @@ impl Conv {
                 rest /= k;
                 xk = b.slice_axis(xk, 3 + 2 * i, at.clone(), Dim::ONE)?;
                 wk = b.slice_axis(wk, 2 + 2 * i, at, Dim::ONE)?;
+            }
+            if let Some(out) = self.out {
+                (xk, wk) = (b.cast(xk, out)?, b.cast(wk, out)?);
             }
             let product = b.mul(xk, wk)?;
             sum = Some(match sum {
@@ -124,7 +141,12 @@ impl Conv {
         };
         let x = b.reshape(x, &skip(&columns, 1))?;
         let w = b.reshape(w, &skip(&rows, 0))?;
-        b.matmul(w, x)
+        let product = MatMul {
+            transpose_a: false,
+            transpose_b: false,
+            out: self.out,
+        };
+        b.one(product, &[w, x])
     }
 }
 
@@ -137,8 +159,12 @@ impl Composite for Conv {
             return type_err(format!("takes 2 or 3 arguments, not {}", args.len()));
         }
         let (x, w) = (args[0], args[1]);
-        float(x, "the argument")?;
-        if x.dtype != w.dtype || x.rank() < 3 || w.rank() != x.rank() {
+        let byte = |t: &TensorType| matches!(t.dtype, DType::I8 | DType::U8);
+        let types = match self.out {
+            None => x.dtype == w.dtype && (x.dtype.is_float() || x.dtype == DType::I32),
+            Some(out) => byte(x) && byte(w) && out == DType::I32,
+        };
+        if !types || x.rank() < 3 || w.rank() != x.rank() {
             return type_err(format!("cannot convolve {x} with {w}"));
         }
         let spatial = x.rank() - 2;
@@ -163,7 +189,11 @@ impl Composite for Conv {
         }
         let depth = Dim::from(s.channels / groups);
         may_be(&w.shape[1], &depth, "channels of a group")?;
-        if let Some(bias) = args.get(2) {
+        if let (Some(pad), Some(_)) = (args.get(2), self.out) {
+            if pad.dtype != x.dtype || pad.rank() != 0 {
+                return type_err(format!("{x} is padded with {pad}"));
+            }
+        } else if let Some(bias) = args.get(2) {
             if bias.dtype != x.dtype || bias.rank() != 1 {
                 return type_err(format!("the bias is {bias}"));
             }
@@ -174,7 +204,7 @@ impl Composite for Conv {
 
     fn expand(&self, b: &mut Builder, args: &[Value]) -> Result<Vec<Value>, TypeError> {
         let s = self.sizes(&b.ty(args[0]), &b.ty(args[1]))?;
-        let mut x = self.padded(b, args[0])?;
+        let mut x = self.padded(b, args)?;
         let mut shape = vec![s.batch.clone(), s.filters.into()];
         for (i, &size) in s.taps.iter().enumerate() {
             let window = Unfold {
@@ -194,7 +224,7 @@ impl Composite for Conv {
             self.product(b, x, args[1], &s)?
         };
         let mut y = b.reshape(y, &shape)?;
-        if let Some(&bias) = args.get(2) {
+        if let Some(bias) = self.bias(args) {
             let mut column = vec![Dim::ONE; s.taps.len() + 1];
             column[0] = s.filters.into();
             let bias = b.reshape(bias, &column)?;
@@ -207,12 +237,16 @@ impl Composite for Conv {
 
     fn attrs(&self) -> Attrs {
         let ints = |v: &[usize]| v.iter().map(|&i| i as i64).collect::<Vec<_>>();
-        Attrs::none()
+        let attrs = Attrs::none()
             .with_ints("strides", ints(&self.strides))
             .with_ints("dilations", ints(&self.dilations))
             .with("lo", Attr::Dims(self.lo.clone()))
             .with("hi", Attr::Dims(self.hi.clone()))
-            .with("groups", Attr::Int(self.groups as i64))
+            .with("groups", Attr::Int(self.groups as i64));
+        match self.out {
+            Some(d) => attrs.with("out", Attr::Name(d.name().into())),
+            None => attrs,
+        }
     }
 
     fn from_attrs(a: &Attrs) -> Result<Self, TypeError> {
@@ -222,6 +256,10 @@ impl Composite for Conv {
             lo: a.dims("lo")?,
             hi: a.dims("hi")?,
             groups: a.index("groups")?,
+            out: match a.get("out") {
+                Ok(_) => Some(a.dtype("out")?),
+                Err(_) => None,
+            },
         })
     }
 }

@@ -11,6 +11,12 @@ use crate::{Builder, DType, Dim, Tensor, TensorType};
 /// panels `[groups, ceil(m/nr), taps·c/groups, nr]` of each group's `m` filters, columns
 /// beyond the end zero; as `[taps, filters]` if `nr` is 0 (each channel has one filter);
 /// or, transformed by [`winograd`], as `[36, ceil(m/nr), c, nr]`.
+///
+/// Of i8, elements come in groups of `group` that lie together, as kernels sum them: those
+/// of `run` taps and all their channels, `[groups, ceil(m/nr), taps/run ·
+/// ceil(run·c/groups / group), nr, group]`, or, if `nr` is 0, those of `run` taps of a
+/// channel, `[taps/run · ceil(run/group), filters, group]`; the last group of a run is
+/// filled up with 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackFilters {
     /// Groups of channels.
@@ -19,13 +25,27 @@ pub struct PackFilters {
     pub nr: usize,
     /// Whether the filters are transformed.
     pub winograd: bool,
+    /// Neighbours that lie together; 1 for floats.
+    pub group: usize,
+    /// Taps whose elements follow each other in what is convolved.
+    pub run: usize,
 }
 
 parse_one!(PackFilters, "pack_filters", |a| Ok(PackFilters {
     groups: a.index("groups")?,
     nr: a.index("nr")?,
     winograd: a.bool("winograd")?,
+    group: one_unless(a, "group")?,
+    run: one_unless(a, "run")?,
 }));
+
+/// A count that is 1 where it is not given.
+fn one_unless(a: &Attrs, name: &str) -> Result<usize, TypeError> {
+    match a.get(name) {
+        Ok(_) => a.index(name),
+        Err(_) => Ok(1),
+    }
+}
 
 /// The extents of filters.
 struct Sizes {
@@ -53,8 +73,10 @@ impl PackFilters {
         };
         let whole = g > 0 && filters.is_multiple_of(g);
         let depthwise = self.nr > 0 || *depth == 1 && *filters == g;
-        let plain = !self.winograd || kernel == [3, 3] && g == 1 && self.nr > 0;
-        match whole && depthwise && plain && !kernel.is_empty() {
+        let plain = !self.winograd
+            || kernel == [3, 3] && g == 1 && self.nr > 0 && [self.group, self.run] == [1, 1];
+        let runs = (1..=16).contains(&self.group) && self.run > 0 && taps.is_multiple_of(self.run);
+        match whole && depthwise && plain && runs && !kernel.is_empty() {
             true => Ok(Sizes {
                 m: filters / g,
                 depth: *depth,
@@ -72,30 +94,45 @@ impl PackFilters {
         self.sizes(filters).ok().map(|s| self.shape(&s))
     }
 
+    /// Groups of a run.
+    fn groups_of_run(&self, s: &Sizes) -> usize {
+        let each = if self.nr == 0 { 1 } else { s.depth };
+        (self.run * each).div_ceil(self.group)
+    }
+
     fn shape(&self, s: &Sizes) -> Vec<usize> {
-        if self.nr == 0 {
-            return vec![s.taps, self.groups];
+        let panels = s.m.div_ceil(self.nr.max(1));
+        let rows = s.taps / self.run * self.groups_of_run(s);
+        let mut shape = match self.nr {
+            0 => vec![rows, self.groups],
+            nr if self.winograd => vec![winograd::PLACES, panels, s.depth, nr],
+            nr => vec![self.groups, panels, rows, nr],
+        };
+        if self.group > 1 {
+            shape.push(self.group);
         }
-        let panels = s.m.div_ceil(self.nr);
-        match self.winograd {
-            true => vec![winograd::PLACES, panels, s.depth, self.nr],
-            false => vec![self.groups, panels, s.taps * s.depth, self.nr],
-        }
+        shape
     }
 
     /// Where element `(filter, channel, tap or place)` goes.
     fn place(&self, s: &Sizes, filter: usize, c: usize, tap: usize) -> usize {
-        let nr = self.nr;
-        if nr == 0 {
-            return tap * self.groups + filter;
-        }
-        let (group, j) = (filter / s.m, filter % s.m);
-        let panels = s.m.div_ceil(nr);
-        let row = match self.winograd {
-            true => (tap * panels + j / nr) * s.depth + c,
-            false => ((group * panels + j / nr) * s.taps + tap) * s.depth + c,
+        let (nr, depth) = (self.nr, if self.nr == 0 { 1 } else { s.depth });
+        let within = tap % self.run * depth + c;
+        let each = self.groups_of_run(s);
+        let row = tap / self.run * each + within / self.group;
+        let element = match nr {
+            0 => row * self.groups + filter,
+            _ => {
+                let (group, j) = (filter / s.m, filter % s.m);
+                let panels = s.m.div_ceil(nr);
+                let row = match self.winograd {
+                    true => (tap * panels + j / nr) * s.depth + c,
+                    false => (group * panels + j / nr) * (s.taps / self.run * each) + row,
+                };
+                row * nr + j % nr
+            }
         };
-        row * nr + j % nr
+        element * self.group + within % self.group
     }
 
     /// All elements of `N` bytes in their places, 0 elsewhere; `transform` gives the
@@ -128,6 +165,14 @@ impl PackFilters {
             let first = (g * s.m..end).step_by(self.nr.max(1));
             first.map(move |f| f..(f + self.nr.max(1)).min(end))
         });
+        if self.group > 1 {
+            // Bytes, a quarter of what floats would be: each finds its place.
+            for (i, x) in w.iter().enumerate() {
+                let (c, tap) = (i / s.taps % s.depth, i % s.taps);
+                out[self.place(s, i / s.taps / s.depth, c, tap)] = *x;
+            }
+            return bytes;
+        }
         for panel in panels {
             for first in (0..s.depth).step_by(block) {
                 let last = (first + block).min(s.depth);
@@ -181,7 +226,11 @@ impl OpDef for PackFilters {
     fn infer(&self, _: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
         let w = arity(args, 1)?[0].ty;
         plain(w)?;
-        let Some(shape) = w.const_shape().filter(|_| w.dtype.is_float()) else {
+        let fits = match self.group {
+            1 => w.dtype.is_float(),
+            _ => w.dtype == DType::I8,
+        };
+        let Some(shape) = w.const_shape().filter(|_| fits) else {
             return type_err(format!("{w} are no filters of known extents"));
         };
         let s = self.sizes(&shape)?;
@@ -229,10 +278,16 @@ impl OpDef for PackFilters {
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::none()
+        let attrs = Attrs::none()
             .with("groups", Attr::Int(self.groups as i64))
             .with("nr", Attr::Int(self.nr as i64))
-            .with("winograd", Attr::Bool(self.winograd))
+            .with("winograd", Attr::Bool(self.winograd));
+        match [self.group, self.run] {
+            [1, 1] => attrs,
+            [group, run] => attrs
+                .with("group", Attr::Int(group as i64))
+                .with("run", Attr::Int(run as i64)),
+        }
     }
 
     primitive!();

@@ -3,9 +3,14 @@
 
 use crate::graph::Value;
 use crate::op::*;
+use crate::ops::pack_filters::PackFilters;
 use crate::ops::util::*;
 use crate::ops::winograd;
-use crate::{Builder, Dim, Guard, Relation, Tensor, TensorType, Tri};
+use crate::tensor::Encoder;
+use crate::{Builder, DType, Dim, Guard, Relation, Tensor, TensorType, Tri};
+
+/// Bytes that kernels multiply and add at once.
+const GROUP: usize = 4;
 
 /// `packed_conv(x: f[n, s.., c], w) -> f[n, o.., filters]`: the cross-correlation of
 /// `x`, padded with zeros, and filters of `kernel` taps.
@@ -65,7 +70,52 @@ impl PackedConv {
 
     /// Whether `w` says that every channel has a filter of its own.
     pub fn is_depthwise(w: &TensorType) -> bool {
-        w.rank() == 2
+        match w.dtype {
+            DType::I8 => w.rank() == 3,
+            _ => w.rank() == 2,
+        }
+    }
+
+    /// Whether some tap may be outside `x`.
+    pub fn is_bordered(&self) -> bool {
+        self.lo.iter().chain(&self.hi).any(|d| *d != Dim::ZERO)
+    }
+
+    /// Taps whose elements follow each other in `x`: without a border, those along the
+    /// last axis.
+    pub fn joined_taps(&self) -> usize {
+        match (self.kernel.last(), self.dilations.last()) {
+            (Some(&k), Some(1)) if self.groups == 1 && !self.is_bordered() => k,
+            _ => 1,
+        }
+    }
+
+    /// How filters of bytes for this convolution are packed.
+    pub fn pack_of_bytes(&self, nr: usize) -> PackFilters {
+        PackFilters {
+            groups: self.groups,
+            nr,
+            winograd: false,
+            group: GROUP,
+            run: match nr {
+                0 => self.kernel.last().copied().unwrap_or(1),
+                _ => self.joined_taps(),
+            },
+        }
+    }
+
+    /// Whether `w` is what [`PackedConv::pack_of_bytes`] makes of filters.
+    fn holds_bytes(&self, channels: usize, w: &[usize]) -> bool {
+        let nr = match w {
+            [_, _, _, nr, _] if *nr > 0 => *nr,
+            [_, _, _] => 0,
+            _ => return false,
+        };
+        if self.winograd || self.groups == 0 || !channels.is_multiple_of(self.groups) {
+            return false;
+        }
+        let filters = [&[self.filters, channels / self.groups], &self.kernel[..]].concat();
+        self.pack_of_bytes(nr).shape_of(&filters).as_deref() == Some(w)
     }
 
     fn check_lists(&self, spatial: usize) -> Result<(), TypeError> {
@@ -95,6 +145,7 @@ impl PackedConv {
         let one = |l: &[usize]| l.iter().all(|&n| n == 1);
         let plain = self.kernel == [3, 3] && one(&self.strides) && one(&self.dilations);
         let fits = match w.const_shape().as_deref() {
+            Some(shape) if w.dtype == DType::I8 => self.holds_bytes(channels, shape),
             Some([places, panels, c, nr]) if self.winograd => {
                 plain
                     && self.groups == 1
@@ -166,9 +217,46 @@ impl PackedConv {
         values
     }
 
-    /// Calls `f(element of x, tap)` for each tap of the result element at `at`
-    /// (batch, then spatial places) that is inside `x`; elements count pixels.
-    fn for_taps(&self, shape: &[usize], lo: &[i64], at: &[usize], f: &mut dyn FnMut(usize, usize)) {
+    /// The weight of a tap and a channel of its group for a filter, in `w` as it is
+    /// packed for `channels`.
+    fn place_of(&self, w: &Tensor, channels: usize) -> impl Fn(usize, usize, usize) -> usize {
+        let (depth, m) = (channels / self.groups, self.filters / self.groups);
+        let bytes = w.dtype() == DType::I8;
+        let (group, shape) = (if bytes { GROUP } else { 1 }, w.shape().to_vec());
+        let lying = shape.len() - bytes as usize;
+        let run = match lying {
+            _ if !bytes => 1,
+            2 => self.kernel.last().copied().unwrap_or(1),
+            _ => self.joined_taps(),
+        };
+        let each = if lying == 2 { 1 } else { depth };
+        let row_of = move |tap: usize, c: usize| {
+            let within = tap % run * each + c;
+            let groups = (run * each).div_ceil(group);
+            (tap / run * groups + within / group, within % group)
+        };
+        move |tap, c, filter| {
+            if lying == 2 {
+                let (row, sub) = row_of(tap, 0);
+                return (row * channels + filter) * group + sub;
+            }
+            let (row, sub) = row_of(tap, c);
+            let (block, j) = (filter / m, filter % m);
+            let (panels, rows, nr) = (shape[1], shape[2], shape[3]);
+            let panel = block * panels + j / nr;
+            ((panel * rows + row) * nr + j % nr) * group + sub
+        }
+    }
+
+    /// Calls `f(element of x, tap)` for each tap of the result element at `at` (batch,
+    /// then spatial places); elements count pixels, none is outside `x`.
+    fn for_taps(
+        &self,
+        shape: &[usize],
+        lo: &[i64],
+        at: &[usize],
+        f: &mut dyn FnMut(Option<usize>, usize),
+    ) {
         let mut tap = 0;
         for_each_index(&self.kernel, |k| {
             let mut pixel = Some(at[0]);
@@ -179,12 +267,14 @@ impl PackedConv {
                     .filter(|_| inside)
                     .map(|q| q * shape[i + 1] + p as usize);
             }
-            if let Some(pixel) = pixel {
-                f(pixel, tap);
-            }
+            f(pixel, tap);
             tap += 1;
         });
     }
+}
+
+fn is_byte(t: DType) -> bool {
+    matches!(t, DType::I8 | DType::U8)
 }
 
 impl OpDef for PackedConv {
@@ -193,8 +283,17 @@ impl OpDef for PackedConv {
     }
 
     fn infer(&self, cx: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
-        let (x, w) = (arity(args, 2)?[0].ty, args[1].ty);
-        if x.rank() < 3 || !x.dtype.is_float() || !w.dtype.is_float() {
+        let bytes = args.first().is_some_and(|x| is_byte(x.ty.dtype));
+        let args = match args {
+            [_, _, pad] if bytes && pad.ty.dtype == args[0].ty.dtype && pad.ty.rank() == 0 => args,
+            _ => arity(args, 2)?,
+        };
+        let (x, w) = (args[0].ty, args[1].ty);
+        let types = match bytes {
+            true => w.dtype == DType::I8,
+            false => x.dtype.is_float() && w.dtype.is_float(),
+        };
+        if x.rank() < 3 || !types {
             return type_err(format!("cannot convolve {x} with {w}"));
         }
         let spatial = x.rank() - 2;
@@ -222,7 +321,8 @@ impl OpDef for PackedConv {
             shape.push((length - span).floor_div(&self.strides[i].into()) + Dim::ONE);
         }
         shape.push(self.filters.into());
-        Ok(vec![x.with_shape(shape).into()])
+        let dtype = if bytes { DType::I32 } else { x.dtype };
+        Ok(vec![TensorType::new(dtype, shape).into()])
     }
 
     fn axes(&self, args: &[&TensorType]) -> AxisMap {
@@ -230,7 +330,9 @@ impl OpDef for PackedConv {
         let mut batch = vec![None; rank];
         batch[0] = Some(0);
         AxisMap::Labels {
-            args: vec![batch.clone(), vec![None; args[1].rank()]],
+            args: std::iter::once(batch.clone())
+                .chain(args[1..].iter().map(|a| vec![None; a.rank()]))
+                .collect(),
             results: vec![batch],
             reduce: None,
         }
@@ -251,28 +353,39 @@ impl OpDef for PackedConv {
         }
         out.push(self.filters);
         let (depth, m) = (channels / self.groups, self.filters / self.groups);
-        let weight = |tap: usize, c: usize, filter: usize| match w.shape() {
-            [_, channels] => w.get_f64(tap * channels + filter),
-            s => {
-                let (group, j) = (filter / m, filter % m);
-                let (panels, rows, nr) = (s[1], s[2], s[3]);
-                let panel = group * panels + j / nr;
-                w.get_f64((panel * rows + tap * depth + c) * nr + j % nr)
-            }
-        };
+        let weight = self.place_of(w, channels);
         if self.winograd {
             let values = self.by_tiles(x, w, &lo, &out);
             let y = Tensor::from_f64(x.dtype(), out, &values);
             return Ok(vec![y.map_err(|e| EvalError(e.to_string()))?]);
+        }
+        if is_byte(x.dtype()) {
+            let pad = args.get(2).map_or(0, |pad| pad.get_i64(0));
+            let mut sums = Encoder::new(DType::I32, out.iter().product());
+            for_each_index(&out, |at| {
+                let filter = at[spatial + 1];
+                let mut sum = 0i64;
+                self.for_taps(shape, &lo, at, &mut |pixel, tap| {
+                    for c in 0..depth {
+                        let channel = filter / m * depth + c;
+                        let v = pixel.map_or(pad, |p| x.get_i64(p * channels + channel));
+                        sum += v * w.get_i64(weight(tap, c, filter));
+                    }
+                });
+                sums.push_i64(sum as i32 as i64);
+            });
+            return finish(DType::I32, out, sums);
         }
         let mut values = Vec::with_capacity(out.iter().product());
         for_each_index(&out, |at| {
             let filter = at[spatial + 1];
             let mut sum = 0.0;
             self.for_taps(shape, &lo, at, &mut |pixel, tap| {
+                let Some(pixel) = pixel else { return };
                 for c in 0..depth {
                     let channel = filter / m * depth + c;
-                    sum += x.get_f64(pixel * channels + channel) * weight(tap, c, filter);
+                    let v = x.get_f64(pixel * channels + channel);
+                    sum += v * w.get_f64(weight(tap, c, filter));
                 }
             });
             values.push(sum);
@@ -306,9 +419,8 @@ impl OpDef for PackedConv {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Binding;
     use crate::ops::conv::Conv;
-    use crate::ops::pack_filters::PackFilters;
-    use crate::{Binding, DType};
     use std::cell::RefCell;
 
     fn draw(shape: &[usize], k: usize) -> Tensor {
@@ -318,7 +430,7 @@ mod tests {
         Tensor::from_f64(DType::F64, shape.to_vec(), &values).unwrap()
     }
 
-    /// A tensor with channels behind, or before.
+    /// A tensor with its axes in another order.
     fn moved(t: &Tensor, perm: &[usize]) -> Tensor {
         let shape: Vec<usize> = perm.iter().map(|&p| t.shape()[p]).collect();
         let from = strides(t.shape());
@@ -346,6 +458,7 @@ mod tests {
                 lo: vec![1.into(), 0.into()],
                 hi: vec![0.into(), 2.into()],
                 groups,
+                out: None,
             };
             let x = draw(&[2, groups * depth, 6, 9], 7919);
             let w = draw(&[groups * m, depth, 3, 3], 104_729);
@@ -354,6 +467,8 @@ mod tests {
                 groups,
                 nr,
                 winograd,
+                group: 1,
+                run: 1,
             };
             let panels = pack.eval(&cx, &[&w]).unwrap();
             let op = PackedConv {
@@ -373,6 +488,55 @@ mod tests {
             for (a, b) in got.to_f64().iter().zip(want[0].to_f64()) {
                 assert!((a - b).abs() < 1e-10, "{op:?}: {a} is not {b}");
             }
+        }
+    }
+
+    /// Small integers as bytes.
+    fn bytes(dtype: DType, shape: &[usize], k: usize) -> Tensor {
+        let values: Vec<i64> = (0..shape.iter().product())
+            .map(|i: usize| ((i * k) % 251) as i64 - if dtype == DType::I8 { 125 } else { 0 })
+            .collect();
+        Tensor::from_i64(dtype, shape.to_vec(), &values).unwrap()
+    }
+
+    #[test]
+    fn packed_filters_of_bytes_give_the_sums_of_plain_ones() {
+        let binding = RefCell::new(Binding::new());
+        let cx = EvalCx::pure(&binding);
+        for (groups, depth, m, nr, pads, x_type) in [
+            (1, 3, 5, 4, [0, 0], DType::U8),
+            (1, 3, 5, 16, [1, 2], DType::U8),
+            (1, 8, 2, 4, [1, 0], DType::I8),
+            (2, 5, 3, 16, [0, 2], DType::U8),
+            (6, 1, 1, 0, [1, 2], DType::U8),
+            (6, 1, 1, 0, [0, 0], DType::I8),
+        ] {
+            let plain = Conv {
+                strides: vec![2, 1],
+                dilations: vec![2, 1],
+                lo: vec![pads[0].into(), 0.into()],
+                hi: vec![0.into(), pads[1].into()],
+                groups,
+                out: Some(DType::I32),
+            };
+            let op = PackedConv {
+                filters: groups * m,
+                groups,
+                kernel: vec![3, 5],
+                strides: plain.strides.clone(),
+                dilations: plain.dilations.clone(),
+                lo: plain.lo.clone(),
+                hi: plain.hi.clone(),
+                winograd: false,
+            };
+            let x = bytes(x_type, &[2, groups * depth, 6, 9], 7919);
+            let w = bytes(DType::I8, &[groups * m, depth, 3, 5], 104_729);
+            let pad = Tensor::scalar_i64(x_type, 77);
+            let want = plain.eval(&cx, &[&x, &w, &pad]).unwrap();
+            let panels = op.pack_of_bytes(nr).eval(&cx, &[&w]).unwrap();
+            let x = moved(&x, &[0, 2, 3, 1]);
+            let got = op.eval(&cx, &[&x, &panels[0], &pad]).unwrap();
+            assert_eq!(moved(&got[0], &[0, 3, 1, 2]), want[0], "{op:?}");
         }
     }
 }

@@ -103,6 +103,14 @@ fn spread(
     }
 }
 
+/// Whether a value is a literal 0.
+fn is_zero(b: &Builder, v: Value) -> bool {
+    match b.graph.producer_op(v) {
+        Some((Op::Constant(c), _)) => c.value.len() == 1 && c.value.get_f64(0) == 0.0,
+        _ => false,
+    }
+}
+
 impl Composite for Dequantize {
     const MNEMONIC: &'static str = "dequantize";
     const DONATES: &'static [usize] = &[];
@@ -199,7 +207,8 @@ impl Composite for Quantize {
             return Ok(vec![b.cast(y, self.to)?]);
         }
         let mut y = b.unary(UnaryFn::Round, y)?;
-        if let Some(&zero) = args.get(2) {
+        // A zero point of 0 changes nothing: -0.0 becomes the same integer.
+        if let Some(&zero) = args.get(2).filter(|&&z| !is_zero(b, z)) {
             let zero = spread(b, zero, args[0], self.axis, self.block)?;
             let zero = b.cast(zero, compute)?;
             y = b.add(y, zero)?;

@@ -120,8 +120,36 @@ fn convolutions() -> Vec<Sample> {
         lo: lo.iter().map(|&d| Dim::from(d)).collect(),
         hi: hi.iter().map(|&d| Dim::from(d)).collect(),
         groups,
+        out: None,
+    };
+    let bytes = |groups| Conv {
+        out: Some(DType::I32),
+        ..conv(&[2, 1], &[1, 2], &[1, 0], &[0, 1], groups)
+    };
+    let shapes = |groups: usize| [vec![2, 4, 6, 7], vec![4, 4 / groups, 3, 2]];
+    let integers = |groups| {
+        let [x, w] = shapes(groups);
+        rough(
+            bytes(groups),
+            vec![
+                between(DType::U8, &x, 0.0, 255.0),
+                between(DType::I8, &w, -128.0, 127.0),
+                exactly(DType::U8, &[], &[130.0]),
+            ],
+        )
     };
     vec![
+        integers(1),
+        integers(2),
+        integers(4),
+        rough(
+            conv(&[1], &[1], &[1], &[1], 1),
+            vec![
+                between(DType::I32, &[2, 3, 5], -300.0, 300.0),
+                between(DType::I32, &[2, 3, 2], -300.0, 300.0),
+                between(DType::I32, &[2], -9.0, 9.0),
+            ],
+        ),
         smooth(
             conv(&[2, 1], &[1, 2], &[1, 0], &[0, 1], 1),
             vec![f(&[2, 3, 6, 7]), f(&[4, 3, 3, 2]), f(&[4])],
@@ -172,6 +200,37 @@ fn contractions() -> Vec<Sample> {
         ),
         rough(convolution(6, 2), vec![f(&[2, 5, 4, 4]), f(&[2, 1, 12, 4])]),
         rough(convolution(4, 4), vec![f(&[2, 5, 4, 4]), f(&[6, 4])]),
+        rough(
+            convolution(6, 2),
+            vec![
+                bytes(DType::U8, &[2, 5, 4, 6]),
+                bytes(DType::I8, &[2, 1, 6, 4, 4]),
+                exactly(DType::U8, &[], &[130.0]),
+            ],
+        ),
+        rough(
+            convolution(4, 4),
+            vec![
+                bytes(DType::I8, &[2, 5, 4, 4]),
+                bytes(DType::I8, &[2, 4, 4]),
+            ],
+        ),
+        rough(
+            PackFilters {
+                group: 4,
+                run: 3,
+                ..filters(1, 4, false)
+            },
+            vec![bytes(DType::I8, &[5, 3, 2, 3])],
+        ),
+        rough(
+            PackFilters {
+                group: 4,
+                run: 3,
+                ..filters(4, 0, false)
+            },
+            vec![bytes(DType::I8, &[4, 1, 2, 3])],
+        ),
         rough(filters(2, 4, false), vec![f(&[6, 2, 2, 3])]),
         rough(filters(4, 0, false), vec![f(&[4, 1, 3])]),
         rough(filters(1, 4, true), vec![f(&[5, 2, 3, 3])]),
@@ -215,6 +274,8 @@ fn filters(groups: usize, nr: usize, winograd: bool) -> PackFilters {
         groups,
         nr,
         winograd,
+        group: 1,
+        run: 1,
     }
 }
 

@@ -144,6 +144,7 @@ impl MatMulSpec {
                 products: e.min(left, kc, false),
                 whole: matches!(self.k, Size::Const(k) if k % group == 0),
                 group,
+                tail: None,
             };
             let part = match self.b {
                 Columns::Strided { row, column } => {

@@ -1,4 +1,5 @@
-//! Convolutions against sums in f64: strides, dilations, borders, groups, tails.
+//! Convolutions against sums in f64: strides, dilations, borders, groups, tails; those of
+//! bytes, whose sums are exact.
 
 use crate::support::{Launch, Rng, at_every_level, bytes, numbers};
 use kiln_ir::ops::winograd;
@@ -65,7 +66,7 @@ impl Problem {
             .map(|i| ((kernel[i] - 1) * dilations[i] + 1 + room[i]).saturating_sub(lo[i] + hi[i]))
             .map(|d| d.max(1))
             .collect();
-        let depthwise = rng.below(3) == 0;
+        let depthwise = rng.below(3) == 0 && kernel.iter().product::<usize>() <= 64;
         let (groups, depth, m) = match depthwise {
             true => (rng.pick(&[2, 7, 16, 24, 33, 48]), 1, 1),
             false => (
@@ -106,9 +107,51 @@ impl Problem {
             .collect()
     }
 
+    fn of_bytes(&self) -> bool {
+        matches!(self.dtype, DType::I8 | DType::U8)
+    }
+
+    fn bordered(&self) -> bool {
+        self.lo.iter().chain(&self.hi).any(|&p| p > 0)
+    }
+
+    /// Filters of bytes: the taps of a run, and the groups of four that it has.
+    fn run(&self) -> (usize, usize) {
+        let last = self.kernel.len() - 1;
+        let joined = self.groups == 1 && !self.bordered() && self.dilations[last] == 1;
+        let run = match joined || self.nr == 0 {
+            true => self.kernel[last],
+            false => 1,
+        };
+        (run, (run * self.depth).div_ceil(4))
+    }
+
+    fn random_of_bytes(rng: &mut Rng) -> Problem {
+        let p = Problem::random(rng);
+        Problem {
+            dtype: rng.pick(&[DType::U8, DType::U8, DType::I8]),
+            nr: p.nr.next_multiple_of(16),
+            ..p
+        }
+    }
+
     /// Where the filter's element lies.
     fn at_w(&self, tap: usize, c: usize, filter: usize) -> usize {
         let (taps, nr) = (self.kernel.iter().product::<usize>(), self.nr);
+        if self.of_bytes() {
+            let (run, groups) = self.run();
+            let within = tap % run * self.depth + c;
+            let row = tap / run * groups + within / 4;
+            let element = match nr {
+                0 => row * self.groups + filter,
+                _ => {
+                    let (group, j) = (filter / self.m, filter % self.m);
+                    let panel = group * self.m.div_ceil(nr) + j / nr;
+                    (panel * (taps / run) * groups + row) * nr + j % nr
+                }
+            };
+            return element * 4 + within % 4;
+        }
         if nr == 0 {
             return tap * self.groups + filter;
         }
@@ -123,22 +166,37 @@ impl Problem {
         let (taps, output) = (self.kernel.iter().product::<usize>(), self.output());
         let pixels: usize = self.input.iter().product();
         let places: usize = output.iter().product();
-        let x = numbers(
-            self.dtype,
-            &rng.data(self.dtype, self.batch * pixels * channels),
-        );
+        let mut draw = |dtype: DType, n: usize| match dtype {
+            DType::U8 | DType::I8 => {
+                let all: Vec<u8> = (0..n).map(|_| rng.next() as u8).collect();
+                numbers(dtype, &all)
+            }
+            _ => numbers(dtype, &rng.data(dtype, n)),
+        };
+        let bytes_out = self.of_bytes() && !self.epilogue;
+        let (w_type, out_type) = match self.of_bytes() {
+            true => (DType::I8, if bytes_out { DType::I32 } else { f32 }),
+            false => (self.dtype, f32),
+        };
+        let x = draw(self.dtype, self.batch * pixels * channels);
+        let runs = taps / self.run().0;
         let size = match self.nr {
+            0 if self.of_bytes() => runs * self.run().1 * channels * 4,
+            nr if self.of_bytes() => {
+                self.groups * self.m.div_ceil(nr) * runs * self.run().1 * nr * 4
+            }
             nr if self.winograd => winograd::PLACES * self.m.div_ceil(nr) * channels * nr,
             0 => taps * channels,
             nr => self.groups * self.m.div_ceil(nr) * taps * self.depth * nr,
         };
-        let values = numbers(
-            self.dtype,
-            &rng.data(self.dtype, taps * self.depth * filters),
-        );
+        let values = draw(w_type, taps * self.depth * filters);
+        let around = match self.of_bytes() && self.bordered() {
+            true => draw(self.dtype, 1)[0],
+            false => 0.0,
+        };
         let mut w = vec![0.0; size];
-        let bias = numbers(f32, &rng.data(f32, filters));
-        let residual = numbers(f32, &rng.data(f32, self.batch * places * filters));
+        let bias = draw(f32, filters);
+        let residual = draw(f32, self.batch * places * filters);
         let value = |tap: usize, c: usize, f: usize| values[(tap * self.depth + c) * filters + f];
         if self.winograd {
             let nr = self.nr;
@@ -176,12 +234,13 @@ impl Problem {
                         pixel += p.max(0) as usize * step;
                         step *= self.input[i];
                     }
-                    if !inside {
-                        continue;
-                    }
                     for c in 0..self.depth {
                         let channel = f / self.m * self.depth + c;
-                        let v = x[(rest * pixels + pixel) * channels + channel] * value(tap, c, f);
+                        let v = match inside {
+                            true => x[(rest * pixels + pixel) * channels + channel],
+                            false => around,
+                        };
+                        let v = v * value(tap, c, f);
                         sum += v;
                         size += v.abs();
                     }
@@ -204,20 +263,28 @@ impl Problem {
             }
         };
         let mut e = Exprs::new();
-        let mut args = vec![self.dtype, self.dtype];
-        let mut buffers = vec![bytes(self.dtype, &x), bytes(self.dtype, &w)];
+        let mut args = vec![self.dtype, w_type];
+        let mut buffers = vec![bytes(self.dtype, &x), bytes(w_type, &w)];
+        let pad = self.of_bytes() && self.bordered();
+        if pad {
+            args.push(self.dtype);
+            buffers.push(bytes(self.dtype, &[around]));
+        }
         let mut strides = vec![0; n + 2];
         strides[n + 1] = 1;
         for i in (0..=n).rev() {
             strides[i] = strides[i + 1] * if i == n { filters } else { output[i] };
         }
         let whole = Index::strided(strides.iter().map(|&s| Size::Const(s as i64)));
-        let mut value = e.acc(0, f32).unwrap();
+        let acc = if self.of_bytes() { DType::I32 } else { f32 };
+        let mut value = e.acc(0, acc).unwrap();
+        value = e.cast(out_type, value).unwrap();
         if self.epilogue {
+            let next = args.len() as u16;
             let mut one = vec![Size::ZERO; n + 1];
             one.push(Size::ONE);
-            let b = e.load(2, f32, Index::strided(one)).unwrap();
-            let r = e.load(3, f32, whole.clone()).unwrap();
+            let b = e.load(next, f32, Index::strided(one)).unwrap();
+            let r = e.load(next + 1, f32, whole.clone()).unwrap();
             let zero = e.f32(0.0);
             value = e.binary(BinaryFn::Add, value, b).unwrap();
             value = e.binary(BinaryFn::Max, value, zero).unwrap();
@@ -225,7 +292,7 @@ impl Problem {
             args.extend([f32, f32]);
             buffers.extend([bytes(f32, &bias), bytes(f32, &residual)]);
         }
-        args.push(f32);
+        args.push(out_type);
         buffers.push(vec![0; want.len() * 4]);
         let ints = |v: &[usize]| v.iter().map(|&i| i as i64).collect::<Vec<_>>();
         let batch = size(self.batch);
@@ -246,7 +313,8 @@ impl Problem {
             strides: ints(&self.strides),
             dilations: ints(&self.dilations),
             lo,
-            bordered: self.lo.iter().chain(&self.hi).any(|&p| p > 0),
+            pad,
+            bordered: self.bordered(),
             nr: self.nr as i64,
             winograd: self.winograd,
             out: whole,
@@ -273,6 +341,10 @@ fn check(problems: &[Problem], seed: u64) {
     let cases: Vec<&Launch> = built.iter().map(|b| &b.case).collect();
     at_every_level(&cases, &mut |level, i, result| {
         let (p, b) = (&problems[i], &built[i]);
+        if p.of_bytes() && !p.epilogue {
+            assert_eq!(numbers(DType::I32, result), b.want, "{level}: {p:?}");
+            return;
+        }
         let got = numbers(DType::F32, result);
         let unit = if p.winograd { 4e-6 } else { 3e-7 };
         for (e, &want) in b.want.iter().enumerate() {
@@ -293,6 +365,33 @@ fn random_convolutions_match() {
         let problems: Vec<Problem> = (0..20).map(|_| Problem::random(&mut rng)).collect();
         check(&problems, round);
     }
+}
+
+#[test]
+fn random_convolutions_of_bytes_are_exact() {
+    let mut rng = Rng(23);
+    for round in 0..5 {
+        let problems = (0..20).map(|_| Problem::random_of_bytes(&mut rng));
+        check(&problems.collect::<Vec<_>>(), round);
+    }
+}
+
+#[test]
+fn bytes_of_every_tail() {
+    // Runs of 1 to 9 bytes and of a whole number of groups, joined and not, and more
+    // filters than a panel has.
+    let mut problems = vec![];
+    for depth in (1..10).chain([64]) {
+        for (pads, dtype) in [(0, DType::U8), (1, DType::U8), (1, DType::I8)] {
+            problems.push(Problem {
+                lo: vec![pads, 0],
+                hi: vec![0, pads],
+                dtype,
+                ..Problem::plain(&[4, 5], &[2, 3], depth, 70)
+            });
+        }
+    }
+    check(&problems, 9);
 }
 
 #[test]
@@ -374,6 +473,9 @@ fn malformed_convolutions_are_refused() {
     (taps.groups, taps.nr, taps.kernel) = (4, 0, vec![9, 9]);
     let mut open = good();
     open.lo[1] = Size::Param(0);
+    // Of bytes, with filters of floats.
+    let mut mixed = good();
+    mixed.args[0] = DType::U8;
     let mut axes = good();
     axes.value = axes.exprs.axis(4);
     axes.args[2] = DType::I64;
@@ -381,6 +483,7 @@ fn malformed_convolutions_are_refused() {
         (groups, "do not agree"),
         (depthwise, "do not agree"),
         (taps, "do not agree"),
+        (mixed, "do not agree"),
         (open, "parameter 0 of 0"),
         (axes, "axis 4 of 4"),
     ] {

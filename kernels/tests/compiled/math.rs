@@ -444,3 +444,73 @@ fn integer_powers_and_shifts_wrap() {
         }
     }
 }
+
+/// What a quantize op ends in, over the sweep and around every tie.
+#[test]
+fn rounding_to_bytes_saturates() {
+    let mut values = sweep();
+    values.extend((-600..600).flat_map(|i| {
+        let tie = i as f32 / 2.0;
+        [tie, tie.next_up(), tie.next_down()]
+    }));
+    let cases = [
+        (DType::U8, 0.0),
+        (DType::U8, 131.0),
+        (DType::U8, 255.0),
+        (DType::I8, 0.0),
+        (DType::I8, -128.0),
+        (DType::I8, 5.0),
+        // No zero point: the sum is rounded again.
+        (DType::U8, 0.25),
+        (DType::I8, 3e4),
+    ];
+    let specs: Vec<(String, KernelSpec)> = (0..)
+        .zip(&cases)
+        .map(|(i, &(to, zero))| {
+            let spec = map(DType::F32, 1, |e, x| {
+                let y = e.unary(UnaryFn::Round, x[0]).unwrap();
+                let z = e.f32(zero);
+                let y = e.binary(BinaryFn::Add, y, z).unwrap();
+                e.cast(to, y).unwrap()
+            });
+            (format!("quantize{i}"), spec)
+        })
+        .collect();
+    // Read as numbers again.
+    let wide: Vec<(String, KernelSpec)> = (0..)
+        .zip(&cases)
+        .map(|(i, &(to, zero))| {
+            let spec = map(DType::F32, 1, |e, x| {
+                let y = e.unary(UnaryFn::Round, x[0]).unwrap();
+                let z = e.f32(zero);
+                let y = e.binary(BinaryFn::Add, y, z).unwrap();
+                let byte = e.cast(to, y).unwrap();
+                e.cast(DType::I32, byte).unwrap()
+            });
+            (format!("again{i}"), spec)
+        })
+        .collect();
+    for target in targets() {
+        let loaded = load(&[&specs[..], &wide].concat(), &target);
+        for (i, &(to, zero)) in cases.iter().enumerate() {
+            let n = values.len() as i64;
+            let run = |(name, spec): &(String, KernelSpec), size: usize| {
+                let mut buffers = vec![values.iter().flat_map(|x| x.to_le_bytes()).collect()];
+                buffers.push(vec![0; size * values.len()]);
+                assert_eq!(loaded.run(name, spec, &mut buffers, &[n]), STATUS_OK);
+                buffers.pop().unwrap()
+            };
+            let (bytes, again) = (run(&specs[i], 1), run(&wide[i], 4));
+            let again = crate::support::numbers(DType::I32, &again);
+            assert_eq!(crate::support::numbers(to, &bytes), again);
+            for (&x, &got) in values.iter().zip(&bytes) {
+                let y = x.round_ties_even() + zero;
+                let want = match to {
+                    DType::U8 => y as u8,
+                    _ => y as i8 as u8,
+                };
+                assert_eq!(got, want, "{}: {x} + {zero} to {to}", target.name);
+            }
+        }
+    }
+}

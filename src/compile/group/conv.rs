@@ -17,16 +17,22 @@ pub(super) fn convolution(
 ) -> Result<Kernel, NoKernel> {
     let node = graph.node(n);
     let (x, w, y) = (node.args[0], node.args[1], node.results[0]);
-    if graph.producer(x).is_some() || graph.producer(w).is_some() {
+    let pad = node.args.get(2).copied();
+    let read: Vec<Value> = [x, w].into_iter().chain(pad).collect();
+    if read.iter().any(|&v| graph.producer(v).is_some()) {
         return Err(NoKernel("a convolution reads what lies in memory".into()));
     }
     let rank = graph.ty(y).rank();
     let (x_shape, shape) = (graph.shape(x).to_vec(), graph.shape(y).to_vec());
-    let mut s = Scalars::new(graph, region, vec![x, w]);
+    let mut s = Scalars::new(graph, region, read);
     let out_dtype = graph.ty(y).dtype;
     let identity: Vec<Coord> = (0..rank as u8).map(Coord::axis).collect();
-    let mut sum = s.exprs.acc(0, DType::F32)?;
-    if out_dtype != DType::F32 {
+    let acc = match graph.ty(w).dtype {
+        DType::I8 => DType::I32,
+        _ => DType::F32,
+    };
+    let mut sum = s.exprs.acc(0, acc)?;
+    if out_dtype != acc {
         sum = s.exprs.cast(out_dtype, sum)?;
     }
     s.fixed.insert(y, (sum, Some(identity.clone())));
@@ -62,7 +68,8 @@ pub(super) fn convolution(
         strides: ints(&op.strides),
         dilations: ints(&op.dilations),
         lo,
-        bordered: op.lo.iter().chain(&op.hi).any(|d| *d != Dim::ZERO),
+        pad: pad.is_some(),
+        bordered: op.is_bordered(),
         nr,
         winograd: op.winograd,
         out,

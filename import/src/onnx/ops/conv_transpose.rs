@@ -101,6 +101,7 @@ impl Shape {
                 .map(|i| border(i, &self.hi[i], self.extra[i]))
                 .collect(),
             groups: self.groups,
+            out: None,
         };
         let args: Vec<Value> = [spread, w].into_iter().chain(bias).collect();
         Ok(vec![cx.b.one(op, &args)?])
@@ -130,6 +131,7 @@ impl Shape {
             lo: border.clone(),
             hi: border,
             groups: 1,
+            out: None,
         };
         let y = cx.b.one(op, &[x, w])?;
         // [n, phases.., filters, places..] to [n, filters, (places, phases)..].

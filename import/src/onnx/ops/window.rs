@@ -182,6 +182,7 @@ fn convolution(cx: &mut Cx, x: Value, w: Value, bias: Option<Value>) -> One {
         lo: f.lo,
         hi: f.hi,
         groups: groups(cx)?,
+        out: None,
     };
     let args: Vec<Value> = [x, w].into_iter().chain(bias).collect();
     Ok(cx.b.one(op, &args)?)
@@ -214,14 +215,13 @@ pub(crate) fn conv_integer(cx: &mut Cx) -> Out {
     let (x, w) = (cx.arg(0)?, cx.arg(1)?);
     let x = centred(cx, x, cx.opt(2), false)?;
     let w = centred(cx, w, cx.opt(3), true)?;
-    let y = convolution(cx, x, w, None)?;
-    Ok(vec![cx.b.cast(y, DType::I32)?])
+    Ok(vec![convolution(cx, x, w, None)?])
 }
 
+/// `x − zero` in i32: integers wrap alike wherever a zero point is taken off.
 fn centred(cx: &mut Cx, x: Value, zero: Option<Value>, per_filter: bool) -> One {
-    let wide = cx.b.cast(x, DType::F64)?;
+    let wide = cx.b.cast(x, DType::I32)?;
     let Some(z) = zero else { return Ok(wide) };
-    let z = cx.b.cast(z, DType::F64)?;
     let z = match &cx.shape(z)[..] {
         [n] if per_filter && *n != Dim::ONE => {
             let mut column = vec![Dim::ONE; cx.rank(x)];
@@ -232,6 +232,7 @@ fn centred(cx: &mut Cx, x: Value, zero: Option<Value>, per_filter: bool) -> One 
         [_] => cx.b.reshape(z, &[])?,
         _ => z,
     };
+    let z = cx.b.cast(z, DType::I32)?;
     Ok(cx.b.sub(wide, z)?)
 }
 
@@ -243,11 +244,7 @@ pub(crate) fn qlinear_conv(cx: &mut Cx) -> Out {
     let to = cx.dtype(zy);
     let x = centred(cx, x, zx, false)?;
     let w = centred(cx, w, zw, true)?;
-    let bias = match cx.opt(8) {
-        Some(b) => Some(cx.b.cast(b, DType::F64)?),
-        None => None,
-    };
-    let y = convolution(cx, x, w, bias)?;
+    let y = convolution(cx, x, w, cx.opt(8))?;
     // The sum is exact; what scales it is one f32, as in ONNX Runtime.
     let y = cx.b.cast(y, DType::F32)?;
     let channels = |cx: &mut Cx, s: Value| -> One {
@@ -297,6 +294,7 @@ pub(crate) fn causal_conv(cx: &mut Cx) -> Out {
         lo: vec![Dim::ZERO],
         hi: vec![Dim::ZERO],
         groups: groups.ok_or_else(|| Fail::form("the number of channels must be a constant"))?,
+        out: None,
     };
     let args: Vec<Value> = [all, w].into_iter().chain(cx.opt(2)).collect();
     let mut y = cx.b.one(op, &args)?;

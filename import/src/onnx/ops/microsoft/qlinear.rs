@@ -122,7 +122,8 @@ pub(crate) fn softmax(cx: &mut Cx) -> Out {
     Ok(vec![rounded(cx, y, cx.opt(4), to)?])
 }
 
-/// Values, each with its scale and zero point, joined under one of both.
+/// Values, each with its scale and zero point, joined under one of both. Each is quantized
+/// first, by what makes it, so that bytes are joined.
 pub(crate) fn concat(cx: &mut Cx) -> Out {
     let count = cx.args.len().saturating_sub(2);
     if count == 0 || !count.is_multiple_of(3) {
@@ -132,11 +133,11 @@ pub(crate) fn concat(cx: &mut Cx) -> Out {
     let mut parts = vec![];
     for i in (2..2 + count).step_by(3) {
         let x = cx.arg(i)?;
-        parts.push(numbers(cx, x, i + 1)?);
+        let x = numbers(cx, x, i + 1)?;
+        parts.extend(quantized(cx, x, 0, to)?);
     }
     let axis = cx.axis_attr(0, cx.rank(parts[0]))?;
-    let y = cx.b.concat(&parts, axis)?;
-    quantized(cx, y, 0, to)
+    Ok(vec![cx.b.concat(&parts, axis)?])
 }
 
 pub(crate) fn select(cx: &mut Cx) -> Out {

@@ -60,6 +60,8 @@ fn filters_are_packed_by_panels() {
                 groups,
                 nr,
                 winograd: false,
+                group: 1,
+                run: 1,
             };
             let packed = run1(pack, &[&w]);
             let extents = [groups, m.div_ceil(nr), taps, depth, nr];
@@ -81,6 +83,8 @@ fn filters_of_one_channel_are_packed_by_taps() {
         groups: 7,
         nr: 0,
         winograd: false,
+        group: 1,
+        run: 1,
     };
     let packed = run1(pack, &[&w]);
     for (at, i) in indices(&[9, 7]).iter().enumerate() {
@@ -97,6 +101,8 @@ fn transformed_filters_are_packed_by_places() {
             groups: 1,
             nr,
             winograd: true,
+            group: 1,
+            run: 1,
         };
         let packed = run1(pack, &[&w]);
         for (at, i) in indices(&[PLACES, m.div_ceil(nr), depth, nr])

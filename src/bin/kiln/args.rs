@@ -271,8 +271,8 @@ pub struct CompileArgs {
     /// that decide what is computed. May be repeated.
     #[arg(long, value_name = "NAME=FILE.npy")]
     pub freeze: Vec<String>,
-    /// What products and attention read: f32, bf16 or f16, with sums and everything
-    /// between them in f32. Weights are stored so.
+    /// f32; bf16: what products and attention read, with sums and everything between
+    /// them in f32; f16: weights alone, as they are stored.
     #[arg(long)]
     pub precision: Option<String>,
     /// No rewrite that changes a result's bits.

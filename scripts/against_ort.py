@@ -31,10 +31,10 @@ def errors(got, want):
 class Artifact:
     """A model compiled once."""
 
-    def __init__(self, kiln, kiln_rt, path, folder):
+    def __init__(self, kiln, kiln_rt, path, folder, options=()):
         self.kiln_rt, self.folder = kiln_rt, Path(folder)
         self.file = self.folder / "model.kiln"
-        subprocess.run([kiln, "compile", str(path), "-o", str(self.file)], check=True)
+        subprocess.run([kiln, "compile", str(path), "-o", str(self.file), *options], check=True)
 
     def run(self, given, outputs):
         archive = self.folder / "in.npz"
@@ -44,12 +44,13 @@ class Artifact:
         return [np.load(self.folder / file_name(name)) for name in outputs]
 
 
-def compare(kiln, kiln_rt, name, path, runs, folder, relative=1e-4, element=1e-3):
-    """Runs a model at every size and prints how near each is; (passed, failed)."""
+def compare(kiln, kiln_rt, name, path, runs, folder, relative=1e-4, element=1e-3, options=()):
+    """Runs a model, compiled with these options, at every size and prints how near each
+    is; (passed, failed)."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
     outputs = [o.name for o in session.get_outputs()]
-    artifact = Artifact(kiln, kiln_rt, path, folder)
+    artifact = Artifact(kiln, kiln_rt, path, folder, options)
     passed = failed = 0
     for label, every in runs:
         given = {n: every[n] for n in names}

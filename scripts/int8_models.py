@@ -247,8 +247,8 @@ def whole(artifact, given, names, expected, fused, bound):
     return relative <= bound, f"{text}; {from_fused:.1e} from the fused, the reference's own {own:.1e}"
 
 
-def check(kiln, kiln_rt, name, build, bound, folder):
-    path, runs = quantized(build, folder)
+def check(kiln, kiln_rt, name, path, runs, bound, folder):
+    """A model of QuantizeLinear and DequantizeLinear in both ways; (passed, failed)."""
     integers, names = with_integers(path, folder)
     fused, plain = ort.InferenceSession(str(path)), plain_session(integers)
     floats, outputs = [o.name for o in fused.get_outputs()], [o.name for o in plain.get_outputs()]
@@ -275,10 +275,10 @@ def main():
         total += against_ort.compare(kiln, kiln_rt, "cnn-qlinear", path, runs, folder, relative=1e-2, element=1e-1)
     for name, build, bound in (("minilm-qdq", minilm, 5e-2), ("cnn-qdq", cnn, 1e-2), ("speech-qdq", speech, 1e-2)):
         with tempfile.TemporaryDirectory() as folder:
-            total += check(kiln, kiln_rt, name, build, bound, folder)
+            total += check(kiln, kiln_rt, name, *quantized(build, folder), bound, folder)
     for name, bound in (("squeezenet", 1e-2), ("mobile", 5e-2), ("resnet50", 5e-2)):
         with tempfile.TemporaryDirectory() as folder:
-            total += check(kiln, kiln_rt, name, network(name), bound, folder)
+            total += check(kiln, kiln_rt, name, *quantized(network(name), folder), bound, folder)
     print(f"{total[0]} passed, {total[1]} failed")
     sys.exit(1 if total[1] else 0)
 

@@ -15,7 +15,11 @@ export KILN_CACHE_DIR=${KILN_CACHE_DIR:-$PWD/$target/kernel-cache}
 export RTOL=${RTOL:-1e-4} ATOL=${ATOL:-1e-5}
 levels=(--target x86-64-v3)
 grep -q avx512f /proc/cpuinfo && levels+=(--target x86-64-v4)
-grep -q avx512_vnni /proc/cpuinfo && levels+=(--target x86-64-v4-vnni)
+if grep -q avx512_bf16 /proc/cpuinfo; then
+  levels+=(--target x86-64-v4-bf16)
+elif grep -q avx512_vnni /proc/cpuinfo; then
+  levels+=(--target x86-64-v4-vnni)
+fi
 export LEVELS="${levels[*]}"
 
 verify() {

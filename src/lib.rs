@@ -14,6 +14,7 @@
 //! ```
 
 pub mod compile;
+pub mod quantize;
 pub mod roofline;
 
 pub use kiln_import as import;

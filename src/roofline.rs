@@ -22,7 +22,7 @@ pub fn fma_loop(target: &CpuTarget) -> Result<FmaLoop, CodegenError> {
         return Err(failed(format!("this machine does not run {name}")));
     }
     let lanes = target.f32_lanes();
-    let object = kiln_codegen::compile(&[emit(lanes)], target)?;
+    let object = kiln_codegen::compile(&[emit(target, lanes)], target)?;
     let code = Code::load(&object).map_err(|e| failed(e.to_string()))?;
     let kernel = code
         .kernel(SYMBOL)
@@ -43,8 +43,8 @@ pub fn fma_loop(target: &CpuTarget) -> Result<FmaLoop, CodegenError> {
     })
 }
 
-fn emit(lanes: u32) -> String {
-    Emitter::kernel(SYMBOL, |e, k| {
+fn emit(target: &CpuTarget, lanes: u32) -> String {
+    Emitter::kernel(SYMBOL, target, |e, k| {
         let ty = Ty::vector(Elem::F32, lanes);
         let (x, y, one) = (e.float(ty, 1.000_001), e.float(ty, 1e-9), e.i64(1));
         let start: Vec<_> = (0..CHAINS).map(|i| e.float(ty, f64::from(i))).collect();
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn the_loop_is_fused_multiply_adds_in_registers() {
         for target in [CpuTarget::x86_64_v3(), CpuTarget::x86_64_v4()] {
-            let text = emit(target.f32_lanes());
+            let text = emit(&target, target.f32_lanes());
             let asm = kiln_codegen::dump(&[text], &target, kiln_codegen::Dump::Asm).unwrap();
             let fused = asm.matches("vfmadd").count();
             assert!(fused >= CHAINS as usize, "{fused} in\n{asm}");

@@ -6,6 +6,7 @@
 //! pointers: explicit addresses, no memref descriptors to convert away. No
 //! fast-math flag is ever emitted, so results are the same at every level.
 
+use crate::CpuTarget;
 use std::fmt::{self, Write};
 
 /// The type of a lane.
@@ -153,14 +154,21 @@ pub struct KernelArgs {
 pub struct Emitter {
     text: String,
     next: u32,
+    /// Whether the target has AVX-512's instructions.
+    wide: bool,
 }
 
 impl Emitter {
     /// Builds a kernel: `body` returns the i32 status.
-    pub fn kernel(symbol: &str, body: impl FnOnce(&mut Emitter, KernelArgs) -> Val) -> String {
+    pub fn kernel(
+        symbol: &str,
+        target: &CpuTarget,
+        body: impl FnOnce(&mut Emitter, KernelArgs) -> Val,
+    ) -> String {
         let mut e = Emitter {
             text: String::new(),
             next: 5,
+            wide: target.vector_bits == 512,
         };
         let port = |id, elem| Val {
             id,
@@ -285,6 +293,19 @@ impl Emitter {
             types.join(", ")
         ));
         v
+    }
+
+    /// `x · 2^n` of f32 with one rounding, by one instruction; none where the target
+    /// has none for so many lanes.
+    pub fn scale(&mut self, x: Val, n: Val) -> Option<Val> {
+        if !self.wide || x.ty != Ty::vector(Elem::F32, 16) {
+            return None;
+        }
+        let all = Ty::scalar(Elem::I16);
+        // All lanes, rounded as always.
+        let (mask, current) = (self.int(all, -1), self.int(Ty::scalar(Elem::I32), 4));
+        let name = "llvm.x86.avx512.mask.scalef.ps.512";
+        Some(self.call(name, &[x, n, x, mask, current], x.ty))
     }
 
     /// Makes a scalar a vector if the other side is one.
@@ -925,7 +946,7 @@ mod tests {
     #[test]
     fn a_masked_store_of_one_narrow_lane_is_narrow() {
         let wide = Ty::vector(Elem::I32, 16);
-        let kernel = Emitter::kernel("k", |e, k| {
+        let kernel = Emitter::kernel("k", &CpuTarget::x86_64_v3(), |e, k| {
             let to = e.load(k.args, Ty::scalar(Elem::Ptr));
             let x = e.load(to, wide);
             let x = e.cast(x, Elem::I8, false, false);

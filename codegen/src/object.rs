@@ -219,8 +219,8 @@ mod tests {
     use super::*;
     use crate::emit::{Elem, Emitter, Ty};
 
-    fn saxpy() -> String {
-        Emitter::kernel("saxpy", |e, k| {
+    fn saxpy(target: &CpuTarget) -> String {
+        Emitter::kernel("saxpy", target, |e, k| {
             let ptr = Ty::scalar(Elem::Ptr);
             let x = e.load(k.args, ptr);
             let one = e.i64(1);
@@ -245,9 +245,9 @@ mod tests {
     #[test]
     fn a_kernel_becomes_an_object_at_every_level() {
         for target in [CpuTarget::x86_64_v3(), CpuTarget::x86_64_v4()] {
-            let object = compile(&[saxpy()], &target).unwrap();
+            let object = compile(&[saxpy(&target)], &target).unwrap();
             assert_eq!(&object[..4], b"\x7fELF");
-            let asm = dump(&[saxpy()], &target, Dump::Asm).unwrap();
+            let asm = dump(&[saxpy(&target)], &target, Dump::Asm).unwrap();
             assert!(asm.contains("vfmadd"), "{asm}");
             assert_eq!(asm.contains("zmm"), target.vector_bits == 512);
         }

@@ -17,6 +17,8 @@ pub struct CpuTarget {
     pub vector_registers: u32,
     /// Whether four products of a u8 and an i8 are summed by one instruction (VNNI).
     pub byte_dots: bool,
+    /// Whether two products of bf16 are summed by one instruction (AVX512-BF16).
+    pub bf16_dots: bool,
     /// Features that the machine must have, as `std::arch` names them.
     pub requires: Vec<String>,
 }
@@ -36,6 +38,7 @@ impl CpuTarget {
             vector_bits: 256,
             vector_registers: 16,
             byte_dots: false,
+            bf16_dots: false,
             requires: V3.iter().map(|s| s.to_string()).collect(),
         }
     }
@@ -50,6 +53,7 @@ impl CpuTarget {
             vector_bits: 512,
             vector_registers: 32,
             byte_dots: false,
+            bf16_dots: false,
             requires: V3.iter().chain(V4).map(|s| s.to_string()).collect(),
         }
     }
@@ -70,17 +74,33 @@ impl CpuTarget {
         }
     }
 
-    fn with_byte_dots(mut self, feature: &str) -> CpuTarget {
+    /// That with AVX512-BF16 too: Cooper Lake, Sapphire Rapids, Zen 4 and later.
+    pub fn x86_64_v4_bf16() -> CpuTarget {
+        CpuTarget {
+            name: "x86-64-v4-bf16".into(),
+            bf16_dots: true,
+            ..CpuTarget::x86_64_v4_vnni().with("avx512bf16")
+        }
+    }
+
+    fn with_byte_dots(self, feature: &str) -> CpuTarget {
+        CpuTarget {
+            byte_dots: true,
+            ..self.with(feature)
+        }
+    }
+
+    fn with(mut self, feature: &str) -> CpuTarget {
         let sign = if self.features.is_empty() { "+" } else { ",+" };
         self.features += &format!("{sign}{feature}");
         self.requires.push(feature.into());
-        self.byte_dots = true;
         self
     }
 
     /// Every level, the best first.
-    pub fn all() -> [CpuTarget; 4] {
+    pub fn all() -> [CpuTarget; 5] {
         [
+            CpuTarget::x86_64_v4_bf16(),
             CpuTarget::x86_64_v4_vnni(),
             CpuTarget::x86_64_v4(),
             CpuTarget::x86_64_v3_vnni(),
@@ -127,6 +147,7 @@ fn machine_has(feature: &str) -> bool {
         "avx512cd" => is_x86_feature_detected!("avx512cd"),
         "avx512dq" => is_x86_feature_detected!("avx512dq"),
         "avx512vl" => is_x86_feature_detected!("avx512vl"),
+        "avx512bf16" => is_x86_feature_detected!("avx512bf16"),
         "avx512vnni" => is_x86_feature_detected!("avx512vnni"),
         "avxvnni" => is_x86_feature_detected!("avxvnni"),
         _ => false,

@@ -72,6 +72,8 @@ pub(crate) mod code {
     pub const CONSTANT: &str = "K0130";
     /// A file of external data is missing, or outside the model's folder.
     pub const EXTERNAL: &str = "K0131";
+    /// A file cannot be written.
+    pub const WRITE: &str = "K0707";
     /// A constant holds NaN or infinity.
     pub const NOT_FINITE: &str = "K0140";
     /// A safetensors file's header is missing, cut short or malformed.

@@ -1,16 +1,18 @@
 //! Files as bytes: mapped, or handed over by the caller.
 //!
-//! Mapping is this crate's one unsafe act: a file that another process cuts
-//! short while it is mapped faults on access, as for every program that maps
-//! files.
+//! Mapping, and letting go of pages, are this crate's unsafe acts: a file that
+//! another process cuts short while it is mapped faults on access, as for every
+//! program that maps files.
 
-use kiln_ir::Bytes;
-use memmap2::Mmap;
+use kiln_ir::{Bytes, Owner};
+use memmap2::{Mmap, UncheckedAdvice};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+
+const PAGE: usize = 4096;
 
 /// The bytes of a file.
 pub(crate) enum Mapped {
@@ -20,11 +22,22 @@ pub(crate) enum Mapped {
     Memory(Bytes),
 }
 
-impl AsRef<[u8]> for Mapped {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Mapped::File(map, _) => map,
-            Mapped::Memory(bytes) => bytes,
+impl Owner for Mapped {
+    fn all(&self) -> &[u8] {
+        self.slice()
+    }
+
+    /// Unmaps whole pages of a file. They stay in the system's cache: evicting them
+    /// too made the next compilation read the model from the disk.
+    fn release(&self, range: Range<usize>) {
+        let Mapped::File(map, _) = self else { return };
+        let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+        if start < end && end <= map.len() {
+            // SAFETY: the pages are of a file that is only read; they come back with
+            // its contents. Advice that fails leaves them where they are.
+            let _ = unsafe {
+                map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start)
+            };
         }
     }
 }
@@ -43,9 +56,17 @@ impl Mapped {
         Ok(Mapped::File(map, file))
     }
 
+    /// All bytes.
+    pub(crate) fn slice(&self) -> &[u8] {
+        match self {
+            Mapped::File(map, _) => map,
+            Mapped::Memory(bytes) => bytes,
+        }
+    }
+
     /// How many bytes there are.
     pub(crate) fn len(&self) -> usize {
-        self.as_ref().len()
+        self.slice().len()
     }
 
     /// A range of the file as shared bytes.
@@ -68,7 +89,8 @@ impl Mapped {
                 return Ok(());
             }
         };
-        let mut buffer = vec![0; (1 << 20).min(range.len())];
+        // Small enough to stay in a cache between reading and looking.
+        let mut buffer = vec![0; (1 << 16).min(range.len())];
         let mut at = range.start;
         while at < range.end {
             let piece = (range.end - at).min(buffer.len());
@@ -77,5 +99,26 @@ impl Mapped {
             at += piece;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_were_let_go_come_back() {
+        let path = std::env::temp_dir().join(format!("kiln-mapped-{}", std::process::id()));
+        let content: Vec<u8> = (0..5 * PAGE + 100).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let mapped = Arc::new(Mapped::open(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        for range in [0..content.len(), 10..PAGE, PAGE - 1..3 * PAGE + 7, 9..9] {
+            let bytes = mapped.bytes(range.clone()).unwrap();
+            assert_eq!(bytes[..], content[range.clone()]);
+            bytes.release();
+            assert_eq!(bytes[..], content[range]);
+        }
+        assert_eq!(mapped.slice(), content);
     }
 }

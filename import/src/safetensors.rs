@@ -72,7 +72,7 @@ impl SafeTensors {
     }
 
     fn new(name: &str, mapped: Mapped) -> Result<SafeTensors, Box<Diagnostic>> {
-        let bytes = mapped.as_ref();
+        let bytes = mapped.slice();
         let (header, start) = header(bytes).map_err(|d| Box::new(d.at(name, "")))?;
         let entries = entries(name, header.tensors, start, bytes.len())?;
         let names = entries.iter().enumerate();

@@ -36,5 +36,5 @@ pub use op::{
     Signature, TypeError,
 };
 pub use scalar::{BinaryFn, CompareFn, ReduceFn, UnaryFn};
-pub use tensor::{Bytes, Tensor};
+pub use tensor::{Bytes, Owner, Tensor};
 pub use ty::{BlockFormat, Encoding, ShardSpec, TensorType};

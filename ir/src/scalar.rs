@@ -37,7 +37,7 @@ scalar_fns! {
         Asin = "asin", Acos = "acos", Atan = "atan",
         Sinh = "sinh", Cosh = "cosh", Tanh = "tanh",
         Asinh = "asinh", Acosh = "acosh", Atanh = "atanh",
-        Erf = "erf", Sigmoid = "sigmoid",
+        Erf = "erf", NormalCdf = "normal_cdf", Sigmoid = "sigmoid",
         Floor = "floor", Ceil = "ceil", Round = "round",
         Not = "not", BitNot = "bit_not", IsNan = "is_nan", IsInf = "is_inf",
     }
@@ -101,6 +101,7 @@ impl UnaryFn {
             UnaryFn::Acosh => x.acosh(),
             UnaryFn::Atanh => x.atanh(),
             UnaryFn::Erf => erf(x),
+            UnaryFn::NormalCdf => normal_cdf(x),
             UnaryFn::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             UnaryFn::Floor => x.floor(),
             UnaryFn::Ceil => x.ceil(),
@@ -140,6 +141,7 @@ impl UnaryFn {
             | UnaryFn::Acosh
             | UnaryFn::Atanh
             | UnaryFn::Erf
+            | UnaryFn::NormalCdf
             | UnaryFn::Sigmoid => None,
         }
     }
@@ -255,13 +257,27 @@ pub fn erf(x: f64) -> f64 {
     if a > 6.0 {
         return 1f64.copysign(x);
     }
+    (1.0 - erfc_tail(a)).copysign(x)
+}
+
+/// `1 − erf a` for a ≥ 1.5.
+fn erfc_tail(a: f64) -> f64 {
     // erfc x = e^{-x²}/sqrt(pi) · 1/(x + (1/2)/(x + 1/(x + (3/2)/(x + …)))).
     let mut tail = a;
     for k in (1..=120).rev() {
         tail = a + (k as f64 / 2.0) / tail;
     }
-    let erfc = (-a * a).exp() / (std::f64::consts::PI.sqrt() * tail);
-    (1.0 - erfc).copysign(x)
+    (-a * a).exp() / (std::f64::consts::PI.sqrt() * tail)
+}
+
+/// The distribution function of the standard normal distribution,
+/// `(1 + erf(x/√2))/2`, its lower tail precise in itself.
+pub fn normal_cdf(x: f64) -> f64 {
+    let z = x * std::f64::consts::FRAC_1_SQRT_2;
+    match z < -1.5 {
+        true => 0.5 * erfc_tail(-z),
+        false => 0.5 * (1.0 + erf(z)),
+    }
 }
 
 #[cfg(test)]
@@ -279,6 +295,17 @@ mod tests {
         ] {
             assert!((erf(x) - y).abs() < 1e-10, "erf({x}) = {}", erf(x));
             assert!((erf(-x) + y).abs() < 1e-10);
+        }
+        // The same book, tables 26.1 and 26.2.
+        for (x, y) in [
+            (0.0, 0.5),
+            (1.0, 0.841344746068543),
+            (-2.0, 0.022750131948179),
+            (-5.0, 2.866515719e-7),
+            (-10.0, 7.619853e-24),
+        ] {
+            let off = (normal_cdf(x) - y).abs();
+            assert!(off < 1e-6 * y, "normal_cdf({x}) = {}", normal_cdf(x));
         }
         assert!((erf(2.5 - 1e-9) - erf(2.5 + 1e-9)).abs() < 1e-11);
     }

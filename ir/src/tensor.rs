@@ -7,19 +7,42 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// What keeps bytes: a vector, a mapped file.
+pub trait Owner: Send + Sync {
+    /// All of them.
+    fn all(&self) -> &[u8];
+    /// Hears that a range is not needed soon. What can be had again, such as pages
+    /// of a mapped file, may leave memory; contents never change.
+    fn release(&self, range: Range<usize>);
+}
+
+impl Owner for Vec<u8> {
+    fn all(&self) -> &[u8] {
+        self
+    }
+
+    /// Nothing would bring them back.
+    fn release(&self, _: Range<usize>) {}
+}
+
 /// Bytes that are owned or a range of something shared, such as a mapped file.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Owner>,
     range: Range<usize>,
 }
 
 impl Bytes {
     /// A range of a shared owner; `None` if it does not hold that range.
-    pub fn shared(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Option<Bytes> {
-        ((*owner).as_ref().get(range.clone()))
+    pub fn shared(owner: Arc<dyn Owner>, range: Range<usize>) -> Option<Bytes> {
+        (owner.all().get(range.clone()))
             .is_some()
             .then_some(Bytes { owner, range })
+    }
+
+    /// Tells the owner that these bytes are not needed soon.
+    pub fn release(&self) {
+        self.owner.release(self.range.clone());
     }
 }
 
@@ -35,7 +58,7 @@ impl From<Vec<u8>> for Bytes {
 impl std::ops::Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
+        &self.owner.all()[self.range.clone()]
     }
 }
 
@@ -296,6 +319,10 @@ impl Tensor {
 
     /// Every element as f32.
     pub fn to_f32(&self) -> Vec<f32> {
+        if self.dtype == DType::F32 {
+            let (elements, _) = self.bytes().as_chunks();
+            return elements.iter().map(|&e| f32::from_le_bytes(e)).collect();
+        }
         (0..self.len()).map(|i| self.get_f64(i) as f32).collect()
     }
 }

@@ -136,7 +136,7 @@ impl AttentionSpec {
 
     /// The kernel's MLIR.
     pub fn emit(&self, symbol: &str, target: &CpuTarget) -> String {
-        Emitter::kernel(symbol, |e, args| self.body(e, args, target))
+        Emitter::kernel(symbol, target, |e, args| self.body(e, args, target))
     }
 
     fn body(&self, e: &mut Emitter, args: KernelArgs, target: &CpuTarget) -> Val {

@@ -244,7 +244,7 @@ impl ConvSpec {
 
     /// The kernel's MLIR.
     pub fn emit(&self, symbol: &str, target: &CpuTarget) -> String {
-        Emitter::kernel(symbol, |e, args| {
+        Emitter::kernel(symbol, target, |e, args| {
             let params = micro::params(e, args.params, self.params);
             let buffers: Vec<Val> = (0..self.args.len())
                 .map(|i| micro::buffer(e, args.args, i))

@@ -338,87 +338,91 @@ pub struct Depth {
     pub products: Val,
     /// Whether it is known to be whole groups.
     pub whole: bool,
+    /// Elements that make a word of 32 bits: 4 bytes, or 2 of 16 bits.
+    pub group: i64,
     /// Bytes of a last group that is none, where four bytes are known to end there:
     /// it is read by its end.
     pub tail: Option<i64>,
 }
 
 impl Depth {
-    /// A number that is known.
+    /// A number of bytes that is known.
     pub fn known(e: &mut Emitter, products: i64) -> Depth {
         Depth {
             products: e.i64(products),
             whole: products % GROUP == 0,
+            group: GROUP,
             tail: (products > GROUP && products % GROUP != 0).then_some(products % GROUP),
         }
     }
 }
 
 /// A group of k that is being read.
-struct Group {
+pub struct Group {
     /// Its number.
-    index: Val,
-    /// Bytes in it; `None`: all.
-    bytes: Option<Val>,
+    pub index: Val,
+    /// Elements in it; `None`: all.
+    members: Option<Val>,
+    /// How many a whole one has.
+    size: i64,
     /// [`Depth::tail`], if this is it.
     tail: Option<i64>,
 }
 
 /// What is emitted for a group: the carried values that follow.
-type Body<'a> = dyn FnMut(&mut Emitter, Group, &[Val]) -> Vec<Val> + 'a;
+pub type Body<'a> = dyn FnMut(&mut Emitter, Group, &[Val]) -> Vec<Val> + 'a;
+
+/// The integer type of elements of which so many make a word of 32 bits.
+pub fn part_of_word(group: i64) -> Elem {
+    if group == GROUP { Elem::I8 } else { Elem::I16 }
+}
 
 /// A row of B, and whether it exists where that is open.
 pub type Row = (Val, Option<Val>);
 
 impl Depth {
-    /// Walks the groups with carried values; the last may have fewer bytes.
-    fn groups(self, e: &mut Emitter, init: &[Val], body: &mut Body) -> Vec<Val> {
-        let (zero, one, four) = (e.i64(0), e.i64(1), e.i64(GROUP));
-        let full = e.op2("arith.divui", self.products, four);
-        let whole = |index, tail| Group {
+    /// Walks the groups with carried values; the last may have fewer elements.
+    pub fn groups(self, e: &mut Emitter, init: &[Val], body: &mut Body) -> Vec<Val> {
+        let (zero, one, size) = (e.i64(0), e.i64(1), e.i64(self.group));
+        let group = |index, members, tail| Group {
             index,
-            bytes: None,
+            members,
+            size: self.group,
             tail,
         };
+        let full = e.op2("arith.divui", self.products, size);
         let out = e.for_loop(zero, full, one, init, |e, index, acc| {
-            body(e, whole(index, None), acc)
+            body(e, group(index, None, None), acc)
         });
         if self.whole {
             return out;
         }
         if self.tail.is_some() {
-            return body(e, whole(full, self.tail), &out);
+            return body(e, group(full, None, self.tail), &out);
         }
-        let begun = crate::matmul::ceil_div(e, self.products, four);
+        let begun = crate::matmul::ceil_div(e, self.products, size);
         e.for_loop(full, begun, one, &out, |e, index, acc| {
-            let done = e.mul(index, four);
-            let bytes = Some(e.sub(self.products, done));
-            let group = Group {
-                index,
-                bytes,
-                tail: None,
-            };
-            body(e, group, acc)
+            let done = e.mul(index, size);
+            let left = e.sub(self.products, done);
+            body(e, group(index, Some(left), None), acc)
         })
     }
-}
 
-impl Depth {
-    /// Walks the groups: `body(e, number, its four rows of B)`; a row that does not
-    /// exist repeats the last.
+    /// Walks the groups: `body(e, number, its rows of B)`; a row that does not exist
+    /// repeats the last.
     pub fn rows_of_groups(self, e: &mut Emitter, body: &mut dyn FnMut(&mut Emitter, Val, &[Row])) {
         self.groups(e, &[], &mut |e, group, _| {
-            let (four, one) = (e.i64(GROUP), e.i64(1));
-            let first = e.mul(group.index, four);
+            let (size, one) = (e.i64(self.group), e.i64(1));
+            let first = e.mul(group.index, size);
             let last = e.sub(self.products, one);
-            let rows: Vec<Row> = (0..GROUP)
+            let rows: Vec<Row> = (0..self.group)
                 .map(|t| {
                     let t = e.i64(t);
                     let row = e.add(first, t);
-                    let Some(bytes) = group.bytes else {
+                    let Some(members) = group.members else {
                         return (row, None);
                     };
-                    let exists = e.cmp(Cmp::Lt, t, bytes, false);
+                    let exists = e.cmp(Cmp::Lt, t, members, false);
                     (e.min(row, last, false), Some(exists))
                 })
                 .collect();
@@ -429,11 +433,11 @@ impl Depth {
 }
 
 impl Group {
-    /// The group's bytes of a row, as an i32; those that do not exist are 0.
-    fn read(&self, e: &mut Emitter, row: Val) -> Val {
-        let four = e.i64(GROUP);
-        let at = e.mul(self.index, four);
-        let p = e.offset(row, at, Elem::I8);
+    /// The group's elements of a row, as an i32; those that do not exist are 0.
+    pub fn read(&self, e: &mut Emitter, row: Val) -> Val {
+        let (size, elem) = (e.i64(self.size), part_of_word(self.size));
+        let at = e.mul(self.index, size);
+        let p = e.offset(row, at, elem);
         let word = Ty::scalar(Elem::I32);
         if let Some(bytes) = self.tail {
             let back = e.i64(bytes - GROUP);
@@ -442,21 +446,21 @@ impl Group {
             let by = e.int(word, 8 * (GROUP - bytes));
             return e.op2("arith.shrui", x, by);
         }
-        let Some(bytes) = self.bytes else {
+        let Some(members) = self.members else {
             return e.load_bytes(p, word);
         };
         let (one, zero) = (e.i64(1), e.int(word, 0));
-        let last = e.sub(bytes, one);
+        let last = e.sub(members, one);
         let mut out = zero;
-        for t in 0..GROUP - 1 {
+        for t in 0..self.size - 1 {
             let place = e.i64(t);
             let here = e.min(place, last, false);
-            let q = e.offset(p, here, Elem::I8);
-            let byte = e.load(q, Ty::scalar(Elem::I8));
-            let byte = e.cast(byte, Elem::I32, true, true);
-            let by = e.int(word, 8 * t);
-            let moved = e.op2("arith.shli", byte, by);
-            let exists = e.cmp(Cmp::Lt, place, bytes, false);
+            let q = e.offset(p, here, elem);
+            let part = e.load(q, Ty::scalar(elem));
+            let part = e.cast(part, Elem::I32, true, true);
+            let by = e.int(word, elem.bits() as i64 * t);
+            let moved = e.op2("arith.shli", part, by);
+            let exists = e.cmp(Cmp::Lt, place, members, false);
             let moved = e.select(exists, moved, zero);
             out = e.op2("arith.ori", out, moved);
         }
@@ -471,7 +475,7 @@ impl Group {
             let by = e.int(word, 8 * (GROUP - bytes));
             return e.op2("arith.shrui", all, by);
         }
-        let Some(bytes) = self.bytes else {
+        let Some(bytes) = self.members else {
             return all;
         };
         let bytes = e.cast(bytes, Elem::I32, true, true);

@@ -17,14 +17,14 @@ use crate::nest::{
 };
 use crate::schedule::Schedule;
 use kiln_codegen::emit::Cmp;
-use kiln_codegen::{Elem, Emitter, Ty, Val};
+use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
 use kiln_ir::{BinaryFn, DType};
 use std::collections::HashMap;
 
 /// Emits the kernel of a checked nest.
-pub fn emit(symbol: &str, nest: &LoopNest) -> Result<String, SpecError> {
+pub fn emit(symbol: &str, nest: &LoopNest, target: &CpuTarget) -> Result<String, SpecError> {
     nest.check()?;
-    Ok(Emitter::kernel(symbol, |e, k| {
+    Ok(Emitter::kernel(symbol, target, |e, k| {
         let ptr = Ty::scalar(Elem::Ptr);
         let slot = |e: &mut Emitter, table: Val, i: usize, ty: Ty| {
             let i = e.i64(i as i64);

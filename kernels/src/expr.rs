@@ -613,7 +613,7 @@ fn unary_takes(f: UnaryFn, t: DType) -> bool {
         UnaryFn::Asin | UnaryFn::Acos | UnaryFn::Atan => t.is_float(),
         UnaryFn::Sinh | UnaryFn::Cosh | UnaryFn::Tanh => t.is_float(),
         UnaryFn::Asinh | UnaryFn::Acosh | UnaryFn::Atanh => t.is_float(),
-        UnaryFn::Erf | UnaryFn::Sigmoid => t.is_float(),
+        UnaryFn::Erf | UnaryFn::NormalCdf | UnaryFn::Sigmoid => t.is_float(),
     }
 }
 

@@ -22,6 +22,7 @@ pub mod matmul;
 mod micro;
 pub mod nest;
 mod nest_check;
+mod pairs;
 mod quantized;
 pub mod reference;
 mod reuse;

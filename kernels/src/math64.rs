@@ -453,6 +453,46 @@ pub(crate) fn atanh(m: &mut M, x: Val) -> Val {
 pub(crate) fn erf(m: &mut M, x: Val) -> Val {
     let a = m.abs(x);
     let one = m.c(1.0);
+    let parts = error_function(m, x, a);
+    let large = m.sub(one, parts.decay);
+    let saturated = m.is(Cmp::Ge, a, 6.0);
+    let large = m.select(saturated, one, large);
+    let in_middle = m.is(Cmp::Lt, a, 1.25);
+    let outer = m.select(in_middle, parts.middle, large);
+    let outer = m.sign_of(outer, x);
+    let beyond = m.is(Cmp::Ge, a, 0.84375);
+    m.select(beyond, outer, parts.small)
+}
+
+/// `(1 + erf(x/√2))/2`; the lower tail keeps its relative precision.
+pub(crate) fn normal_cdf(m: &mut M, x: Val) -> Val {
+    let z = m.times(x, std::f64::consts::FRAC_1_SQRT_2);
+    let a = m.abs(z);
+    let parts = error_function(m, a, a);
+    let one = m.c(1.0);
+    let beyond = m.is(Cmp::Ge, a, 0.84375);
+    let inner = m.select(beyond, parts.middle, parts.small);
+    let inner = m.sub(one, inner);
+    let in_middle = m.is(Cmp::Lt, a, 1.25);
+    let twice = m.select(in_middle, inner, parts.decay);
+    let tail = m.times(twice, 0.5);
+    let rest = m.sub(one, tail);
+    let upper = m.is(Cmp::Ge, x, 0.0);
+    m.select(upper, rest, tail)
+}
+
+/// The error function by parts.
+struct ErrorFunction {
+    /// erf x, for |x| below 0.84375.
+    small: Val,
+    /// erf |x|, from there to 1.25.
+    middle: Val,
+    /// 1 − erf |x|, from there on.
+    decay: Val,
+}
+
+fn error_function(m: &mut M, x: Val, a: Val) -> ErrorFunction {
+    let one = m.c(1.0);
     let z = m.mul(x, x);
     let ratio = |m: &mut M, s: Val, above: &[f64], below: &[f64]| {
         let (p, q) = (m.poly(s, above), m.poly(s, below));
@@ -464,7 +504,7 @@ pub(crate) fn erf(m: &mut M, x: Val) -> Val {
     let s = m.plus(a, -1.0);
     let (mid_p, mid_q) = ratio(m, s, &MIDDLE.0, &MIDDLE.1);
     let mid = m.div(mid_p, mid_q);
-    let mid = m.plus(mid, 0.8450629115104675);
+    let middle = m.plus(mid, 0.8450629115104675);
     let inverse = m.div(one, z);
     let (near_p, near_q) = ratio(m, inverse, &NEAR.0, &NEAR.1);
     let (far_p, far_q) = ratio(m, inverse, &FAR.0, &FAR.1);
@@ -478,14 +518,11 @@ pub(crate) fn erf(m: &mut M, x: Val) -> Val {
     let exponent = m.plus(exponent, -0.5625);
     let decay = exp(m, exponent);
     let decay = m.div(decay, a);
-    let large = m.sub(one, decay);
-    let saturated = m.is(Cmp::Ge, a, 6.0);
-    let large = m.select(saturated, one, large);
-    let in_middle = m.is(Cmp::Lt, a, 1.25);
-    let outer = m.select(in_middle, mid, large);
-    let outer = m.sign_of(outer, x);
-    let beyond = m.is(Cmp::Ge, a, 0.84375);
-    m.select(beyond, outer, small)
+    ErrorFunction {
+        small,
+        middle,
+        decay,
+    }
 }
 
 /// A rational function: numerator and denominator, highest power first.

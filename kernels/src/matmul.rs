@@ -7,10 +7,11 @@
 //! panel into scratch first. Sums build up in a block in scratch, [`KC`] products
 //! at a time so that a panel's part stays in the second-level cache; the epilogue
 //! then reads the block once, so its code exists once however many register
-//! tiles there are. Products of bytes (`bytes.rs`) are summed four at a time.
+//! tiles there are. Products of bytes and of bf16 (`words.rs`) are summed four or two
+//! at a time.
 
-mod bytes;
 mod pack;
+mod words;
 
 use crate::check::Names;
 use crate::expr::{ExprId, Exprs, Index, Size};
@@ -36,8 +37,8 @@ const KC: i64 = 1024;
 pub enum Columns {
     /// Panels `[.., ceil(n/nr), k, nr]`, zero-padded.
     Packed,
-    /// Panels of bytes `[.., ceil(n/nr), ceil(k/4), nr, 4]`, zero-padded; A's k lie
-    /// next to each other.
+    /// Panels of words `[.., ceil(n/nr), ceil(k/g), nr, g]`, zero-padded, of four bytes
+    /// or two bf16; A's k lie next to each other.
     Grouped,
     /// Element `[k][n]` at `k·row + n·column`.
     Strided {
@@ -114,8 +115,8 @@ impl MatMulSpec {
             .try_for_each(|s| names.sizes(s))?;
         match self.b {
             Columns::Strided { row, column } => names.sizes(&[row, column]),
-            Columns::Grouped if !self.of_bytes() => Err(SpecError(
-                "grouped panels are of bytes, with sums in i32".into(),
+            Columns::Grouped if self.words().is_none() => Err(SpecError(
+                "grouped panels are of bytes with sums in i32, or of bf16 with sums in f32".into(),
             )),
             Columns::Packed | Columns::Grouped => Ok(()),
         }
@@ -127,7 +128,7 @@ impl MatMulSpec {
 
     fn packs(&self) -> bool {
         match self.b {
-            Columns::Strided { column, .. } => column != Size::ONE || self.of_bytes(),
+            Columns::Strided { column, .. } => column != Size::ONE || self.words().is_some(),
             Columns::Packed | Columns::Grouped => false,
         }
     }
@@ -165,10 +166,10 @@ impl MatMulSpec {
     /// Scratch bytes of a thread.
     pub fn scratch_bytes(&self, _: &[Dim]) -> Dim {
         let size = self.args[1].size().unwrap_or(1) as i64;
-        let panel = match (self.of_bytes(), self.packs()) {
-            (true, _) => self.byte_scratch(),
-            (false, true) => KC * self.nr * size,
-            (false, false) => 0,
+        let panel = match (self.words(), self.packs()) {
+            (Some(words), _) => self.word_scratch(words),
+            (None, true) => KC * self.nr * size,
+            (None, false) => 0,
         };
         Dim::from(self.panel_place() + panel)
     }
@@ -198,7 +199,7 @@ impl MatMulSpec {
 
     /// The kernel's MLIR.
     pub fn emit(&self, symbol: &str, target: &CpuTarget) -> String {
-        Emitter::kernel(symbol, |e, args| self.body(e, args, target))
+        Emitter::kernel(symbol, target, |e, args| self.body(e, args, target))
     }
 
     fn body(&self, e: &mut Emitter, args: KernelArgs, target: &CpuTarget) -> Val {
@@ -265,16 +266,16 @@ impl MatMulSpec {
         for (i, &c) in fixed.iter().flatten().enumerate() {
             b_at = advance(e, cx, b_at, c, self.b_batch[i]);
         }
-        let place = bytes::Place {
+        let place = words::Place {
             rows,
             fixed: &fixed,
             b_at,
             panel,
             columns: (column0, columns),
         };
-        match self.of_bytes() {
-            true => self.sum_bytes(e, cx, target, &place, sums),
-            false => self.sum_elements(e, cx, target, &place, sums),
+        match self.words() {
+            Some(words) => self.sum_words(e, cx, target, words, &place, sums),
+            None => self.sum_elements(e, cx, target, &place, sums),
         }
         self.epilogue(e, cx, rows, &fixed, (column0, columns), sums);
     }
@@ -285,7 +286,7 @@ impl MatMulSpec {
         e: &mut Emitter,
         cx: &mut ExprCx,
         target: &CpuTarget,
-        at: &bytes::Place,
+        at: &words::Place,
         sums: Val,
     ) {
         let rank = self.batch.len();
@@ -420,7 +421,10 @@ impl MatMulSpec {
                 }
             }
             let ty = Ty::vector(elem, tile.lanes);
-            let init: Vec<Val> = slots.iter().map(|&p| e.load(p, ty)).collect();
+            let init: Vec<Val> = match self.starts_clear(target) {
+                true => vec![e.zero(ty); slots.len()],
+                false => slots.iter().map(|&p| e.load(p, ty)).collect(),
+            };
             let here = e.i64(j);
             let from = e.offset(b0, here, memory_elem(self.args[1]));
             let masks = masks.as_deref();

@@ -80,7 +80,7 @@ impl KernelSpec {
         };
         self.check().map_err(refuse)?;
         match self {
-            KernelSpec::Nest(s) => crate::emit_nest::emit(symbol, s).map_err(refuse),
+            KernelSpec::Nest(s) => crate::emit_nest::emit(symbol, s, target).map_err(refuse),
             KernelSpec::MatMul(s) => Ok(s.emit(symbol, target)),
             KernelSpec::Conv(s) => Ok(s.emit(symbol, target)),
             KernelSpec::Attention(s) => Ok(s.emit(symbol, target)),

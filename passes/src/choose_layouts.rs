@@ -1,7 +1,8 @@
 //! Chooses how weights lie in memory: a weight that is the right side of
 //! contractions is stored once, in panels, which the matrix and the vector
-//! kernels share. Packing happens when the artifact is written. Weights that bytes
-//! are multiplied by hold four neighbours of a column together, as kernels sum them.
+//! kernels share. Packing happens when the artifact is written. Weights that bytes or
+//! bf16 are multiplied by hold four or two neighbours of a column together, as kernels
+//! sum them.
 
 use crate::fold_constants::add_expr;
 use crate::{Changed, PassCx, PassError};
@@ -10,8 +11,14 @@ use kiln_ir::ops::packed::PackedMatMul;
 use kiln_ir::{Builder, DType, Graph, Op, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Bytes of a column that kernels multiply and add at once.
-const GROUP: usize = 4;
+/// How many elements of a column kernels multiply and add at once.
+fn group(x: DType, w: DType) -> usize {
+    match (x, w) {
+        (DType::I8 | DType::U8, _) => 4,
+        (DType::BF16, DType::BF16) => 2,
+        _ => 1,
+    }
+}
 
 /// Replaces `matmul(x, global w)` by `packed_matmul(x, global pack(w))`.
 pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
@@ -25,13 +32,15 @@ pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pas
         let (x, w) = (node.args[0], node.args[1]);
         let byte = |v: Value| matches!(graph.ty(v).dtype, DType::I8 | DType::U8);
         let bytes = byte(x) && byte(w) && op.out == Some(DType::I32);
-        let floats = op.out.is_none() && graph.ty(w).dtype == DType::F32;
+        let half = |v: Value| matches!(graph.ty(v).dtype, DType::F16 | DType::BF16);
+        let wide = graph.ty(w).dtype == DType::F32 && op.out.is_none();
+        let floats = wide || half(w) && op.out.is_none_or(|t| t == DType::F32);
         if op.transpose_a || !(bytes || floats) {
             continue;
         }
         // A weight held in a narrower type is widened by the kernel as it reads.
         let source = match graph.producer_op(w) {
-            Some((Op::Cast(_), args)) if floats => args[0],
+            Some((Op::Cast(_), args)) if wide => args[0],
             _ => w,
         };
         let Some((Op::Global(global), _)) = graph.producer_op(source) else {
@@ -54,14 +63,14 @@ pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pas
             (rows, columns)
         };
         let nr = cx.options.panel.min(columns.next_multiple_of(16));
-        let group = if bytes { GROUP } else { 1 };
+        let group = group(graph.ty(x).dtype, ty.dtype);
         let mut shape = vec![
             columns.div_ceil(nr).into(),
             depth.div_ceil(group).into(),
             nr.into(),
         ];
-        if bytes {
-            shape.push(GROUP.into());
+        if group > 1 {
+            shape.push(group.into());
         }
         let pack = Pack {
             nr,
@@ -72,7 +81,8 @@ pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pas
         let v = node.results[0];
         let mut b = Builder::before(graph, cx.globals, n);
         let panels = b.global(packed)?;
-        replaced.insert(v, b.one(PackedMatMul { n: columns }, &[x, panels])?);
+        let out = if bytes { None } else { op.out };
+        replaced.insert(v, b.one(PackedMatMul { n: columns, out }, &[x, panels])?);
         dead.insert(n);
     }
     graph.replace_all(&replaced);

@@ -171,11 +171,10 @@ fn literal_name(t: &Tensor) -> Arc<str> {
 /// Whether an op of weights is computed while compiling: it is little work, does
 /// not make them larger, and does not widen them.
 pub fn folds(op: &Op, args: &[&TensorType], result: &TensorType) -> bool {
-    // A cast or a dequantization widens: it runs where the weight is read.
+    // A dequantization widens, and many casts: they run where the weight is read.
     let widens = match op {
         Op::Cast(_) => args[0].dtype.bits() < result.dtype.bits(),
-        Op::Dequantize(_) | Op::Broadcast(_) => true,
-        _ => false,
+        op => matches!(op, Op::Dequantize(_) | Op::Broadcast(_)),
     };
     let largest = (args.iter().filter_map(|ty| ty.bytes().as_const())).fold(ALWAYS, i64::max);
     let small = (result.bytes().as_const()).is_some_and(|n| n <= largest);

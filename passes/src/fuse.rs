@@ -211,8 +211,8 @@ fn anchor_reads(graph: &Graph, anchor: NodeId, view: NodeId, v: Value) -> bool {
     let args = &graph.node(anchor).args;
     match &graph.node(anchor).op {
         Op::MatMul(_) => strided,
-        // Bytes are read four along k at once.
-        Op::PackedMatMul(_) if graph.ty(v).dtype.is_int() => {
+        // Panels in groups: neighbours along k are read at once.
+        Op::PackedMatMul(_) if graph.ty(args[1]).rank() == 4 => {
             strided && args[0] == v && keeps_runs(graph, view)
         }
         Op::PackedMatMul(_) => strided && args[0] == v,

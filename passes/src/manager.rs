@@ -1,7 +1,7 @@
 //! The pass manager: runs a list of passes over every function of a module and
 //! owns timing, dumps, early stops and verification.
 
-use kiln_ir::{Globals, Graph, Module, TypeError};
+use kiln_ir::{DType, Globals, Graph, Module, TypeError};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ pub struct Options {
     pub exact: bool,
     /// Panel width of packed matmul weights, in columns.
     pub panel: usize,
+    /// The type that products read: f32, bf16 or f16.
+    pub precision: DType,
 }
 
 impl Default for Options {
@@ -41,6 +43,7 @@ impl Default for Options {
         Options {
             exact: false,
             panel: 64,
+            precision: DType::F32,
         }
     }
 }

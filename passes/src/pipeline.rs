@@ -3,7 +3,8 @@
 use crate::manager::Pass;
 use crate::{
     canonicalize, channels_last, choose_layouts, decompose, eliminate_dead, fold_constants, fuse,
-    inline_calls, integer_products, recognise, share_common, simplify,
+    inline_calls, integer_products, mixed_precision, recognise, scaled_weights, share_common,
+    simplify,
 };
 
 const INLINE: Pass = Pass {
@@ -46,6 +47,14 @@ const INTEGER: Pass = Pass {
     name: "integer-products",
     run: integer_products::integer_products,
 };
+const SCALED: Pass = Pass {
+    name: "scaled-weights",
+    run: scaled_weights::scaled_weights,
+};
+const MIXED: Pass = Pass {
+    name: "mixed-precision",
+    run: mixed_precision::mixed_precision,
+};
 const LAYOUTS: Pass = Pass {
     name: "choose-layouts",
     run: choose_layouts::choose_layouts,
@@ -65,6 +74,8 @@ pub const ALL: &[Pass] = &[
     RECOGNISE,
     SIMPLIFY,
     INTEGER,
+    SCALED,
+    MIXED,
     DECOMPOSE,
     CHANNELS,
     LAYOUTS,
@@ -89,6 +100,10 @@ pub const COMPILE: &[Pass] = &[
     // After it, which would take the sums of a weight's columns for a product to be
     // factored out.
     INTEGER,
+    // Weights in bytes that floats are multiplied by, which it left alone.
+    SCALED,
+    // What is left of products in f32 is narrowed, if that was asked for.
+    MIXED,
     // What became constant by these (merged weights, such sums) is computed now.
     FOLD,
     // Convolutions lie as their kernels read them, and so does what is around.

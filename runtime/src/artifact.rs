@@ -18,9 +18,10 @@ use crate::strings::Constants;
 use kiln_ir::DType;
 use memmap2::{Mmap, MmapMut};
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 const MAGIC: &[u8; 8] = b"KILNART\0";
@@ -30,14 +31,23 @@ const HEADER: u64 = 64;
 const ROW: usize = 24;
 
 /// Writes an artifact: sections first, the manifest at the end, everything into
-/// a temporary file that takes the final name only when it is whole.
+/// a temporary file that takes the final name only when it is whole. Sections whose
+/// length is known get their place at once and are filled in any order, also by
+/// several threads: the bytes are the same.
 pub struct ArtifactWriter {
-    out: BufWriter<File>,
+    file: File,
     temporary: PathBuf,
     target: PathBuf,
     at: u64,
-    rows: Vec<(u64, u64, u64)>,
+    rows: Vec<Row>,
     done: bool,
+}
+
+/// A section: where it is, and its hash once it is filled.
+struct Row {
+    at: u64,
+    bytes: u64,
+    hash: OnceLock<u64>,
 }
 
 fn io(what: &str, path: &Path, e: std::io::Error) -> Error {
@@ -53,64 +63,88 @@ impl ArtifactWriter {
             .unwrap_or_default();
         let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
         let file = File::create(&temporary).map_err(|e| io("write", path, e))?;
-        let mut writer = ArtifactWriter {
-            out: BufWriter::with_capacity(1 << 20, file),
+        Ok(ArtifactWriter {
+            file,
             temporary,
             target: path.to_path_buf(),
-            at: 0,
+            at: HEADER,
             // Row 0 is the manifest's, known last.
-            rows: vec![(0, 0, 0)],
+            rows: vec![Row {
+                at: 0,
+                bytes: 0,
+                hash: OnceLock::new(),
+            }],
             done: false,
-        };
-        writer.write(&[0; HEADER as usize])?;
-        Ok(writer)
+        })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out
-            .write_all(bytes)
-            .map_err(|e| io("write", &self.target, e))?;
-        self.at += bytes.len() as u64;
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        (self.file.write_all_at(bytes, at)).map_err(|e| io("write", &self.target, e))
+    }
+
+    /// Room for `bytes` bytes; where they are. What is skipped before them was never
+    /// written, and reads as zeros.
+    fn room(&mut self, bytes: u64) -> Row {
+        let at = self.at.next_multiple_of(ALIGN as u64);
+        self.at = at + bytes;
+        let hash = OnceLock::new();
+        Row { at, bytes, hash }
+    }
+
+    /// A section of so many bytes, to be filled; its number.
+    pub fn reserve(&mut self, bytes: u64) -> u32 {
+        let row = self.room(bytes);
+        self.rows.push(row);
+        self.rows.len() as u32 - 1
+    }
+
+    /// Fills a section from chunks, once.
+    pub fn fill<'a>(&self, section: u32, chunks: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
+        let wrong = |what: String| Error::run("K0707", format!("section {section} {what}"));
+        let row = self.rows.get(section as usize);
+        let row = row.ok_or_else(|| wrong("is not reserved".into()))?;
+        let (mut at, end) = (row.at, row.at + row.bytes);
+        let mut hash = Xxh3::new();
+        for chunk in chunks {
+            if chunk.len() as u64 > end - at {
+                return Err(wrong(format!("has more than {} bytes", row.bytes)));
+            }
+            hash.update(chunk);
+            self.write(at, chunk)?;
+            at += chunk.len() as u64;
+        }
+        if at != end || row.hash.set(hash.digest()).is_err() {
+            return Err(wrong(format!("is not {} bytes, once", row.bytes)));
+        }
+        start_writing_back(&self.file, row.at, row.bytes);
         Ok(())
     }
 
-    fn pad(&mut self) -> Result<()> {
-        let gap = self.at.next_multiple_of(64) - self.at;
-        self.write(&[0; 64][..gap as usize])
-    }
-
-    /// Adds a section from chunks; its number.
-    pub fn section<'a>(&mut self, chunks: impl IntoIterator<Item = &'a [u8]>) -> Result<u32> {
-        let row = self.body(chunks)?;
-        self.rows.push(row);
-        Ok(self.rows.len() as u32 - 1)
-    }
-
-    fn body<'a>(&mut self, chunks: impl IntoIterator<Item = &'a [u8]>) -> Result<(u64, u64, u64)> {
-        self.pad()?;
-        let start = self.at;
-        let mut hash = Xxh3::new();
-        for chunk in chunks {
-            hash.update(chunk);
-            self.write(chunk)?;
-        }
-        Ok((start, self.at - start, hash.digest()))
+    /// Adds a section; its number.
+    pub fn section(&mut self, bytes: &[u8]) -> Result<u32> {
+        let section = self.reserve(bytes.len() as u64);
+        self.fill(section, [bytes])?;
+        Ok(section)
     }
 
     /// Writes the manifest and the table, and gives the file its name.
     pub fn finish(mut self, program: &Program) -> Result<u64> {
         let manifest = serde_json::to_vec(program)
             .map_err(|e| Error::run("K0707", format!("the plan does not serialize: {e}")))?;
-        self.rows[0] = self.body([&manifest[..]])?;
-        self.pad()?;
-        let table_at = self.at;
-        let table: Vec<u8> = self
-            .rows
-            .iter()
-            .flat_map(|r| [r.0, r.1, r.2])
-            .flat_map(|v| v.to_le_bytes())
-            .collect();
-        self.write(&table)?;
+        self.rows[0] = self.room(manifest.len() as u64);
+        self.fill(0, [&manifest[..]])?;
+        let mut table = vec![];
+        for (i, row) in self.rows.iter().enumerate() {
+            let hash = row.hash.get();
+            let hash = hash.ok_or_else(|| {
+                Error::run("K0707", format!("section {i} was reserved and not filled"))
+            })?;
+            [row.at, row.bytes, *hash]
+                .iter()
+                .for_each(|v| table.extend(v.to_le_bytes()));
+        }
+        let table_at = self.room(table.len() as u64).at;
+        self.write(table_at, &table)?;
         let mut header = Vec::with_capacity(HEADER as usize);
         header.extend(MAGIC);
         header.extend(FORMAT_VERSION.to_le_bytes());
@@ -120,15 +154,21 @@ impl ArtifactWriter {
         header.extend(self.at.to_le_bytes());
         header.extend(xxh3_64(&header).to_le_bytes());
         header.resize(HEADER as usize, 0);
-        let target = self.target.clone();
-        let fail = |e| io("write", &target, e);
-        self.out.seek(SeekFrom::Start(0)).map_err(fail)?;
-        self.out.write_all(&header).map_err(fail)?;
-        self.out.flush().map_err(fail)?;
-        self.out.get_ref().sync_all().map_err(fail)?;
+        self.write(0, &header)?;
+        let fail = |e| io("write", &self.target, e);
+        self.file.sync_all().map_err(fail)?;
         std::fs::rename(&self.temporary, &self.target).map_err(fail)?;
         self.done = true;
         Ok(self.at)
+    }
+}
+
+/// Has the system begin to write these bytes to the disk, so that the end waits for
+/// the last of them only. Where it does not, the end waits longer.
+fn start_writing_back(file: &File, at: u64, bytes: u64) {
+    if let (Ok(at), Ok(bytes)) = (i64::try_from(at), i64::try_from(bytes)) {
+        // SAFETY: a system call on an open file; it changes no contents.
+        unsafe { libc::sync_file_range(file.as_raw_fd(), at, bytes, libc::SYNC_FILE_RANGE_WRITE) };
     }
 }
 

@@ -1,15 +1,23 @@
 //! Memory: aligned blocks, and the assignment of arena offsets.
 
+use memmap2::{Advice, MmapMut};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
 /// Alignment of every buffer: a cache line, and a 512-bit register.
 pub const ALIGN: usize = 64;
 
+/// Blocks of at least so many bytes are pages of their own. The system zeroes those
+/// where they are first touched, by the thread that touches them; the allocator
+/// writes zeros over the whole block.
+const MAPPED: usize = 1 << 20;
+
 /// A zeroed block aligned to [`ALIGN`].
 pub struct Block {
     at: NonNull<u8>,
     len: usize,
+    /// What `at` points into, unless it is the allocator's.
+    pages: Option<MmapMut>,
 }
 
 // SAFETY: a block owns its memory; it is moved, and shared only by reference.
@@ -19,10 +27,20 @@ unsafe impl Sync for Block {}
 impl Block {
     /// A block of `len` bytes; none if the system has no memory for it.
     pub fn new(len: usize) -> Option<Block> {
+        if len >= MAPPED {
+            let mut pages = MmapMut::map_anon(len).ok()?;
+            // Fewer faults, and fewer misses of address translation; a system without
+            // large pages has small ones.
+            let _ = pages.advise(Advice::HugePage);
+            let at = NonNull::new(pages.as_mut_ptr())?;
+            let pages = Some(pages);
+            return Some(Block { at, len, pages });
+        }
         let layout = Layout::from_size_align(len.max(1), ALIGN).ok()?;
         // SAFETY: the layout's size is not zero.
         let at = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(Block { at, len })
+        let pages = None;
+        Some(Block { at, len, pages })
     }
 
     /// The first byte.
@@ -55,6 +73,9 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        if self.pages.is_some() {
+            return;
+        }
         // SAFETY: allocated in `new` with this layout.
         unsafe {
             dealloc(
@@ -62,19 +83,6 @@ impl Drop for Block {
                 Layout::from_size_align_unchecked(self.len.max(1), ALIGN),
             )
         }
-    }
-}
-
-/// Tells the system that these bytes are not needed soon: pages of mapped files
-/// leave memory and come back when they are read. Contents never change.
-pub fn page_out(bytes: &[u8]) {
-    let page = 4096;
-    let start = (bytes.as_ptr() as usize).next_multiple_of(page);
-    let end = (bytes.as_ptr() as usize + bytes.len()) / page * page;
-    if start < end {
-        // SAFETY: whole pages inside a live slice; the advice keeps contents. A
-        // kernel that does not know it does nothing.
-        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_PAGEOUT) };
     }
 }
 
@@ -129,6 +137,18 @@ pub fn assign(requests: &[Request]) -> (Vec<usize>, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_of_either_kind_are_aligned_zeros() {
+        for len in [0, 1, 1000, MAPPED - 1, MAPPED, 3 * MAPPED + 5] {
+            let mut block = Block::new(len).unwrap();
+            assert!(block.ptr().addr().is_multiple_of(ALIGN) && block.len() == len);
+            assert!(block.bytes().iter().all(|&b| b == 0), "{len}");
+            block.bytes_mut().fill(7);
+            assert!(block.bytes().iter().all(|&b| b == 7), "{len}");
+        }
+        assert!(Block::new(usize::MAX / 2).is_none());
+    }
 
     #[test]
     fn lives_that_meet_do_not_share_memory() {

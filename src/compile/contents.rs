@@ -22,18 +22,31 @@ pub fn contents(module: &Module, c: &Contents) -> Result<Bytes, String> {
                 .globals
                 .get(name)
                 .ok_or_else(|| format!("there is no global @{name}"))?;
-            let source = match &global.kind {
-                GlobalKind::Const(s) | GlobalKind::State { init: s, .. } => s,
-            };
-            if let ConstSource::Splat(v) = source {
-                let t = Tensor::scalar_f64(global.ty.dtype, *v);
-                return Ok(Bytes::Repeated(t.bytes().to_vec()));
+            if let Some(element) = repeated(module, c) {
+                return Ok(Bytes::Repeated(element));
             }
+            let (GlobalKind::Const(source) | GlobalKind::State { init: source, .. }) = &global.kind;
             let lookup = |n: &str| constant(module, n);
             kiln_ir::interp::materialize(global, source, &lookup)
                 .map(Bytes::Whole)
                 .map_err(|e| e.to_string())
         }
+    }
+}
+
+/// The element that a global repeats, if its contents are said so.
+pub fn repeated(module: &Module, c: &Contents) -> Option<Vec<u8>> {
+    let Contents::Global(name) = c else {
+        return None;
+    };
+    let global = module.globals.get(name)?;
+    match &global.kind {
+        GlobalKind::Const(ConstSource::Splat(v))
+        | GlobalKind::State {
+            init: ConstSource::Splat(v),
+            ..
+        } => Some(Tensor::scalar_f64(global.ty.dtype, *v).bytes().to_vec()),
+        GlobalKind::Const(_) | GlobalKind::State { .. } => None,
     }
 }
 
@@ -56,14 +69,14 @@ fn constant(module: &Module, name: &str) -> Result<Tensor, kiln_ir::EvalError> {
     }
 }
 
-/// Lets go of the pages of mapped weights that a global was made from.
+/// Lets go of pages of mapped weights that a global was made from.
 pub fn release(module: &Module, c: &Contents) {
     let Contents::Global(name) = c else { return };
     let mut names = vec![name.clone()];
     while let Some(name) = names.pop() {
         match module.globals.get(&name).map(|g| &g.kind) {
             Some(GlobalKind::Const(s) | GlobalKind::State { init: s, .. }) => match s {
-                ConstSource::Tensor(t) => kiln_runtime::memory::page_out(t.bytes()),
+                ConstSource::Tensor(t) => t.shared_bytes().iter().for_each(kiln_ir::Bytes::release),
                 ConstSource::Expr { args, .. } => names.extend(args.iter().cloned()),
                 ConstSource::Splat(_) => {}
             },

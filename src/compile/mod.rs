@@ -2,6 +2,7 @@
 //! is lowered to a plan and kernels, the kernels become machine code, and all of
 //! it is written as one artifact.
 
+mod assemble;
 pub mod contents;
 mod control;
 pub mod group;
@@ -10,13 +11,11 @@ pub mod lower;
 pub mod objects;
 pub mod scalar;
 
-use contents::Bytes;
+pub use assemble::{Code, assemble};
 use kiln_codegen::{CodegenError, CpuTarget};
-use kiln_ir::{DType, Module};
+use kiln_ir::Module;
 use kiln_passes::{Manager, PassError, Timing, pipeline};
-use kiln_runtime::plan::{GlobalData, Object};
-use kiln_runtime::strings::Collector;
-use kiln_runtime::{ArtifactWriter, Error as RuntimeError};
+use kiln_runtime::Error as RuntimeError;
 use lower::{LowerError, Lowered};
 use std::fmt;
 use std::path::Path;
@@ -133,19 +132,11 @@ pub fn plan(mut module: Module, options: &Options) -> Result<Compiled, CompileEr
 }
 
 /// Compiles a module and writes the artifact. Weights are streamed: no more than
-/// one is in memory besides what the file maps.
+/// one for each thread is in memory besides what the file maps.
 pub fn compile(module: Module, options: &Options, out: &Path) -> Result<Compiled, CompileError> {
     let mut compiled = plan(module, options)?;
     write(&mut compiled, options, out)?;
     Ok(compiled)
-}
-
-/// Machine code for one CPU level: an ELF object for each of the plan's kernels.
-pub struct Code {
-    /// The level.
-    pub target: CpuTarget,
-    /// The objects, in the order of [`Lowered::kernels`].
-    pub objects: Vec<Vec<u8>>,
 }
 
 /// Generates code and writes the artifact.
@@ -158,68 +149,5 @@ pub fn write(compiled: &mut Compiled, options: &Options, out: &Path) -> Result<(
             objects: objects::compile(kernels, target, &options.workers, options.progress)?,
         });
     }
-    assemble(compiled, &code, options.progress, out)
-}
-
-/// Writes plan, code and weights as one artifact.
-pub fn assemble(
-    compiled: &mut Compiled,
-    code: &[Code],
-    progress: Progress,
-    out: &Path,
-) -> Result<(), CompileError> {
-    let mut writer = ArtifactWriter::create(out)?;
-    let program = &mut compiled.lowered.program;
-    program.objects.clear();
-    // The runtime takes the first that it can run.
-    let order = CpuTarget::all().map(|t| t.name);
-    let rank = |c: &&Code| order.iter().position(|n| *n == c.target.name);
-    let mut best_first: Vec<&Code> = code.iter().collect();
-    best_first.sort_by_key(rank);
-    for level in best_first {
-        let mut sections = vec![];
-        for object in &level.objects {
-            sections.push(writer.section([&object[..]])?);
-        }
-        program.objects.push(Object {
-            level: level.target.name.clone(),
-            requires: level.target.requires.clone(),
-            sections,
-        });
-    }
-    let total = program.globals.len();
-    let mut strings = Collector::default();
-    let globals = program.globals.iter_mut().zip(&compiled.lowered.contents);
-    for (done, (global, contents)) in globals.enumerate() {
-        progress("weights", done + 1, total);
-        global.data =
-            match contents::contents(&compiled.module, contents).map_err(CompileError::Constant)? {
-                Bytes::Repeated(element) => GlobalData::Splat(element),
-                Bytes::Whole(t) if t.dtype() == DType::Str => {
-                    let handles = t.as_strings().iter().map(|s| strings.handle(s));
-                    let handles: Vec<i64> = handles.collect::<Result<_, _>>()?;
-                    let bytes: Vec<u8> = handles.iter().flat_map(|h| h.to_le_bytes()).collect();
-                    GlobalData::Section(writer.section([&bytes[..]])?)
-                }
-                Bytes::Whole(t) => GlobalData::Section(writer.section([t.bytes()])?),
-            };
-        contents::release(&compiled.module, contents);
-        // A weight that repeats one number still needs its bytes to be read.
-        if let (GlobalData::Splat(element), false) = (&global.data, global.state) {
-            let chunk = element.repeat((1 << 16) / element.len().max(1));
-            let (whole, rest) = (
-                global.bytes as usize / chunk.len(),
-                global.bytes as usize % chunk.len(),
-            );
-            let chunks = std::iter::repeat_n(&chunk[..], whole).chain([&chunk[..rest]]);
-            global.data = GlobalData::Section(writer.section(chunks)?);
-        }
-    }
-    program.strings = match strings.section() {
-        [] => None,
-        section => Some(writer.section([section])?),
-    };
-    program.meta = compiled.module.meta.clone();
-    writer.finish(program)?;
-    Ok(())
+    assemble(compiled, &code, options, out)
 }

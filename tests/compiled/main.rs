@@ -1,5 +1,6 @@
 //! Whole programs, compiled and run, against the reference interpreter.
 
+mod artifacts;
 mod planted;
 mod reduce;
 mod strings;
@@ -294,24 +295,28 @@ fn the_best_level_that_the_machine_has_is_loaded() {
 #[test]
 fn exact_results_depend_on_neither_batch_nor_threads() {
     let programs = [
-        ("run/attention.kir", "forward", true),
-        ("run/mlp.kir", "forward", true),
-        ("run/conv.kir", "plain", true),
-        ("run/channels_last_network.kir", "network", true),
-        ("run/channels_last_moves.kir", "shuffle", false),
-        ("run/convolutions_of_bytes.kir", "network", false),
-        ("run/convolutions_of_bytes.kir", "groups", false),
-        ("run/convolutions_of_bytes.kir", "widened", true),
+        ("run/attention.kir", "forward", true, DType::F32),
+        ("run/attention.kir", "forward", true, DType::BF16),
+        ("run/mlp.kir", "forward", true, DType::F32),
+        ("run/mlp.kir", "forward", true, DType::BF16),
+        ("run/mlp.kir", "forward", true, DType::F16),
+        ("run/conv.kir", "plain", true, DType::F32),
+        ("run/channels_last_network.kir", "network", true, DType::F32),
+        ("run/channels_last_moves.kir", "shuffle", false, DType::F32),
+        ("run/convolutions_of_bytes.kir", "network", false, DType::F32),
+        ("run/convolutions_of_bytes.kir", "groups", false, DType::F32),
+        ("run/convolutions_of_bytes.kir", "widened", true, DType::F32),
         // Their tiles lie as the image says, so they keep the promise too.
-        ("run/winograd.kir", "tiles", false),
+        ("run/winograd.kir", "tiles", false, DType::F32),
     ];
     for target in levels() {
-        for (name, entry, exact) in programs {
+        for (name, entry, exact, precision) in programs {
             let module = program(name);
             let options = Options {
                 targets: vec![target.clone()],
                 passes: kiln::passes::Options {
                     exact,
+                    precision,
                     ..Default::default()
                 },
                 ..Options::default()

@@ -2,7 +2,7 @@
 //! globals, small ones literals.
 
 use super::cx::Fail;
-use super::files::Files;
+use super::files::{Files, Span};
 use super::tensor;
 use crate::diagnostic::{Diagnostic, code};
 use kiln_ir::{ConstSource, DType, Global, GlobalKind, Globals, Tensor};
@@ -64,11 +64,17 @@ pub(crate) fn load_all(
         file,
         files,
         check_finite,
+        looked_at: (vec![], vec![]),
         out: Constants::default(),
     };
     loader.graph(&model.graph);
     for function in &model.functions {
         function.node.iter().for_each(|n| loader.node(n));
+    }
+    let (names, constants) = std::mem::take(&mut loader.looked_at);
+    let counts = tensor::not_finite(&constants);
+    for ((name, (t, _)), count) in names.iter().zip(&constants).zip(counts) {
+        loader.warn_not_finite(name, t, count);
     }
     loader.out
 }
@@ -77,6 +83,8 @@ struct Loader<'a> {
     file: &'a str,
     files: &'a mut Files,
     check_finite: bool,
+    /// The constants to look for NaN and infinities in, and their names.
+    looked_at: (Vec<String>, Vec<(Tensor, Option<Span>)>),
     out: Constants,
 }
 
@@ -112,7 +120,8 @@ impl Loader<'_> {
         if let Ok(tensor) = &loaded
             && self.check_finite
         {
-            self.warn_not_finite(name, tensor, tensor::not_finite(tensor, span.as_ref()));
+            self.looked_at.0.push(name.to_string());
+            self.looked_at.1.push((tensor.clone(), span));
         }
         self.keep(name, t.into(), loaded);
     }

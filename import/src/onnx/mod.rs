@@ -13,6 +13,7 @@ mod constants;
 mod convert;
 mod cx;
 mod document;
+mod draft;
 mod files;
 mod inputs;
 mod item;
@@ -39,6 +40,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use document::operators_markdown;
+pub use draft::{Draft, Weights};
 pub use report::{Gap, Report};
 pub use testdata::{DataSet, Interface, read_data_set, read_tensor};
 
@@ -175,7 +177,7 @@ fn attempt(
         let d = Diagnostic::error(code::FORMAT, format!("this is no ONNX model: {what}"));
         fail(d.help("the file is damaged or of another format: export or fetch it again"))
     };
-    let slim = wire::slim((*mapped).as_ref()).map_err(not_onnx)?;
+    let slim = wire::slim(mapped.slice()).map_err(not_onnx)?;
     let mut model = ModelProto::parse_from_bytes(&slim).map_err(|e| not_onnx(e.to_string()))?;
     drop(slim);
     if model.graph.is_none() {

@@ -8,6 +8,7 @@ use kiln_ir::{DType, Tensor};
 use onnx_protobuf::{SparseTensorProto, TensorProto, tensor_proto::DataLocation};
 use protobuf::UnknownValueRef;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// ONNX's numbers of element types, among them those that the protobuf crate
 /// has no name for.
@@ -101,7 +102,7 @@ pub(crate) fn load(t: &TensorProto, files: &mut Files) -> Result<(Tensor, Option
     Ok((inline(t, dtype, shape)?, None))
 }
 
-fn mapped_span(t: &TensorProto, files: &mut Files) -> Result<Option<Span>, Fail> {
+pub(crate) fn mapped_span(t: &TensorProto, files: &mut Files) -> Result<Option<Span>, Fail> {
     if t.data_location.enum_value() == Ok(DataLocation::EXTERNAL) {
         let entry = |key: &str| {
             let found = t.external_data.iter().find(|e| e.key == key);
@@ -221,9 +222,50 @@ pub(crate) fn load_sparse(t: &SparseTensorProto, files: &mut Files) -> Result<Te
     dense.map_err(|e| bad(e.to_string()))
 }
 
-/// How many elements of a floating-point constant are NaN or infinite. −∞ does
-/// not count: masks are made of it.
-pub(crate) fn not_finite(t: &Tensor, span: Option<&Span>) -> usize {
+/// How many elements of each floating-point constant are NaN or infinite. −∞ does
+/// not count: masks are made of it. Large constants are read in pieces, by as many
+/// threads as the machine has.
+pub(crate) fn not_finite(constants: &[(Tensor, Option<Span>)]) -> Vec<usize> {
+    let float = |t: &Tensor| {
+        matches!(
+            t.dtype(),
+            DType::F32 | DType::F16 | DType::BF16 | DType::F64
+        )
+    };
+    let pieces: Vec<(usize, Range<usize>)> = constants
+        .iter()
+        .enumerate()
+        .filter(|(_, (t, _))| float(t))
+        .flat_map(|(i, (t, _))| {
+            let n = t.bytes().len();
+            let piece = move |at: usize| (i, at..(at + PIECE).min(n));
+            (0..n).step_by(PIECE).map(piece)
+        })
+        .collect();
+    let counts: Vec<AtomicUsize> = constants.iter().map(|_| AtomicUsize::new(0)).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((i, range)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (t, span) = &constants[*i];
+            let found = not_finite_in(t, span.as_ref(), range.clone());
+            counts[*i].fetch_add(found, Ordering::Relaxed);
+        }
+    };
+    let machine = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let all: usize = pieces.iter().map(|(_, r)| r.len()).sum();
+    std::thread::scope(|s| {
+        for _ in 1..machine.min(all / PIECE) {
+            s.spawn(work);
+        }
+        work();
+    });
+    counts.into_iter().map(AtomicUsize::into_inner).collect()
+}
+
+/// Bytes of constants that a thread looks at before it takes the next.
+const PIECE: usize = 4 << 20;
+
+fn not_finite_in(t: &Tensor, span: Option<&Span>, range: Range<usize>) -> usize {
     let dtype = t.dtype();
     let mut count = 0;
     let mut look = |piece: &[u8]| {
@@ -248,16 +290,14 @@ pub(crate) fn not_finite(t: &Tensor, span: Option<&Span>) -> usize {
             _ => 0,
         }
     };
-    if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
-        return 0;
-    }
     match span {
         Some(span) => {
-            if span.file.scan(span.range.clone(), &mut look).is_err() {
+            let range = span.range.start + range.start..span.range.start + range.end;
+            if span.file.scan(range, &mut look).is_err() {
                 return 0;
             }
         }
-        None => look(t.bytes()),
+        None => look(&t.bytes()[range]),
     }
     count
 }

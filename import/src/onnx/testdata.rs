@@ -80,7 +80,7 @@ impl Interface {
     /// Reads a model's declarations; none where the file is no model.
     pub fn of(path: &Path) -> Interface {
         let parsed = Mapped::open(path).ok().and_then(|mapped| {
-            let slim = wire::slim(mapped.as_ref()).ok()?;
+            let slim = wire::slim(mapped.slice()).ok()?;
             ModelProto::parse_from_bytes(&slim).ok()
         });
         let declared = |all: &[ValueInfoProto]| all.iter().map(declared).collect();
@@ -178,7 +178,7 @@ fn damaged(what: impl std::fmt::Display) -> Fail {
 /// name and contents.
 pub fn read_tensor(path: &Path) -> Result<(String, Tensor), Box<Diagnostic>> {
     let mapped = open(path)?;
-    let proto = TensorProto::parse_from_bytes((*mapped).as_ref())
+    let proto = TensorProto::parse_from_bytes(mapped.slice())
         .map_err(|e| at(path)(damaged(e).diagnostic()))?;
     let mut files = Files::new(mapped, super::folder(path));
     let (tensor, _) = tensor::load(&proto, &mut files).map_err(|e| at(path)(e.diagnostic()))?;
@@ -190,7 +190,7 @@ fn read(path: &Path, d: &Declared) -> Result<Option<Vec<Tensor>>, Box<Diagnostic
     let mapped = open(path)?;
     let bytes = mapped.clone();
     let mut files = Files::new(mapped, super::folder(path));
-    held((*bytes).as_ref(), d, &mut files).map_err(|e| at(path)(e.diagnostic()))
+    held(bytes.slice(), d, &mut files).map_err(|e| at(path)(e.diagnostic()))
 }
 
 fn held(file: &[u8], d: &Declared, files: &mut Files) -> Result<Option<Vec<Tensor>>, Fail> {

@@ -59,12 +59,27 @@ fn field(kind: Kind, number: u32) -> Field {
 
 /// The slim copy of a model, or what is wrong with the bytes.
 pub(crate) fn slim(file: &[u8]) -> Result<Vec<u8>, String> {
-    let mut walk = Walk { file, messages: 0 };
+    walk(file, false)
+}
+
+/// The same with documentation and training information: a model to be written again.
+pub(crate) fn slim_whole(file: &[u8]) -> Result<Vec<u8>, String> {
+    walk(file, true)
+}
+
+fn walk(file: &[u8], whole: bool) -> Result<Vec<u8>, String> {
+    let mut walk = Walk {
+        file,
+        whole,
+        messages: 0,
+    };
     walk.message(Kind::Model, 0, file.len(), 0)
 }
 
 struct Walk<'a> {
     file: &'a [u8],
+    /// Whether what is not read is kept.
+    whole: bool,
     messages: usize,
 }
 
@@ -126,7 +141,7 @@ impl Walk<'_> {
                 return Err(format!("the field at byte {from} is cut off"));
             }
             match (field(kind, number), body) {
-                (Field::Drop, _) => {}
+                (Field::Drop, _) if !self.whole || number == MOVED_FIELD => {}
                 (Field::Enter(inner), Some(body)) => {
                     let slim = self.message(inner, body, at, depth + 1)?;
                     put_varint(&mut out, tag);

@@ -124,7 +124,10 @@ fn step(
     match r.below(19) {
         0 | 1 => {
             use UnaryFn::*;
-            b.unary(r.one_of(&[Neg, Abs, Tanh, Sigmoid, Sin, Erf, Cos, Atan]), x)
+            b.unary(
+                r.one_of(&[Neg, Abs, Tanh, Sigmoid, Sin, Erf, NormalCdf, Cos, Atan]),
+                x,
+            )
         }
         2..=4 => binary(b, r, pool, x),
         5 => {

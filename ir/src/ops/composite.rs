@@ -265,25 +265,24 @@ impl Composite for Gelu {
         float(args[0], "the argument")
     }
 
-    /// `x/2 · (1 + f(x))`.
+    /// `x · Φ(x)`, or `x/2 · (1 + tanh …)`.
     fn expand(&self, b: &mut Builder, args: &[Value]) -> Result<Vec<Value>, TypeError> {
-        use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
+        use std::f64::consts::FRAC_2_PI;
         let dtype = b.ty(args[0]).dtype;
         let x = widen(b, args[0])?;
-        let f = if self.tanh {
-            let cubic = b.scalar_like(x, 0.044715)?;
-            let factor = b.scalar_like(x, FRAC_2_PI.sqrt())?;
-            let square = b.mul(x, x)?;
-            let cube = b.mul(square, x)?;
-            let bend = b.mul(cubic, cube)?;
-            let inner = b.add(x, bend)?;
-            let inner = b.mul(factor, inner)?;
-            b.unary(UnaryFn::Tanh, inner)?
-        } else {
-            let factor = b.scalar_like(x, FRAC_1_SQRT_2)?;
-            let inner = b.mul(x, factor)?;
-            b.unary(UnaryFn::Erf, inner)?
-        };
+        if !self.tanh {
+            let gate = b.unary(UnaryFn::NormalCdf, x)?;
+            let y = b.mul(x, gate)?;
+            return Ok(vec![b.cast(y, dtype)?]);
+        }
+        let cubic = b.scalar_like(x, 0.044715)?;
+        let factor = b.scalar_like(x, FRAC_2_PI.sqrt())?;
+        let square = b.mul(x, x)?;
+        let cube = b.mul(square, x)?;
+        let bend = b.mul(cubic, cube)?;
+        let inner = b.add(x, bend)?;
+        let inner = b.mul(factor, inner)?;
+        let f = b.unary(UnaryFn::Tanh, inner)?;
         let (half, one) = (b.scalar_like(x, 0.5)?, b.scalar_like(x, 1.0)?);
         let gate = b.add(one, f)?;
         let x = b.mul(half, x)?;

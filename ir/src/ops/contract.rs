@@ -278,6 +278,41 @@ parse_one!(Pack, "pack", |attrs| Ok(Pack {
     transposed: attrs.bool("transposed")?,
 }));
 
+impl Pack {
+    /// The panels of matrices `k × n`, `count` elements of `N` bytes in all. Sixteen
+    /// rows at a time: a cache line of a column, and few enough to stay in a cache.
+    fn moved<const N: usize>(
+        &self,
+        w: &[[u8; N]],
+        (k, n): (usize, usize),
+        count: usize,
+    ) -> Vec<u8> {
+        let mut bytes = vec![0; count * N];
+        let panel = k.div_ceil(self.group) * self.group * self.nr;
+        if count == 0 || k * n == 0 {
+            return bytes;
+        }
+        let (row, column) = if self.transposed { (1, k) } else { (n, 1) };
+        let panels = bytes.as_chunks_mut::<N>().0.chunks_exact_mut(panel);
+        for (i, to) in panels.enumerate() {
+            let each = n.div_ceil(self.nr);
+            let (matrix, first) = (&w[i / each * k * n..], i % each * self.nr);
+            let columns = self.nr.min(n - first);
+            for top in (0..k).step_by(16) {
+                let rows = top..(top + 16).min(k);
+                let place = |r: usize| r / self.group * self.nr * self.group + r % self.group;
+                let places: Vec<usize> = rows.clone().map(place).collect();
+                for j in 0..columns {
+                    for (r, at) in rows.clone().zip(&places) {
+                        to[at + j * self.group] = matrix[r * row + (first + j) * column];
+                    }
+                }
+            }
+        }
+        bytes
+    }
+}
+
 impl OpDef for Pack {
     fn mnemonic(&self) -> &'static str {
         "pack"
@@ -331,7 +366,20 @@ impl OpDef for Pack {
         if self.group > 1 {
             shape.push(self.group);
         }
-        let mut out = Encoder::new(w.dtype(), shape.iter().product());
+        let count = shape.iter().product::<usize>();
+        // Whole networks are packed while compiling: elements of whole bytes are moved.
+        let moved = match w.dtype().size().filter(|_| w.dtype() != DType::Str) {
+            Some(1) => Some(self.moved(w.bytes().as_chunks::<1>().0, (k, n), count)),
+            Some(2) => Some(self.moved(w.bytes().as_chunks::<2>().0, (k, n), count)),
+            Some(4) => Some(self.moved(w.bytes().as_chunks::<4>().0, (k, n), count)),
+            Some(8) => Some(self.moved(w.bytes().as_chunks::<8>().0, (k, n), count)),
+            _ => None,
+        };
+        if let Some(bytes) = moved {
+            let y = Tensor::new(w.dtype(), shape, bytes);
+            return Ok(vec![y.map_err(|e| EvalError(e.to_string()))?]);
+        }
+        let mut out = Encoder::new(w.dtype(), count);
         for_each_index(&shape, |index| {
             let (lead, place) = index.split_at(batch.len());
             let column = place[0] * self.nr + place[2];

@@ -250,6 +250,14 @@ impl OpDef for Unary {
                 let e = b.unary(U::Exp, neg)?;
                 b.mul(c, e)?
             }
+            U::NormalCdf => {
+                let c = b.scalar_like(x, (0.5 / std::f64::consts::PI).sqrt())?;
+                let half = b.scalar_like(x, -0.5)?;
+                let xx = b.mul(x, x)?;
+                let inner = b.mul(half, xx)?;
+                let e = b.unary(U::Exp, inner)?;
+                b.mul(c, e)?
+            }
             U::Sigmoid => {
                 let rest = b.sub(one, y)?;
                 b.mul(y, rest)?

@@ -4,7 +4,7 @@ use crate::graph::Value;
 use crate::op::*;
 use crate::ops::util::*;
 use crate::ops::winograd;
-use crate::tensor::Encoder;
+use crate::tensor::{Encoder, read_f64};
 use crate::{Builder, DType, Dim, Tensor, TensorType};
 
 /// `pack_filters(w: f[filters, c/groups, k..])`: the filters of a convolution as
@@ -135,31 +135,86 @@ impl PackFilters {
         element * self.group + within % self.group
     }
 
-    /// All elements in their places, 0 elsewhere.
-    fn packed<T: Copy + Default>(
+    /// All elements of `N` bytes in their places, 0 elsewhere; `transform` gives the
+    /// places of a filter's taps where filters are transformed.
+    ///
+    /// Whole networks are packed while compiling, so the order of the loops counts:
+    /// filters are read along their channels, and what a block of channels of one
+    /// panel writes fits the first cache.
+    fn packed<const N: usize>(
         &self,
         s: &Sizes,
-        get: impl Fn(usize) -> T,
-        wide: impl Fn(T) -> f64,
-        narrow: impl Fn(f64) -> T,
-    ) -> Vec<T> {
-        let mut out = vec![T::default(); self.shape(s).iter().product()];
-        for filter in 0..self.groups * s.m {
-            for c in 0..s.depth {
-                let from = (filter * s.depth + c) * s.taps;
-                if self.winograd {
-                    let g = std::array::from_fn(|t| wide(get(from + t)));
-                    for (p, u) in winograd::transformed_filter(&g).into_iter().enumerate() {
-                        out[self.place(s, filter, c, p)] = narrow(u);
-                    }
-                } else {
-                    for t in 0..s.taps {
-                        out[self.place(s, filter, c, t)] = get(from + t);
+        w: &[[u8; N]],
+        transform: impl Fn(&[[u8; N]; 9]) -> [[u8; N]; winograd::PLACES],
+    ) -> Vec<u8> {
+        let mut bytes = vec![0; self.shape(s).iter().product::<usize>() * N];
+        let (out, _) = bytes.as_chunks_mut::<N>();
+        let places = if self.winograd {
+            winograd::PLACES
+        } else {
+            s.taps
+        };
+        // How far apart the places of two taps are.
+        let apart = match places {
+            1 => 0,
+            _ => self.place(s, 0, 0, 1) - self.place(s, 0, 0, 0),
+        };
+        let block = (CACHED / (places * self.nr.max(1) * N)).clamp(1, 64);
+        let panels = (0..self.groups).flat_map(|g| {
+            let end = (g + 1) * s.m;
+            let first = (g * s.m..end).step_by(self.nr.max(1));
+            first.map(move |f| f..(f + self.nr.max(1)).min(end))
+        });
+        if self.group > 1 {
+            // Bytes, a quarter of what floats would be: each finds its place.
+            for (i, x) in w.iter().enumerate() {
+                let (c, tap) = (i / s.taps % s.depth, i % s.taps);
+                out[self.place(s, i / s.taps / s.depth, c, tap)] = *x;
+            }
+            return bytes;
+        }
+        for panel in panels {
+            for first in (0..s.depth).step_by(block) {
+                let last = (first + block).min(s.depth);
+                for filter in panel.clone() {
+                    let from = &w[(filter * s.depth + first) * s.taps..];
+                    let mut at = self.place(s, filter, first, 0);
+                    for taps in from.chunks_exact(s.taps).take(last - first) {
+                        match taps.first_chunk::<9>().filter(|_| self.winograd) {
+                            Some(g) => spread(&mut out[at..], apart, &transform(g)),
+                            None => spread(&mut out[at..], apart, taps),
+                        }
+                        at += self.nr;
                     }
                 }
             }
         }
-        out
+        bytes
+    }
+}
+
+/// Bytes of a panel's block that stay in the first cache.
+const CACHED: usize = 1 << 14;
+
+/// The transformation of filters through numbers.
+fn by_element<const N: usize>(
+    number: impl Fn(&[u8]) -> f64,
+    element: impl Fn(f64) -> Vec<u8>,
+) -> impl Fn(&[[u8; N]; 9]) -> [[u8; N]; winograd::PLACES] {
+    move |g| {
+        let g = std::array::from_fn(|t| number(&g[t]));
+        winograd::transformed_filter(&g).map(|v| {
+            let mut raw = [0; N];
+            raw.copy_from_slice(&element(v));
+            raw
+        })
+    }
+}
+
+/// Writes elements `apart` from each other.
+fn spread<const N: usize>(to: &mut [[u8; N]], apart: usize, elements: &[[u8; N]]) {
+    for (i, e) in elements.iter().enumerate() {
+        to[i * apart] = *e;
     }
 }
 
@@ -195,23 +250,25 @@ impl OpDef for PackFilters {
             .sizes(w.shape())
             .map_err(|e| EvalError(e.to_string()))?;
         let shape = self.shape(&s);
-        if w.dtype() == DType::F32 {
-            // Whole networks are packed while compiling: this way is worth its lines.
-            let values = w.to_f32();
-            let out = self.packed(&s, |i| values[i], f64::from, |v| v as f32);
-            let y = Tensor::from_f32(shape, &out);
-            return Ok(vec![y.map_err(|e| EvalError(e.to_string()))?]);
-        }
-        if w.dtype() == DType::I8 {
-            let bytes = w.bytes();
-            let out = self.packed(&s, |i| bytes[i], |_| 0.0, |_| 0);
-            let y = Tensor::new(DType::I8, shape, out);
-            return Ok(vec![y.map_err(|e| EvalError(e.to_string()))?]);
-        }
-        let values = self.packed(&s, |i| w.get_f64(i), |v| v, |v| v);
-        let mut out = Encoder::new(w.dtype(), values.len());
-        values.into_iter().for_each(|v| out.push_f64(v));
-        finish(w.dtype(), shape, out)
+        let (dtype, bytes) = (w.dtype(), w.bytes());
+        let number = |e: &[u8]| read_f64(dtype, e, 0);
+        let element = |v: f64| {
+            let mut out = Encoder::new(dtype, 1);
+            out.push_f64(v);
+            out.finish()
+        };
+        let packed = match dtype.size() {
+            Some(4) if dtype == DType::F32 => self.packed(&s, bytes.as_chunks::<4>().0, |g| {
+                let g = g.map(|e| f64::from(f32::from_le_bytes(e)));
+                winograd::transformed_filter(&g).map(|v| (v as f32).to_le_bytes())
+            }),
+            Some(1) => self.packed(&s, bytes.as_chunks::<1>().0, by_element(number, element)),
+            Some(2) => self.packed(&s, bytes.as_chunks::<2>().0, by_element(number, element)),
+            Some(8) => self.packed(&s, bytes.as_chunks::<8>().0, by_element(number, element)),
+            _ => return Err(EvalError(format!("filters of {dtype} are not packed"))),
+        };
+        let y = Tensor::new(dtype, shape, packed);
+        Ok(vec![y.map_err(|e| EvalError(e.to_string()))?])
     }
 
     fn grad(&self, _: &mut Builder, _: Io<'_>, _: &[Value]) -> Result<Grad, TypeError> {

@@ -8,12 +8,15 @@ use crate::{Builder, DType, Tensor, TensorType};
 
 /// `packed_matmul(x: [.., m, k], panels: [ceil(n/nr), k, nr])`: `x` times the
 /// matrix that [`crate::ops::contract::Pack`] packed. Panels may be of a narrower
-/// type than `x`: their elements are widened to `x`'s. Bytes times panels of bytes in
-/// groups, `[ceil(n/nr), ceil(k/group), nr, group]`, are summed in i32.
+/// type than `x`: their elements are widened to `x`'s. Panels of bytes or of bf16 may
+/// be in groups, `[ceil(n/nr), ceil(k/group), nr, group]`, then `x` is of such
+/// elements too. Bytes are summed in i32, f16 and bf16 in f32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackedMatMul {
     /// Columns of the matrix.
     pub n: usize,
+    /// The result's dtype, for floats; none for `x`'s.
+    pub out: Option<DType>,
 }
 
 fn is_byte(t: DType) -> bool {
@@ -21,7 +24,11 @@ fn is_byte(t: DType) -> bool {
 }
 
 parse_one!(PackedMatMul, "packed_matmul", |a| Ok(PackedMatMul {
-    n: a.index("n")?
+    n: a.index("n")?,
+    out: match a.get("out") {
+        Ok(_) => Some(a.dtype("out")?),
+        Err(_) => None,
+    },
 }));
 
 impl OpDef for PackedMatMul {
@@ -32,12 +39,19 @@ impl OpDef for PackedMatMul {
     fn infer(&self, cx: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
         let (x, w) = (arity(args, 2)?[0].ty, args[1].ty);
         let bytes = is_byte(x.dtype) && is_byte(w.dtype);
-        let (rank, wants) = match bytes {
-            true => (4, "[panels, k/group, nr, group]"),
-            false => (3, "[panels, k, nr]"),
+        let grouped = bytes || [x.dtype, w.dtype] == [DType::BF16; 2];
+        let (fits, wants) = match bytes {
+            true => (w.rank() == 4, "[panels, k/group, nr, group]"),
+            false => (
+                w.rank() == 3 || grouped && w.rank() == 4,
+                "[panels, k, nr], or such in groups if both are bf16",
+            ),
         };
-        if x.rank() < 2 || w.rank() != rank || !(bytes || x.dtype.is_float()) {
+        if x.rank() < 2 || !fits || !(bytes || x.dtype.is_float()) {
             return type_err(format!("{x} · {w}: needs [.., m, k] and {wants}"));
+        }
+        if self.out.is_some_and(|t| bytes || !t.is_float()) {
+            return type_err(format!("a product of {x} and {w} has no other type"));
         }
         let (panels, nr) = (w.shape[0].as_const(), w.shape[2].as_const());
         if !matches!((panels, nr), (Some(p), Some(nr)) if nr > 0 && p == (self.n as i64 + nr - 1) / nr)
@@ -52,7 +66,10 @@ impl OpDef for PackedMatMul {
         cx.require_same(&depth, &w.shape[1], "the contracted extents agree")?;
         let mut shape = x.shape[..last].to_vec();
         shape.push(self.n.into());
-        let dtype = if bytes { DType::I32 } else { x.dtype };
+        let dtype = match bytes {
+            true => DType::I32,
+            false => self.out.unwrap_or(x.dtype),
+        };
         Ok(vec![TensorType::new(dtype, shape).into()])
     }
 
@@ -90,7 +107,7 @@ impl OpDef for PackedMatMul {
         MatMul {
             transpose_a: false,
             transpose_b: false,
-            out: bytes.then_some(DType::I32),
+            out: if bytes { Some(DType::I32) } else { self.out },
         }
         .eval(cx, &[x, &plain])
     }
@@ -102,7 +119,11 @@ impl OpDef for PackedMatMul {
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::none().with("n", Attr::Int(self.n as i64))
+        let attrs = Attrs::none().with("n", Attr::Int(self.n as i64));
+        match self.out {
+            Some(d) => attrs.with("out", Attr::Name(d.name().into())),
+            None => attrs,
+        }
     }
 
     primitive!();
@@ -132,13 +153,43 @@ mod tests {
         };
         let panels = pack.eval(&cx, &[&w]).unwrap();
         assert_eq!(panels[0].shape(), [3, 2, 16, 4]);
-        let got = PackedMatMul { n: 37 }.eval(&cx, &[&x, &panels[0]]).unwrap();
+        let product = PackedMatMul { n: 37, out: None };
+        let got = product.eval(&cx, &[&x, &panels[0]]).unwrap();
         let plain = MatMul {
             transpose_a: false,
             transpose_b: false,
             out: Some(DType::I32),
         };
         assert_eq!(got, plain.eval(&cx, &[&x, &w]).unwrap());
+    }
+
+    #[test]
+    fn packing_bf16_in_pairs_does_not_change_the_product() {
+        let data: Vec<f64> = (0..5 * 37)
+            .map(|i| ((i * 7919) % 23) as f64 / 8.0 - 1.0)
+            .collect();
+        let w = Tensor::from_f64(DType::BF16, [5, 37], &data).unwrap();
+        let x = Tensor::from_f64(DType::BF16, [3, 5], &data[..15]).unwrap();
+        let binding = RefCell::new(Binding::new());
+        let cx = EvalCx::pure(&binding);
+        let pack = Pack {
+            nr: 16,
+            group: 2,
+            transposed: false,
+        };
+        let panels = pack.eval(&cx, &[&w]).unwrap();
+        assert_eq!(panels[0].shape(), [3, 3, 16, 2]);
+        for out in [None, Some(DType::F32)] {
+            let product = PackedMatMul { n: 37, out };
+            let got = product.eval(&cx, &[&x, &panels[0]]).unwrap();
+            let plain = MatMul {
+                transpose_a: false,
+                transpose_b: false,
+                out,
+            };
+            assert_eq!(got, plain.eval(&cx, &[&x, &w]).unwrap());
+            assert_eq!(got[0].dtype(), out.unwrap_or(DType::BF16));
+        }
     }
 
     #[test]
@@ -157,7 +208,8 @@ mod tests {
         }
         .eval(&cx, &[&w])
         .unwrap();
-        let got = PackedMatMul { n: 37 }.eval(&cx, &[&x, &panels[0]]).unwrap();
+        let product = PackedMatMul { n: 37, out: None };
+        let got = product.eval(&cx, &[&x, &panels[0]]).unwrap();
         let want = MatMul {
             transpose_a: false,
             transpose_b: false,

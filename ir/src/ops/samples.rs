@@ -207,8 +207,8 @@ fn elementwise() -> Vec<Sample> {
             Asin | Acos | Atanh => between(DType::F32, &[2, 3], -0.8, 0.8),
             Tan => between(DType::F32, &[2, 3], -1.2, 1.2),
             Abs => distinct(&[2, 3]),
-            Neg | Sign | Exp | Sin | Cos | Atan | Sinh | Cosh | Tanh | Asinh | Erf | Sigmoid
-            | Floor | Ceil | Round | IsNan | IsInf => f(&[2, 3]),
+            Neg | Sign | Exp | Sin | Cos | Atan | Sinh | Cosh | Tanh | Asinh | Erf | NormalCdf
+            | Sigmoid | Floor | Ceil | Round | IsNan | IsInf => f(&[2, 3]),
         };
         let rough_ = matches!(
             f_,

@@ -194,7 +194,10 @@ fn contractions() -> Vec<Sample> {
             },
             vec![bytes(DType::U8, &[3, 5]), bytes(DType::I8, &[5, 2])],
         ),
-        rough(PackedMatMul { n: 6 }, vec![f(&[2, 3, 5]), f(&[2, 5, 4])]),
+        rough(
+            PackedMatMul { n: 6, out: None },
+            vec![f(&[2, 3, 5]), f(&[2, 5, 4])],
+        ),
         rough(convolution(6, 2), vec![f(&[2, 5, 4, 4]), f(&[2, 1, 12, 4])]),
         rough(convolution(4, 4), vec![f(&[2, 5, 4, 4]), f(&[6, 4])]),
         rough(
@@ -233,7 +236,7 @@ fn contractions() -> Vec<Sample> {
         rough(filters(1, 4, true), vec![f(&[5, 2, 3, 3])]),
         rough(tiled(5), vec![f(&[2, 5, 4, 3]), f(&[36, 2, 3, 4])]),
         rough(
-            PackedMatMul { n: 6 },
+            PackedMatMul { n: 6, out: None },
             vec![
                 bytes(DType::I8, &[2, 3, 5]),
                 bytes(DType::U8, &[2, 2, 4, 4]),

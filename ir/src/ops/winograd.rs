@@ -41,13 +41,13 @@ pub const TILE: usize = 4;
 
 /// `U` of a filter's taps, row-major.
 pub fn transformed_filter(g: &[f64; 9]) -> [f64; PLACES] {
-    let mut half = [[0.0; 3]; 6];
-    for (row, of) in half.iter_mut().zip(&FILTER) {
-        for (x, v) in row.iter_mut().enumerate() {
-            *v = (0..3).map(|y| of[y] * g[y * 3 + x]).sum();
-        }
+    let sum = |of: &[f64; 3], v: [f64; 3]| of[0] * v[0] + of[1] * v[1] + of[2] * v[2];
+    let mut out = [0.0; PLACES];
+    for (row, to) in FILTER.iter().zip(out.as_chunks_mut::<6>().0) {
+        let half = [0, 1, 2].map(|x| sum(row, [g[x], g[3 + x], g[6 + x]]));
+        *to = FILTER.map(|column| sum(&column, half));
     }
-    std::array::from_fn(|p| (0..3).map(|x| half[p / 6][x] * FILTER[p % 6][x]).sum())
+    out
 }
 
 /// `V` of 6×6 elements.

@@ -156,6 +156,54 @@ fn truth(f: UnaryFn, x: f64) -> f64 {
     }
 }
 
+/// How far `normal_cdf` may be off: one and a half units below 1 anywhere, and the tail
+/// down to 1e-8 by so much of itself.
+const CDF: (f64, f64) = (9e-8, 3e-6);
+
+#[test]
+fn the_normal_distribution_is_near_everywhere_and_in_its_tail() {
+    let f = UnaryFn::NormalCdf;
+    let spec = |t| {
+        vec![(
+            "cdf".to_string(),
+            map(t, 1, |e, x| e.unary(f, x[0]).unwrap()),
+        )]
+    };
+    let dense = (-2000..2000).map(|i| i as f32 / 250.0);
+    let narrow: Vec<f32> = sweep().into_iter().chain(dense).collect();
+    let wide: Vec<f64> = narrow.iter().map(|&x| x as f64).collect();
+    let off = |level: &str, x: f64, y: f64, (all, tail): (f64, f64)| {
+        let want = f.eval_f64(x);
+        let near = (y - want).abs() <= all && (0.0..=1.0).contains(&y);
+        let in_tail = want < 1e-8 || (y - want).abs() <= tail * want;
+        let same = (near && in_tail) || (y.is_nan() && want.is_nan());
+        assert!(same, "normal_cdf({x}) = {y} on {level}, not {want}");
+    };
+    for target in targets() {
+        let level = &target.name;
+        let singles = spec(DType::F32);
+        let loaded = load(&singles, &target);
+        let inputs = std::slice::from_ref(&narrow);
+        let out = run(&singles[0].1, &loaded, "cdf", inputs, f32::to_le_bytes);
+        for (&x, y) in narrow.iter().zip(out.chunks_exact(4)) {
+            let y = f32::from_le_bytes(y.try_into().unwrap());
+            off(level, x as f64, y as f64, CDF);
+        }
+        let doubles = spec(DType::F64);
+        let loaded = load(&doubles, &target);
+        let inputs = std::slice::from_ref(&wide);
+        let out = run(&doubles[0].1, &loaded, "cdf", inputs, f64::to_le_bytes);
+        for (&x, y) in wide.iter().zip(out.chunks_exact(8)) {
+            off(
+                level,
+                x,
+                f64::from_le_bytes(y.try_into().unwrap()),
+                (6e-16, 2e-13),
+            );
+        }
+    }
+}
+
 fn is_periodic(f: UnaryFn) -> bool {
     matches!(f, UnaryFn::Sin | UnaryFn::Cos | UnaryFn::Tan)
 }

@@ -115,6 +115,8 @@ impl Problem {
             (F32, F32, F32),
             (F16, F16, F32),
             (BF16, BF16, F32),
+            (BF16, BF16, F32),
+            (BF16, BF16, F32),
             (F32, F16, F32),
             (F32, BF16, F32),
             (F32, I8, F32),
@@ -134,7 +136,7 @@ impl Problem {
             Layout::Transposed,
             Layout::Spread,
         ];
-        if bytes && !a_transposed {
+        if (bytes || [a, b] == [BF16; 2]) && !a_transposed {
             layouts.extend([Layout::Grouped; 3]);
         }
         let out = match acc {
@@ -165,12 +167,20 @@ impl Problem {
         }
     }
 
+    /// Neighbours along k that lie together in grouped panels.
+    fn group(&self) -> usize {
+        4 / self.b.size().unwrap()
+    }
+
     /// Where `[p][j]` of B lies.
     fn at_b(&self, p: usize, j: usize) -> usize {
         let (n, k, nr) = (self.n, self.k, self.nr);
         match self.layout {
             Layout::Packed => (j / nr * k + p) * nr + j % nr,
-            Layout::Grouped => ((j / nr * k.div_ceil(4) + p / 4) * nr + j % nr) * 4 + p % 4,
+            Layout::Grouped => {
+                let g = self.group();
+                ((j / nr * k.div_ceil(g) + p / g) * nr + j % nr) * g + p % g
+            }
             Layout::Rows => p * (n + 3) + j,
             Layout::Transposed => j * k + p,
             Layout::Spread => (p * n + j) * 2,
@@ -182,20 +192,20 @@ impl Problem {
         let (n, k, nr) = (self.n, self.k, self.nr);
         match self.layout {
             Layout::Packed => n.div_ceil(nr) * nr * k,
-            Layout::Grouped => n.div_ceil(nr) * nr * k.next_multiple_of(4),
+            Layout::Grouped => n.div_ceil(nr) * nr * k.next_multiple_of(self.group()),
             Layout::Rows => k * (n + 3),
             Layout::Transposed => k * n,
             Layout::Spread => k * n * 2,
         }
     }
 
-    /// A `[k][n]` matrix of f32 as B.
+    /// A `[k][n]` matrix as B.
     fn lay(&self, weights: &[f64]) -> Vec<u8> {
         let mut memory = vec![0.0; self.b_size()];
         for (i, &w) in weights.iter().enumerate() {
             memory[self.at_b(i / self.n, i % self.n)] = w;
         }
-        bytes(DType::F32, &memory)
+        bytes(self.b, &memory)
     }
 
     fn build(&self, rng: &mut Rng) -> Built {
@@ -425,38 +435,42 @@ fn integer_sums_are_exact() {
     check(&[p, rows], 3);
 }
 
+/// The first row of 70, alone and together, with these layouts of B: its bits.
+fn rows_by_layout(dtype: DType, layouts: &[Layout]) {
+    for target in targets() {
+        let mut all: Vec<Vec<u8>> = vec![];
+        for &layout in layouts {
+            for (m, nr) in [(1, 64), (70, 64), (70, 32), (5, 128)] {
+                let p = Problem {
+                    layout,
+                    nr,
+                    a: dtype,
+                    b: dtype,
+                    ..Problem::plain(m, 100, 77)
+                };
+                let mut b = p.build(&mut Rng(11));
+                b.case.buffers[0] = Rng(12).data(dtype, 77).repeat(m);
+                b.case.buffers[1] = p.lay(&numbers(dtype, &Rng(13).data(dtype, 77 * 100)));
+                let loaded = load(&[("mm".into(), b.case.spec.clone())], &target);
+                assert_eq!(
+                    loaded.run("mm", &b.case.spec, &mut b.case.buffers, &b.case.params),
+                    0
+                );
+                let out = b.case.buffers.pop().unwrap();
+                let row = out[..400].to_vec();
+                assert!(out.chunks(400).all(|r| r == row), "rows of {p:?} differ");
+                all.push(row);
+            }
+        }
+        assert!(all.iter().all(|r| *r == all[0]));
+    }
+}
+
 #[test]
 fn results_do_not_depend_on_rows_or_layout() {
-    // The first row of 70, alone and together, with every layout of B.
-    let mut all: Vec<Vec<u8>> = vec![];
-    for layout in [
-        Layout::Packed,
-        Layout::Rows,
-        Layout::Transposed,
-        Layout::Spread,
-    ] {
-        for (m, nr) in [(1, 64), (70, 64), (70, 32), (5, 128)] {
-            let p = Problem {
-                layout,
-                nr,
-                ..Problem::plain(m, 100, 77)
-            };
-            let mut b = p.build(&mut Rng(11));
-            b.case.buffers[0] = Rng(12).data(DType::F32, 77).repeat(m);
-            b.case.buffers[1] = p.lay(&numbers(DType::F32, &Rng(13).data(DType::F32, 77 * 100)));
-            let target = &targets()[0];
-            let loaded = load(&[("mm".into(), b.case.spec.clone())], target);
-            assert_eq!(
-                loaded.run("mm", &b.case.spec, &mut b.case.buffers, &b.case.params),
-                0
-            );
-            let out = b.case.buffers.pop().unwrap();
-            let row = out[..400].to_vec();
-            assert!(out.chunks(400).all(|r| r == row), "rows of {p:?} differ");
-            all.push(row);
-        }
-    }
-    assert!(all.iter().all(|r| *r == all[0]));
+    use Layout::*;
+    rows_by_layout(DType::F32, &[Packed, Rows, Transposed, Spread]);
+    rows_by_layout(DType::BF16, &[Grouped, Rows, Transposed, Spread]);
 }
 
 #[test]

@@ -4,11 +4,17 @@ mod filetests;
 mod random;
 mod regressions;
 
-use kiln_ir::Module;
+use kiln_ir::{DType, Module};
 use kiln_passes::{Manager, Options, pipeline};
 
-/// Runs one pass, or the whole pipeline (`compile`), verifying after each.
+/// Runs one pass, or the whole pipeline (`compile`), verifying after each; after a
+/// colon, for what precision.
 fn pass(name: &str, module: &mut Module) -> Result<(), String> {
+    let (name, precision) = name.split_once(':').unwrap_or((name, "f32"));
+    let options = Options {
+        precision: DType::from_name(precision).ok_or("there is no such precision")?,
+        ..Options::default()
+    };
     let passes = match name {
         "compile" => pipeline::COMPILE.to_vec(),
         _ => vec![pipeline::by_name(name).ok_or("there is no such pass")?],
@@ -17,6 +23,6 @@ fn pass(name: &str, module: &mut Module) -> Result<(), String> {
         verify: true,
         ..Manager::default()
     };
-    let done = manager.run(&passes, module, &Options::default());
+    let done = manager.run(&passes, module, &options);
     done.map(|_| ()).map_err(|e| e.to_string())
 }

@@ -101,7 +101,7 @@ pub enum Command {
         #[arg(long)]
         interpreter: bool,
         /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4, both also with -vnni
-        /// (products of bytes). May be repeated.
+        /// (products of bytes), x86-64-v4-bf16 (and of bf16). May be repeated.
         #[arg(long)]
         target: Vec<String>,
         #[arg(long, default_value_t = 1)]
@@ -123,6 +123,9 @@ pub enum Command {
         #[arg(long, value_name = "REF.npz")]
         reference: Option<PathBuf>,
     },
+    /// Write a model in 8-bit integers, calibrated on data (QDQ form: ONNX Runtime
+    /// runs it as well).
+    Quantize(Box<QuantizeArgs>),
     /// Run passes over a .kir file or a model and print the result.
     Opt {
         file: PathBuf,
@@ -132,6 +135,9 @@ pub enum Command {
         /// Print the graph after every pass that changed it.
         #[arg(long)]
         print_changed: bool,
+        /// What mixed-precision narrows products to: f32 (nothing), bf16 or f16.
+        #[arg(long)]
+        precision: Option<String>,
         #[arg(long)]
         time: bool,
     },
@@ -181,11 +187,76 @@ pub enum Command {
     Completions { shell: clap_complete::Shell },
 }
 
+/// How to quantize.
+#[derive(Args, Clone)]
+pub struct QuantizeArgs {
+    pub model: PathBuf,
+    /// The quantized model, OUT.onnx.
+    #[arg(short, long)]
+    pub output: PathBuf,
+    /// Weights in i8, activations in u8.
+    #[arg(long)]
+    pub int8: bool,
+    /// Batches of inputs: .npz files (arrays by the names of inputs, one batch each),
+    /// folders test_data_set_N, or folders of such.
+    #[arg(long, value_name = "DATA", num_args = 1.., required = true)]
+    pub calibration: Vec<PathBuf>,
+    /// How an activation's range is chosen: minmax, percentile, entropy, mse.
+    #[arg(long, default_value = "minmax")]
+    pub method: String,
+    /// The share of the values that are not clipped, in per cent, for --method percentile.
+    #[arg(long, default_value_t = 99.99)]
+    pub percentile: f64,
+    /// One scale in all for each weight, not one a channel.
+    #[arg(long)]
+    pub per_tensor: bool,
+    /// Weights in 7 bits: for runtimes on CPUs without VNNI whose sums saturate. Kiln's
+    /// are exact.
+    #[arg(long)]
+    pub reduce_range: bool,
+    /// Operators to quantize: MatMul, Gemm, Conv if not given; Gather quantizes tables
+    /// that are looked up, which saves memory alone.
+    #[arg(long, value_delimiter = ',', value_name = "OP,OP")]
+    pub ops: Vec<String>,
+    /// Nodes to leave as they are, by their names or their outputs' (* and ? stand for
+    /// anything). May be repeated.
+    #[arg(long, value_delimiter = ',', value_name = "PATTERN")]
+    pub exclude: Vec<String>,
+    /// Also products of two computed values (attention's).
+    #[arg(long)]
+    pub all_products: bool,
+    /// Also round what products give: ONNX Runtime's integer convolutions ask for it,
+    /// Kiln's do not.
+    #[arg(long)]
+    pub outputs: bool,
+    /// Move part of the spread between an activation's channels into the weights, by a
+    /// Mul before quantizing; 0 moves nothing, 1 all.
+    #[arg(long, value_name = "STRENGTH", num_args = 0..=1, require_equals = true, default_missing_value = "0.75")]
+    pub smooth: Option<f64>,
+    /// Data to compare both models on; the calibration data if not given.
+    #[arg(long, value_name = "DATA", num_args = 1..)]
+    pub check: Vec<PathBuf>,
+    /// Write nothing, and exit with 1, if an output's relative error is larger.
+    #[arg(long, value_name = "X")]
+    pub max_error: Option<f64>,
+    /// Weights in a file of their own, OUT.onnx.data (as happens by itself near 2 GB).
+    #[arg(long)]
+    pub external_data: bool,
+    #[command(flatten)]
+    pub options: CompileArgs,
+    /// Threads; as many as there are cores if not given.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// How to compile.
 #[derive(Args, Clone, Default)]
 pub struct CompileArgs {
     /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4, both also with -vnni
-    /// (products of bytes). May be repeated.
+    /// (products of bytes), x86-64-v4-bf16 (and of bf16). May be repeated.
     #[arg(long)]
     pub target: Vec<String>,
     /// Fix or give a size, or how many elements the input sequence NAME has, NAME=N;
@@ -200,7 +271,8 @@ pub struct CompileArgs {
     /// that decide what is computed. May be repeated.
     #[arg(long, value_name = "NAME=FILE.npy")]
     pub freeze: Vec<String>,
-    /// Element type of the computation: f32.
+    /// What products and attention read: f32, bf16 or f16, with sums and everything
+    /// between them in f32. Weights are stored so.
     #[arg(long)]
     pub precision: Option<String>,
     /// No rewrite that changes a result's bits.

@@ -5,6 +5,7 @@ use crate::diff;
 use crate::draw;
 use crate::model::{self, Failure};
 use crate::output::{out, outln};
+use crate::quantize;
 use crate::reduce;
 use crate::{verify, weights};
 use clap::CommandFactory;
@@ -106,12 +107,20 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             device(&run.device)?;
             diff::run(&model, &options, &run, rtol, reference.as_deref())
         }
+        Command::Quantize(args) => quantize::run(&args),
         Command::Opt {
             file,
             passes,
             print_changed,
+            precision,
             time,
-        } => opt(&file, &passes, print_changed, time),
+        } => {
+            let options = kiln::passes::Options {
+                precision: model::precision(precision.as_deref())?,
+                ..Default::default()
+            };
+            opt(&file, &passes, &options, print_changed, time)
+        }
         Command::Bisect {
             model,
             options,
@@ -478,7 +487,13 @@ pub fn entry_inputs(
     Ok((entry, tensors))
 }
 
-fn opt(file: &Path, names: &[String], print_changed: bool, time: bool) -> Result<u8, Failure> {
+fn opt(
+    file: &Path,
+    names: &[String],
+    options: &kiln::passes::Options,
+    print_changed: bool,
+    time: bool,
+) -> Result<u8, Failure> {
     let mut module = model::import(file, &CompileArgs::default(), false)?;
     let known = || {
         kiln::passes::pipeline::ALL
@@ -510,7 +525,7 @@ fn opt(file: &Path, names: &[String], print_changed: bool, time: bool) -> Result
         }));
     }
     manager
-        .run(&passes, &mut module, &kiln::passes::Options::default())
+        .run(&passes, &mut module, options)
         .map_err(|e| Failure::run(e.to_string()))?;
     out!("{}", print_module(&module, &PrintOptions::default()));
     if time {

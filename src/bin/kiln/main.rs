@@ -6,6 +6,7 @@ mod diff;
 mod draw;
 mod model;
 mod output;
+mod quantize;
 mod reduce;
 mod suite;
 mod verify;

@@ -3,7 +3,7 @@
 use crate::args::CompileArgs;
 use kiln::compile::{self, CompileError, objects::Workers};
 use kiln::import::{Diagnostic, ImportOptions, Interface, Keep, import_onnx};
-use kiln::ir::{Dim, Graph, Module, PortKind, Value};
+use kiln::ir::{DType, Dim, Graph, Module, PortKind, Value};
 use std::path::{Path, PathBuf};
 
 /// Why a command failed: the text for people, and the exit status.
@@ -47,6 +47,12 @@ impl Failure {
             exit: 64,
             source: None,
         }
+    }
+
+    /// With the file whose contents led to it.
+    pub fn while_reading(mut self, path: &Path) -> Failure {
+        self.text = format!("{}\n  with {}", self.text, path.display());
+        self
     }
 
     /// With the place in a text file that it is about; lines and columns from 1.
@@ -302,13 +308,20 @@ pub fn read_kir(path: &Path) -> Result<Module, Failure> {
     }
 }
 
+/// The type that a precision names.
+pub fn precision(name: Option<&str>) -> Result<DType, Failure> {
+    match name {
+        None | Some("f32") => Ok(DType::F32),
+        Some("bf16") => Ok(DType::BF16),
+        Some("f16") => Ok(DType::F16),
+        Some(other) => Err(Failure::usage(format!(
+            "there is no precision `{other}`: f32, bf16 and f16 are"
+        ))),
+    }
+}
+
 /// The compiler's options from the command line's.
 pub fn options(args: &CompileArgs) -> Result<compile::Options, Failure> {
-    if let Some(p) = args.precision.as_deref().filter(|p| *p != "f32") {
-        return Err(Failure::usage(format!(
-            "--precision {p} is not available yet: f32 is"
-        )));
-    }
     let names: Vec<&str> = match args.target.is_empty() {
         true => vec!["cpu"],
         false => args.target.iter().map(String::as_str).collect(),
@@ -320,10 +333,10 @@ pub fn options(args: &CompileArgs) -> Result<compile::Options, Failure> {
                 let gpu = name.starts_with("sm_");
                 Failure::usage(match gpu {
                     true => format!(
-                        "the target {name} is not available yet: x86-64-v3, x86-64-v4, each also with -vnni, and cpu are"
+                        "the target {name} is not available yet: x86-64-v3, x86-64-v4, each also with -vnni, x86-64-v4-bf16, and cpu are"
                     ),
                     false => {
-                        format!("there is no target `{name}`: x86-64-v3, x86-64-v4, each also with -vnni, and cpu are")
+                        format!("there is no target `{name}`: x86-64-v3, x86-64-v4, each also with -vnni, x86-64-v4-bf16, and cpu are")
                     }
                 })
             })
@@ -331,6 +344,7 @@ pub fn options(args: &CompileArgs) -> Result<compile::Options, Failure> {
         .collect::<Result<_, _>>()?;
     let passes = kiln::passes::Options {
         exact: args.deterministic,
+        precision: precision(args.precision.as_deref())?,
         ..Default::default()
     };
     let cache = if args.no_cache { None } else { cache_dir() };

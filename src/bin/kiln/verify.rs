@@ -10,6 +10,7 @@ use kiln::ir::interp::Interpreter;
 use kiln::ir::{DType, Graph, Module, Op, Tensor};
 use kiln::runtime::{Input, Model, Session};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What to verify.
 #[derive(Clone)]
@@ -123,9 +124,10 @@ impl Machine {
             .targets
             .first()
             .map_or(String::new(), |t| t.name.clone());
-        // Threads of one process verify different cases at once.
-        let (process, thread) = (std::process::id(), std::thread::current().id());
-        let name = format!("kiln-verify-{process}-{thread:?}-{level}.kiln");
+        // A process may have several at once, on one thread or on many.
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let (process, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let name = format!("kiln-verify-{process}-{number}-{level}.kiln");
         let out = std::env::temp_dir().join(name);
         let artifact = Temporary(out.clone());
         compile::compile(module, options, &out)?;
@@ -136,6 +138,13 @@ impl Machine {
         })
     }
 
+    /// A session on so many threads, and the number of an entry.
+    pub fn session(&self, entry: &str, threads: usize) -> Result<(Session, usize), Failure> {
+        let index = self.model.entry(Some(entry))?;
+        let session = Session::new(self.model.clone(), threads.max(1))?;
+        Ok((session, index))
+    }
+
     /// Runs an entry in a session of its own.
     pub fn run(
         &self,
@@ -143,8 +152,7 @@ impl Machine {
         inputs: &[(String, Tensor)],
         threads: usize,
     ) -> Result<Vec<(String, Tensor)>, Failure> {
-        let index = self.model.entry(Some(entry))?;
-        let mut session = Session::new(self.model.clone(), threads.max(1))?;
+        let (mut session, index) = self.session(entry, threads)?;
         let refs: Vec<(&str, Input)> = inputs.iter().map(|(n, t)| (&n[..], t.into())).collect();
         session.run_with(index, &refs)?;
         let ports = &self.model.program().entries[index].outputs;

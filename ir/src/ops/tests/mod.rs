@@ -5,6 +5,7 @@ mod attention;
 mod composite;
 mod contract;
 mod control;
+mod packing;
 mod programs;
 mod properties;
 mod reduce;

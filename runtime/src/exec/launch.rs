@@ -1,0 +1,189 @@
+//! Launches: their sizes evaluated, and run by the pool.
+
+use super::bind::holds;
+use super::layout::memory;
+use super::steps::Run;
+use crate::error::{Error, Result};
+use crate::memory::Block;
+use crate::plan::{Launch, Step};
+use kiln_ir::{Binding, Dim};
+
+/// Work below this (floating-point operations plus bytes) is done by one thread.
+const SERIAL_WORK: i64 = 60_000;
+
+/// A launch with its sizes evaluated.
+pub(super) struct Ready {
+    kernel: u32,
+    params: Vec<i64>,
+    tiles: i64,
+    scratch: usize,
+    offsets: Vec<i64>,
+    work: i64,
+    flops: i64,
+    bytes: i64,
+}
+
+pub(super) fn max_scratch(steps: &[Step], binding: &Binding) -> Result<usize> {
+    let mut most = 0;
+    for s in steps {
+        most = most.max(match s {
+            Step::Launch(l) => {
+                let sizes = l
+                    .variants
+                    .iter()
+                    .map(|v| v.scratch.eval(binding).unwrap_or(0).max(0) as usize);
+                sizes.max().unwrap_or(0)
+            }
+            Step::If {
+                then, otherwise, ..
+            } => max_scratch(then, binding)?.max(max_scratch(otherwise, binding)?),
+            Step::Loop(l) => max_scratch(&l.body, binding)?,
+            Step::WriteDims { .. }
+            | Step::Copy { .. }
+            | Step::BindDim { .. }
+            | Step::SetDims { .. }
+            | Step::Repack { .. }
+            | Step::NonZero { .. }
+            | Step::TopK { .. }
+            | Step::Strings { .. }
+            | Step::SplitStrings { .. } => 0,
+        });
+    }
+    Ok(most.max(64))
+}
+
+pub(super) fn prepare(
+    steps: &[Step],
+    binding: &Binding,
+    out: &mut Vec<Option<Ready>>,
+) -> Result<()> {
+    for s in steps {
+        match s {
+            Step::Launch(l) => out.push(ready(l, binding).ok()),
+            Step::If {
+                then, otherwise, ..
+            } => {
+                prepare(then, binding, out)?;
+                prepare(otherwise, binding, out)?;
+            }
+            Step::Loop(l) => prepare(&l.body, binding, out)?,
+            Step::WriteDims { .. }
+            | Step::Copy { .. }
+            | Step::BindDim { .. }
+            | Step::SetDims { .. }
+            | Step::Repack { .. }
+            | Step::NonZero { .. }
+            | Step::TopK { .. }
+            | Step::Strings { .. }
+            | Step::SplitStrings { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn count_launches(steps: &[Step]) -> usize {
+    steps
+        .iter()
+        .map(|s| match s {
+            Step::Launch(_) => 1,
+            Step::If {
+                then, otherwise, ..
+            } => count_launches(then) + count_launches(otherwise),
+            Step::Loop(l) => count_launches(&l.body),
+            Step::WriteDims { .. }
+            | Step::Copy { .. }
+            | Step::BindDim { .. }
+            | Step::SetDims { .. }
+            | Step::Repack { .. }
+            | Step::NonZero { .. }
+            | Step::TopK { .. }
+            | Step::Strings { .. }
+            | Step::SplitStrings { .. } => 0,
+        })
+        .sum()
+}
+
+pub(super) fn ready(l: &Launch, binding: &Binding) -> Result<Ready> {
+    let value = |d: &Dim| {
+        d.eval(binding)
+            .map_err(|e| Error::run("K0720", format!("{}: {e}", l.label)))
+    };
+    for v in &l.variants {
+        let mut fits = true;
+        for g in &v.guards {
+            fits &= holds(g, binding)?;
+        }
+        if fits {
+            let (flops, bytes) = (value(&l.flops)?, value(&l.bytes)?);
+            return Ok(Ready {
+                kernel: v.kernel,
+                params: v.params.iter().map(value).collect::<Result<_>>()?,
+                tiles: value(&v.tiles)?,
+                scratch: usize::try_from(value(&v.scratch)?).unwrap_or(0),
+                offsets: l.args.iter().map(|a| value(&a.1)).collect::<Result<_>>()?,
+                work: flops.saturating_add(bytes),
+                flops,
+                bytes,
+            });
+        }
+    }
+    Err(Error::run(
+        "K0720",
+        format!("{}: no kernel serves these sizes", l.label),
+    ))
+}
+
+impl Run<'_> {
+    pub(super) fn launch(&mut self, l: &Launch, r: &Ready) -> Result<()> {
+        // Sizes that came up during the run may ask for more than was planned.
+        if self.scratch.iter().any(|s| s.len() < r.scratch) {
+            for s in self.scratch.iter_mut() {
+                *s = memory(r.scratch)?;
+            }
+        }
+        let mut args = [std::ptr::null_mut::<u8>(); 256];
+        for (slot, ((buffer, _), offset)) in args.iter_mut().zip(l.args.iter().zip(&r.offsets)) {
+            // SAFETY: lowering keeps offsets inside their buffer.
+            *slot = unsafe { self.pointer(*buffer)?.offset(*offset as isize) };
+        }
+        let kernel = self.model.kernels[r.kernel as usize];
+        struct Shared(*const *mut u8, *const i64, Vec<*mut u8>);
+        // SAFETY: kernels write disjoint parts per tile, and scratch is per thread.
+        unsafe impl Sync for Shared {}
+        let shared = Shared(
+            args.as_ptr(),
+            r.params.as_ptr(),
+            self.scratch.iter().map(Block::ptr).collect(),
+        );
+        let shared = &shared;
+        let watch = self.watch();
+        let status = self
+            .pool
+            .run(r.tiles, r.work < SERIAL_WORK, &|thread, begin, end| {
+                // SAFETY: the arguments are what lowering planned for this kernel.
+                let run = || unsafe { kernel(shared.0, shared.1, begin, end, shared.2[thread]) };
+                match &watch {
+                    Some(w) => w.units(thread, end - begin, run),
+                    None => run(),
+                }
+            });
+        let name = &self.model.program().kernels[r.kernel as usize];
+        self.note(watch, &l.label, name, r.flops, r.bytes);
+        match status {
+            0 => Ok(()),
+            1 => Err(
+                Error::run("K0723", format!("an index is out of range in {}", l.label)).help(
+                    "check the values of integer inputs against the sizes of what they index",
+                ),
+            ),
+            2 => Err(Error::run(
+                "K0723",
+                format!("a division by zero in {}", l.label),
+            )),
+            n => Err(Error::run(
+                "K0724",
+                format!("a kernel gave up with status {n} in {}", l.label),
+            )),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Where buffers lie under a binding of sizes.
+
+use crate::error::{Error, Result};
+use crate::memory::{Block, Request, assign};
+use crate::plan::{Entry, Place};
+use kiln_ir::{Binding, Dim};
+
+/// Largest size of one buffer and of the arena: beyond it, a size is a mistake.
+pub(super) const MAX_BYTES: u64 = 1 << 40;
+
+/// Sizes and places of an entry's buffers under a binding.
+pub(super) struct Layout {
+    /// `None`: depends on a size that is not known yet.
+    pub(super) sizes: Vec<Option<usize>>,
+    pub(super) offsets: Vec<usize>,
+    pub(super) arena: usize,
+}
+
+impl Layout {
+    pub(super) fn of(entry: &Entry, binding: &Binding) -> Result<Layout> {
+        let mut sizes = Vec::with_capacity(entry.buffers.len());
+        for b in &entry.buffers {
+            sizes.push(match b.bytes.eval(binding) {
+                Ok(n) if (0..=MAX_BYTES as i64).contains(&n) => Some(n as usize),
+                Ok(n) => return Err(too_large(&b.bytes, n as i128)),
+                Err(kiln_ir::DimError::Unbound(_)) => None,
+                Err(e) => {
+                    return Err(Error::input(
+                        "K0714",
+                        format!("a buffer's size cannot be computed: {e}"),
+                    ));
+                }
+            });
+        }
+        let mut requests = vec![];
+        let mut which = vec![];
+        for (i, b) in entry.buffers.iter().enumerate() {
+            if let (Place::Arena, Some(size)) = (&b.place, sizes[i]) {
+                requests.push(Request {
+                    size,
+                    first: b.live.0,
+                    last: b.live.1,
+                });
+                which.push(i);
+            }
+        }
+        let (places, arena) = assign(&requests);
+        if arena as u64 > MAX_BYTES {
+            return Err(too_large(&Dim::from(arena), arena as i128));
+        }
+        let mut offsets = vec![0; entry.buffers.len()];
+        which.iter().zip(places).for_each(|(&i, o)| offsets[i] = o);
+        Ok(Layout {
+            sizes,
+            offsets,
+            arena,
+        })
+    }
+}
+
+pub(super) fn too_large(dim: &Dim, n: i128) -> Error {
+    Error::input(
+        "K0714",
+        format!("a buffer of {dim} = {n} bytes is beyond what can be run"),
+    )
+    .help("give smaller inputs")
+}
+
+pub(super) fn memory(bytes: usize) -> Result<Block> {
+    Block::new(bytes).ok_or_else(|| Error::run("K0715", format!("no memory for {bytes} bytes")))
+}

@@ -1,0 +1,14 @@
+//! The executor: a [`Model`] is an opened artifact with its code loaded, shared
+//! and immutable; a [`Session`] runs it and owns state, arena and threads.
+
+mod bind;
+mod control;
+mod launch;
+mod layout;
+mod model;
+mod session;
+mod steps;
+
+pub use model::{MemoryReport, Model};
+pub use session::{Session, TensorRef};
+pub(crate) use steps::Run;

@@ -46,6 +46,7 @@ lint: setup
 bench-peers: build
 	$(PY) benches/peers.py $(KILN_RT) $(KILN) $(ARGS)
 	$(PY) benches/peers_int8.py $(KILN_RT) $(KILN) $(TARGET)/release/examples/peak
+	$(PY) benches/peers_int8_images.py $(KILN_RT) $(KILN)
 
 clean:
 	cargo clean

@@ -359,7 +359,8 @@ impl ConvSpec {
         let before = e.mul(unit.group, m);
         let filter0 = e.add(before, column0);
         let start = image.coordinates(e, unit.first);
-        let whole = self.filters / self.groups % LANES == 0;
+        // No vector reaches beyond its panel or the last filter.
+        let whole = self.filters / self.groups % LANES == 0 && self.nr % LANES == 0;
         e.for_loop(zero, unit.count, one, &start, |e, r, place| {
             let at = e.mul(r, nr);
             e.for_loop(zero, columns, step, &[], |e, c, _| {

@@ -395,6 +395,17 @@ fn bytes_of_every_tail() {
 }
 
 #[test]
+fn panels_of_half_vectors() {
+    // As many filters as whole vectors hold, in panels that end inside one.
+    let problems = [24, 40, 56].map(|nr| Problem {
+        nr,
+        epilogue: true,
+        ..Problem::plain(&[4, 5], &[3, 3], 5, 2 * nr)
+    });
+    check(&problems, 11);
+}
+
+#[test]
 fn long_sums_are_visited_in_parts() {
     // 9·150 products: more than one visit of some taps; 1500: of some channels.
     let taps = Problem {

@@ -1,8 +1,8 @@
 //! The thread pool: workers that spin briefly and then park.
 //!
 //! A dispatch to spinning workers costs about 0.1 µs, to parked ones a futex
-//! wake of 40 µs: so workers spin for a while after each job, soon offering their
-//! core in between to whoever has work. Work units are handed out in grains from a
+//! wake of 40 µs: so workers spin for a while after each job. They offer their core now
+//! and then in that time, and park at once if somebody else had work for it. Work units are handed out in grains from a
 //! shared counter, fewer at a time towards the end, so that threads end together;
 //! which thread runs which unit never changes a result, since units write disjoint
 //! memory.
@@ -25,14 +25,17 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a worker looks for work before it parks. With a third of it, workers parked
-/// between runs of a small model now and then, and one of 0.20 ms took up to 0.28.
-const SEARCH: Duration = Duration::from_millis(2);
+/// How often a worker looks for work before it parks: 2 ms where a pause takes 33 ns.
+/// With a third of it, workers parked between runs of a small model now and then, and
+/// one of 0.20 ms took up to 0.28.
+const SPINS: u32 = 60_000;
 
-/// How often it looks before it offers its core each time: 70 µs where a pause takes
-/// 33 ns, longer than the gap between two launches. Offering it costs 0.3 µs where
-/// nobody wants it; where somebody does, the worker comes back when its time is over.
-const SPINS: u32 = 2_000;
+/// How often it looks before it offers its core once: 70 µs, longer than the gap between
+/// two launches. Seldom, because the system takes a whole time slice from who offers.
+const PATIENCE: u32 = 2_000;
+
+/// A core that comes back later than this had other work: the worker parks.
+const WANTED: Duration = Duration::from_micros(20);
 
 /// How often the caller looks whether the joined workers are done before it
 /// offers its core: one of them may be waiting for just that core.
@@ -247,15 +250,14 @@ fn take_grains(s: &Shared, thread: usize, job: Job<'_>) {
 
 fn worker(s: &Shared, index: usize) {
     let mut seen = 0;
-    let mut spins = 0;
-    let mut since: Option<Instant> = None;
+    let mut spins = 0u32;
     loop {
         if s.stop.load(Ordering::Relaxed) {
             return;
         }
         let state = s.state.load(Ordering::Acquire);
         if state >> EPOCH != seen {
-            (spins, since) = (0, None);
+            spins = 0;
             seen = state >> EPOCH;
             if join(s, seen) {
                 let words = [
@@ -271,15 +273,16 @@ fn worker(s: &Shared, index: usize) {
             continue;
         }
         spins += 1;
-        if spins < SPINS {
+        if !spins.is_multiple_of(PATIENCE) {
             std::hint::spin_loop();
             continue;
         }
-        if since.get_or_insert_with(Instant::now).elapsed() < SEARCH {
-            std::thread::yield_now();
+        let offered = Instant::now();
+        std::thread::yield_now();
+        if spins < SPINS && offered.elapsed() < WANTED {
             continue;
         }
-        (spins, since) = (0, None);
+        spins = 0;
         let Ok(mut guard) = s.lock.lock() else { return };
         s.parked.fetch_add(1, Ordering::SeqCst);
         while s.state.load(Ordering::SeqCst) >> EPOCH == seen && !s.stop.load(Ordering::SeqCst) {

@@ -31,8 +31,9 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "where-time-goes.md
 HEAD = """# Where the time goes
 
 One thread, model by model: how each family of steps does against what the machine can
-do (columns of families are shares of the time), and the steps that lose most. `python benches/where_time_goes.py KILN_RT KILN` writes
-what stands between the markers; its description says how the figures are made.
+do (columns of families are shares of the time), and the steps that lose most.
+`python benches/where_time_goes.py KILN_RT KILN` writes what stands between the markers;
+its description says how the figures are made.
 """
 # The families of kernels by the names that `kiln_FAMILY_HASH` has for them.
 FAMILIES = {"matmul": "products", "conv": "convolutions", "attention": "attention", "nest": "nests"}

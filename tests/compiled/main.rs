@@ -3,6 +3,7 @@
 mod artifacts;
 mod planted;
 mod reduce;
+mod sessions;
 mod strings;
 
 use kiln::compile::{self, Options};

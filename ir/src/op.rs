@@ -318,6 +318,15 @@ impl Attrs {
         }
     }
 
+    /// The quoted name of a size.
+    pub fn symbol(&self, name: &str) -> Result<std::sync::Arc<str>, TypeError> {
+        let text = self.str(name)?;
+        match text.parse::<Dim>().ok().as_ref().and_then(Dim::as_sym) {
+            Some(symbol) if **symbol == *text => Ok(symbol.clone()),
+            _ => Err(Self::wrong(name, "the name of a size")),
+        }
+    }
+
     /// A dtype.
     pub fn dtype(&self, name: &str) -> Result<DType, TypeError> {
         DType::from_name(self.name(name)?).ok_or_else(|| Self::wrong(name, "an element type"))

@@ -825,7 +825,7 @@ impl OpDef for DynamicUpdateSlice {
 }
 
 parse_one!(NonZero, "nonzero", |a| Ok(NonZero {
-    symbol: a.str("symbol")?.into()
+    symbol: a.symbol("symbol")?
 }));
 
 impl OpDef for NonZero {
@@ -900,7 +900,7 @@ impl BindDim {
                 None
             };
             Ok(BindDim {
-                symbol: attrs.str("symbol")?.into(),
+                symbol: attrs.symbol("symbol")?,
                 max,
             })
         })

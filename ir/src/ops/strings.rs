@@ -225,7 +225,7 @@ parse_one!(StringSplit, "string_split", |a| Ok(StringSplit {
         Ok(_) => Some(a.index("most")?),
         Err(_) => None,
     },
-    symbol: a.str("symbol")?.into(),
+    symbol: a.symbol("symbol")?,
 }));
 
 impl OpDef for StringSplit {

@@ -142,6 +142,15 @@ def main():
     expect("wrong rank", run(good), code="K0713", exits=(2,))
     (tmp / "in.npz").write_bytes(b"PK\x03\x04 broken")
     expect("broken npz", run(good), exits=(2,))
+
+    # Threads.
+    bench = [KILN_RT, "bench", str(good), "--dim", "n=1", "--runs", "1"]
+    expect("a processor that is not there", [*bench, "--pin", "1023"], code="K0733", exits=(2,))
+    expect("more threads than processors", [*bench, "--pin", "auto", "--threads", "1000"], code="K0733", exits=(2,))
+    expect("pinned to no processor", [*bench, "--pin", "one"], code="neither `auto`", exits=(64,))
+    expect("one thread that scales", [*bench, "--scaling", "--threads", "1"], code="K0733", exits=(2,))
+    expect("pinned, by kiln", [KILN, *bench[1:], "--pin", "auto"], exits=(0,))
+    expect("two kinds of benchmarks", [KILN, *bench[1:], "--scaling", "--sessions", "2"], code="cannot be used with", exits=(64,))
     expect("index out of range", gather(tmp), code="K0723", exits=(1,))
 
     strings(tmp)

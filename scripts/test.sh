@@ -78,6 +78,7 @@ bench_reports() {
   "$python" scripts/profile_check.py "$target/release/kiln" "$target/dist/kiln-rt"
   "$python" benches/peer_report.py --check
   "$python" benches/peers.py "$target/dist/kiln-rt" "$target/release/kiln" --only ocr-classify --rounds 1 --output "$target/peers"
+  "$python" benches/where_time_goes.py "$target/dist/kiln-rt" "$target/release/kiln" --only ocr-classify --turns 1 --output "$target/where-time-goes.md"
 }
 step "benchmarks and what they write" bench_reports
 step "cost" "$python" scripts/cost.py "$target/release/kiln" "$target/dist/kiln-rt"

@@ -156,6 +156,8 @@ pub struct Emitter {
     next: u32,
     /// Whether the target has AVX-512's instructions.
     wide: bool,
+    /// Whether it has those for bf16.
+    bf16: bool,
 }
 
 impl Emitter {
@@ -169,6 +171,7 @@ impl Emitter {
             text: String::new(),
             next: 5,
             wide: target.vector_bits == 512,
+            bf16: target.bf16_dots,
         };
         let port = |id, elem| Val {
             id,
@@ -306,6 +309,27 @@ impl Emitter {
         let (mask, current) = (self.int(all, -1), self.int(Ty::scalar(Elem::I32), 4));
         let name = "llvm.x86.avx512.mask.scalef.ps.512";
         Some(self.call(name, &[x, n, x, mask, current], x.ty))
+    }
+
+    /// Two vectors of f32, rounded to bf16, as the halves of words: `low` below `high`.
+    /// Subnormal numbers may become 0.
+    pub fn bf16_words(&mut self, low: Val, high: Val) -> Val {
+        let words = low.ty.with(Elem::I32);
+        let half = |e: &mut Emitter, x: Val| {
+            let rounded = match e.bf16 && x.ty == Ty::vector(Elem::F32, 16) {
+                true => {
+                    let name = "llvm.x86.avx512bf16.cvtneps2bf16.512";
+                    e.call(name, &[x], x.ty.with(Elem::BF16))
+                }
+                false => e.cast(x, Elem::BF16, false, false),
+            };
+            let bits = e.bitcast(rounded, Elem::I16);
+            e.cast(bits, Elem::I32, true, true)
+        };
+        let (low, high) = (half(self, low), half(self, high));
+        let by = self.int(words, 16);
+        let high = self.op2("arith.shli", high, by);
+        self.op2("arith.ori", low, high)
     }
 
     /// Makes a scalar a vector if the other side is one.

@@ -5,7 +5,10 @@
 //! unit transposes its queries once, then scores come as `Sᵀ[key][query]` from
 //! the register tile with K's rows as they lie in memory, maxima and sums over
 //! keys need no horizontal step, and a mask that does not depend on the query is
-//! one scalar load a key.
+//! one scalar load a key. Of bf16, both products sum two neighbours at a time
+//! (`pairs.rs`).
+
+mod pairs;
 
 use crate::check::Names;
 use crate::expr::{ExprId, Exprs, Size};
@@ -130,6 +133,10 @@ impl AttentionSpec {
             max: take(b),
             sum: take(b),
             scale: take(b),
+            values: match self.as_pairs() {
+                Some(_) => take(KEYS / 2 * value_columns),
+                None => 0,
+            },
             end: at,
         }
     }
@@ -213,7 +220,12 @@ impl AttentionSpec {
         let at = e.mul(first, q_strides[0]);
         let q_elem = memory_elem(self.args[0]);
         let q_first = e.offset(q0, at, q_elem);
-        self.transpose_queries(e, q_first, q_strides, rows, qt);
+        let pairs = self.as_pairs();
+        let paired_values = place(e, places.values);
+        match &pairs {
+            Some(pairs) => pairs.transpose_queries(e, q_first, q_strides[0], rows, qt),
+            None => self.transpose_queries(e, q_first, q_strides, rows, qt),
+        }
         let (low, none) = (e.float(wide, f64::NEG_INFINITY), e.float(wide, 0.0));
         for j in (0..self.block).step_by(LANES as usize) {
             let j = e.i64(j);
@@ -240,7 +252,10 @@ impl AttentionSpec {
         e.for_loop(low_key, high_key, key_block, &[], |e, key0, _| {
             let left = e.sub(high_key, key0);
             let count = e.min(left, key_block, false);
-            self.scores(e, cx, target, (k0, key0, count), (qt, block), scores);
+            match &pairs {
+                Some(pairs) => pairs.scores(e, cx, target, (k0, key0, count), qt, scores),
+                None => self.scores(e, cx, target, (k0, key0, count), (qt, block), scores),
+            }
             self.softmax_block(
                 e,
                 cx,
@@ -249,6 +264,13 @@ impl AttentionSpec {
                 scores,
                 [max, sum, scale],
             );
+            if let Some(pairs) = &pairs {
+                pairs.narrow_weights(e, count, rows, scores);
+                pairs.pack_values(e, cx, (v0, key0, count), paired_values);
+                let from = (scores, paired_values, count);
+                pairs.accumulate(e, target, from, (result, columns, rows), scale);
+                return vec![];
+            }
             self.accumulate(
                 e,
                 cx,
@@ -519,6 +541,8 @@ struct Places {
     max: i64,
     sum: i64,
     scale: i64,
+    /// V in pairs of keys.
+    values: i64,
     end: i64,
 }
 

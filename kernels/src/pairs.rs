@@ -92,10 +92,47 @@ impl PairTile {
         e: &mut Emitter,
         k: Depth,
         rows: &[Val],
-        (panel, step): (Val, Val),
+        panel: (Val, Val),
         init: &[Val],
     ) -> Vec<Val> {
-        let vectors = init.len() / rows.len();
+        self.by_pairs(e, k, panel, init, rows.len(), &|e, group, r| {
+            group.read(e, rows[r])
+        })
+    }
+
+    /// The same where a row's pairs lie `apart` words from each other.
+    pub fn multiply_spread(
+        self,
+        e: &mut Emitter,
+        pairs: Val,
+        (rows, apart): (&[Val], Val),
+        panel: (Val, Val),
+        init: &[Val],
+    ) -> Vec<Val> {
+        let two = e.i64(PAIR);
+        let k = Depth {
+            products: e.mul(pairs, two),
+            whole: true,
+            group: PAIR,
+            tail: None,
+        };
+        self.by_pairs(e, k, panel, init, rows.len(), &|e, group, r| {
+            let at = e.mul(group.index, apart);
+            let p = e.offset(rows[r], at, Elem::I32);
+            e.load(p, Ty::scalar(Elem::I32))
+        })
+    }
+
+    fn by_pairs(
+        self,
+        e: &mut Emitter,
+        k: Depth,
+        (panel, step): (Val, Val),
+        init: &[Val],
+        rows: usize,
+        read: &dyn Fn(&mut Emitter, &Group, usize) -> Val,
+    ) -> Vec<Val> {
+        let vectors = init.len() / rows;
         let words = Ty::vector(Elem::I32, self.lanes);
         k.groups(e, init, &mut |e, group: Group, acc| {
             let at = e.mul(group.index, step);
@@ -109,8 +146,8 @@ impl PairTile {
                 })
                 .collect();
             let mut next = Vec::with_capacity(acc.len());
-            for (r, &row) in rows.iter().enumerate() {
-                let pair = group.read(e, row);
+            for r in 0..rows {
+                let pair = read(e, &group, r);
                 let x = e.splat(pair, self.lanes);
                 let x = self.operand(e, x);
                 for (v, &c) in columns.iter().enumerate() {

@@ -239,12 +239,15 @@ pub(crate) fn exp_below_one(e: &mut Emitter, x: Val) -> Val {
         let a = c(e, a);
         p = e.fma(p, f, a);
     }
+    let zero = c(e, 0.0);
+    if let Some(power) = e.scale(p, n) {
+        return e.select(tiny, zero, power);
+    }
     let bits = e.bitcast(shifted, Elem::I32);
     let (place, one) = (e.int(bits.ty, 23), e.int(bits.ty, 0x3f80_0000));
     let n = e.op2("arith.shli", bits, place);
     let n = e.add(n, one);
     let power = e.bitcast(n, Elem::F32);
-    let zero = c(e, 0.0);
     let power = e.select(tiny, zero, power);
     e.mul(p, power)
 }

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::npy::{self, Array};
 use crate::profile::Profile;
 use crate::roofline::{FmaLoop, Roofline};
+use crate::scaling;
 use crate::trace::trace;
 use crate::{Input, Model, Session};
 use kiln_ir::{Binding, DType};
@@ -33,12 +34,30 @@ pub(crate) fn bench(
     r: &Request,
     model: Arc<Model>,
     entry: usize,
-    threads: usize,
     loaded: &Loaded,
 ) -> Result<String> {
     let arrays = synthetic(r, &model, entry)?;
-    let mut session = Session::new(model.clone(), threads)?;
-    let m = measure(r, &mut session, entry, threads, &refs(&arrays))?;
+    let inputs = refs(&arrays);
+    if r.sessions > 0 {
+        return scaling::sessions(r, model, entry, &inputs);
+    }
+    let own;
+    let fma = match &r.fma {
+        Some(f) => f,
+        None => {
+            own = FmaLoop::of_runtime().ok_or_else(|| {
+                let message = "this machine has no fused multiply-add to measure against";
+                Error::run("K0704", message)
+            })?;
+            &own
+        }
+    };
+    if r.scaling {
+        return scaling::scaling(r, model, entry, fma, &inputs);
+    }
+    let mut session = Session::new(model.clone(), r.threads.clone())?;
+    let threads = session.threads();
+    let m = measure(r, &mut session, entry, fma, &inputs)?;
     if let Some(path) = &r.profile {
         let name = &model.program().entries[entry].name;
         let title = format!("{} @{name}", r.artifact.display());
@@ -56,23 +75,16 @@ fn measure(
     r: &Request,
     session: &mut Session,
     entry: usize,
-    threads: usize,
+    fma: &FmaLoop,
     inputs: &[(&str, Input)],
 ) -> Result<Measured> {
     session.run_with(entry, inputs)?;
     session.run_with(entry, inputs)?;
     // Every buffer is there now; what the roofline reads is not the model's memory.
     let peak = peak_bytes();
-    let fma = match &r.fma {
-        Some(f) => f,
-        None => &FmaLoop::of_runtime().ok_or_else(|| {
-            Error::run(
-                "K0704",
-                "this machine has no fused multiply-add to measure against",
-            )
-        })?,
-    };
-    let roofline = Roofline::measure(fma, threads);
+    let roofline = Roofline::measure(fma, session.threads());
+    // Not before: the threads that measure the roofline would be pinned as well.
+    let _pinned = session.pin_caller()?;
     // Reading all that memory has emptied the caches.
     session.run_with(entry, inputs)?;
     let warm = Instant::now();

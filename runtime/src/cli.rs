@@ -5,7 +5,7 @@ use crate::bench::{self, Loaded};
 use crate::error::{Error, Result};
 use crate::npy::{self, Array};
 use crate::roofline::FmaLoop;
-use crate::{Input, Model, Session, StringsRef, TensorRef};
+use crate::{Input, Model, Session, StringsRef, TensorRef, Threads};
 use kiln_ir::Binding;
 use lexopt::prelude::*;
 use std::ffi::OsString;
@@ -17,11 +17,17 @@ const USAGE: &str = "kiln-rt: run compiled Kiln artifacts
 
 usage:
   kiln-rt run ARTIFACT [--input NAME=FILE.npy]... [--inputs FILE.npz] [--output-dir DIR]
-                       [--entry NAME] [--threads N] [--json]
+                       [--entry NAME] [--threads N] [--pin none|auto|LIST] [--json]
   kiln-rt bench ARTIFACT [--dim NAME=N]... [--input NAME=FILE.npy]... [--inputs FILE.npz]
-                       [--entry NAME] [--threads N] [--runs N] [--profile TRACE.json] [--json]
+                       [--entry NAME] [--threads N] [--pin none|auto|LIST] [--json]
+                       [--runs N] [--profile TRACE.json] | --scaling | --sessions N
   kiln-rt plan ARTIFACT [--dim NAME=N]... [--entry NAME] [--threads N] [--json]
   kiln-rt --version
+
+--threads   as many as the process may use, if not given
+--pin       keep threads on processors: auto, or a list such as 0,2-3
+--scaling   bench: one thread against all, beside arithmetic in registers
+--sessions  bench: that many sessions at once, against one after the other
 
 exit status: 0 done, 1 failed while running, 2 the artifact or input is at fault, 64 usage";
 
@@ -42,12 +48,16 @@ pub struct Request {
     pub entry: Option<String>,
     /// `--dim`.
     pub dims: Vec<(String, i64)>,
-    /// `--threads`; 0: as many as there are cores.
-    pub threads: usize,
+    /// `--threads` and `--pin`.
+    pub threads: Threads,
     /// `--runs`; 0: chosen by time.
     pub runs: usize,
     /// `--json`.
     pub json: bool,
+    /// `--scaling`.
+    pub scaling: bool,
+    /// `--sessions`; 0: not asked for.
+    pub sessions: usize,
     /// `--profile`: where `bench` writes a trace of one run.
     pub profile: Option<PathBuf>,
     /// Milliseconds spent compiling before, for `bench` of a model.
@@ -124,7 +134,17 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
                 r.dims.push((name, number(n)?));
             }
             Long("threads") => {
-                r.threads = number(text(parser.value().map_err(usage)?)?)?.clamp(0, 1024) as usize
+                r.threads.count =
+                    number(text(parser.value().map_err(usage)?)?)?.clamp(0, 1024) as usize
+            }
+            Long("pin") => {
+                let pin = text(parser.value().map_err(usage)?)?.parse();
+                r.threads.pin = pin.map_err(|e| Stop::Usage(format!("`--pin`: {e}")))?
+            }
+            Long("scaling") => r.scaling = true,
+            Long("sessions") => {
+                let n = number(text(parser.value().map_err(usage)?)?)?;
+                r.sessions = n.clamp(1, 1024) as usize
             }
             Long("runs") => r.runs = number(text(parser.value().map_err(usage)?)?)?.max(0) as usize,
             Long("profile") => r.profile = Some(parser.value().map_err(usage)?.into()),
@@ -145,8 +165,14 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
     if !["run", "bench", "plan"].contains(&&r.command[..]) {
         return Err(Stop::Usage(format!("there is no command `{}`", r.command)));
     }
-    if r.profile.is_some() && r.command != "bench" {
-        return Err(Stop::Usage("`--profile` is for `bench`".into()));
+    let of_bench = [r.profile.is_some(), r.scaling, r.sessions > 0];
+    if of_bench.contains(&true) && r.command != "bench" {
+        let message = "`--profile`, `--scaling` and `--sessions` are for `bench`";
+        return Err(Stop::Usage(message.into()));
+    }
+    if of_bench.iter().filter(|&&asked| asked).count() > 1 {
+        let message = "`--profile`, `--scaling` and `--sessions` exclude each other";
+        return Err(Stop::Usage(message.into()));
     }
     match (positional.next(), positional.next()) {
         (Some(a), None) => r.artifact = a.into(),
@@ -162,20 +188,16 @@ pub fn run(r: &Request) -> Result<String> {
     let model = Model::load(&r.artifact)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let entry = model.entry(r.entry.as_deref())?;
-    let threads = match r.threads {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
-        n => n,
-    };
     match &r.command[..] {
-        "plan" => plan(r, &model, entry, threads),
+        "plan" => plan(r, &model, entry, r.threads.places()?.0),
         "bench" => {
             let loaded = Loaded {
                 ms: load_ms,
                 before,
             };
-            bench::bench(r, model, entry, threads, &loaded)
+            bench::bench(r, model, entry, &loaded)
         }
-        _ => run_once(r, model, entry, threads, load_ms),
+        _ => run_once(r, model, entry, load_ms),
     }
 }
 
@@ -200,11 +222,12 @@ fn run_once(
     r: &Request,
     model: std::sync::Arc<Model>,
     entry: usize,
-    threads: usize,
     load_ms: f64,
 ) -> Result<String> {
     let arrays = gather(r)?;
-    let mut session = Session::new(model.clone(), threads)?;
+    let mut session = Session::new(model.clone(), r.threads.clone())?;
+    let threads = session.threads();
+    let _pinned = session.pin_caller()?;
     let start = Instant::now();
     session.run_with(entry, &refs(&arrays))?;
     let run_ms = start.elapsed().as_secs_f64() * 1e3;

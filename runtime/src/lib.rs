@@ -15,7 +15,9 @@ pub mod plan;
 pub mod pool;
 pub mod profile;
 pub mod roofline;
+mod scaling;
 pub mod strings;
+pub mod threads;
 mod top_k;
 mod trace;
 
@@ -24,3 +26,4 @@ pub use error::{Error, Fault, Result};
 pub use exec::{MemoryReport, Model, Session, TensorRef};
 pub use input::{Input, StringsRef};
 pub use profile::{Profile, StepTime, Work};
+pub use threads::{Pin, Threads};

@@ -1,9 +1,16 @@
 //! The thread pool: workers that spin briefly and then park.
 //!
 //! A dispatch to spinning workers costs about 0.1 µs, to parked ones a futex
-//! wake of 40 µs: so workers spin for a while after each job. Work units are
-//! handed out in grains from a shared counter; which thread runs which unit
-//! never changes a result, since units write disjoint memory.
+//! wake of 40 µs: so workers spin for a while after each job. They offer their core now
+//! and then in that time, and park at once if somebody else had work for it. Work units are handed out in grains from a
+//! shared counter, fewer at a time towards the end, so that threads end together;
+//! which thread runs which unit never changes a result, since units write disjoint
+//! memory.
+//!
+//! **Runs at once share the processors.** Two sessions of two threads on two
+//! processors, both running, are better off with one thread each than with four
+//! that wait for each other: [`Busy`] counts the runs, and a job is opened to no
+//! more workers than its part of the processors.
 //!
 //! **The caller waits only for workers that have joined the job.** A worker that
 //! the system has taken off its core joins late or not at all; by then the
@@ -11,14 +18,24 @@
 //! cost a scheduler's time slice (3 ms) a launch on a loaded machine: 18 ms
 //! instead of 0.14 for a small model of six launches.
 
+use crate::error::Result;
+use crate::threads::{available, pin};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// How often a worker looks for work before it parks: 2 ms where a pause takes 33 ns.
 /// With a third of it, workers parked between runs of a small model now and then, and
 /// one of 0.20 ms took up to 0.28.
 const SPINS: u32 = 60_000;
+
+/// How often it looks before it offers its core once: 70 µs, longer than the gap between
+/// two launches. Seldom, because the system takes a whole time slice from who offers.
+const PATIENCE: u32 = 2_000;
+
+/// A core that comes back later than this had other work: the worker parks.
+const WANTED: Duration = Duration::from_micros(20);
 
 /// How often the caller looks whether the joined workers are done before it
 /// offers its core: one of them may be waiting for just that core.
@@ -41,7 +58,8 @@ struct Shared {
     job: [AtomicUsize; 2],
     next: AtomicI64,
     end: AtomicI64,
-    grain: AtomicI64,
+    /// How many workers may join the job.
+    guests: AtomicU64,
     status: AtomicI32,
     stop: AtomicBool,
     parked: AtomicUsize,
@@ -53,39 +71,107 @@ struct Shared {
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// The processor that is meant for the caller's thread.
+    caller: Option<usize>,
+    /// Processors that runs of this process share; none: this pool has its own.
+    processors: Option<usize>,
+}
+
+/// Runs of this process that are going on: what is counted are processors' users, which
+/// no session knows alone. It changes who computes, never what.
+static BUSY: AtomicUsize = AtomicUsize::new(0);
+
+/// A run that is going on, until this is dropped.
+pub struct Busy(());
+
+impl Busy {
+    /// One more.
+    pub fn begin() -> Busy {
+        BUSY.fetch_add(1, Ordering::Relaxed);
+        Busy(())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        BUSY.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pool {
-    /// A pool of `threads` threads (at least one: the caller).
-    pub fn new(threads: usize) -> Pool {
+    /// A pool of `threads` threads (at least one: the caller), each pinned to the
+    /// processor of its place if there are places. The caller pins its own. `own`: no
+    /// other pool uses those processors.
+    pub fn new(threads: usize, places: Option<&[usize]>, own: bool) -> Result<Pool> {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: [AtomicUsize::new(0), AtomicUsize::new(0)],
             next: AtomicI64::new(0),
             end: AtomicI64::new(0),
-            grain: AtomicI64::new(1),
+            guests: AtomicU64::new(0),
             status: AtomicI32::new(0),
             stop: AtomicBool::new(false),
             parked: AtomicUsize::new(0),
             lock: Mutex::new(()),
             wake: Condvar::new(),
         });
-        let workers = (1..threads.max(1))
-            .filter_map(|index| {
-                let shared = shared.clone();
-                // A machine that cannot start a thread gets a smaller pool.
-                std::thread::Builder::new()
-                    .name(format!("kiln-{index}"))
-                    .spawn(move || worker(&shared, index))
-                    .ok()
-            })
-            .collect();
-        Pool { shared, workers }
+        let mut pool = Pool {
+            shared,
+            workers: vec![],
+            caller: places.and_then(|p| p.first().copied()),
+            processors: (!own).then(available),
+        };
+        let (tell, told) = std::sync::mpsc::channel();
+        for index in 1..threads.max(1) {
+            let (shared, tell) = (pool.shared.clone(), tell.clone());
+            let place = places.and_then(|p| p.get(index).copied());
+            let work = move || {
+                // Pinned as long as the guard lives: all of the thread's life.
+                let pinned = place.map(pin).transpose();
+                let (_guard, error) = match pinned {
+                    Ok(guard) => (guard, None),
+                    Err(e) => (None, Some(e)),
+                };
+                let ready = error.is_none();
+                // Who waits for it may have given up.
+                let _ = tell.send(error);
+                drop(tell);
+                if ready {
+                    worker(&shared, index);
+                }
+            };
+            let name = format!("kiln-{index}");
+            // A machine that cannot start a thread gets a smaller pool.
+            let started = std::thread::Builder::new().name(name).spawn(work);
+            pool.workers.extend(started);
+        }
+        if places.is_some() {
+            drop(tell);
+            if let Some(error) = told.into_iter().flatten().next() {
+                return Err(error);
+            }
+        }
+        Ok(pool)
+    }
+
+    /// The processor that is meant for the caller's thread, if threads are pinned.
+    pub fn caller(&self) -> Option<usize> {
+        self.caller
     }
 
     /// Threads, the caller's included.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// How many workers may join a job that begins now.
+    fn guests(&self) -> u64 {
+        let all = self.workers.len();
+        match (BUSY.load(Ordering::Relaxed), self.processors) {
+            // Alone, as many as were asked for.
+            (0 | 1, _) | (_, None) => all as u64,
+            (runs, Some(n)) => ((n / runs).max(1) - 1).min(all) as u64,
+        }
     }
 
     /// Runs units `0..tiles`; returns the first status that is not 0. With
@@ -94,17 +180,14 @@ impl Pool {
         if tiles <= 0 {
             return 0;
         }
-        if serial || self.workers.is_empty() || tiles == 1 {
+        let guests = self.guests();
+        if serial || guests == 0 || tiles == 1 {
             return job(0, 0, tiles);
         }
         let s = &*self.shared;
         s.next.store(0, Ordering::Relaxed);
         s.end.store(tiles, Ordering::Relaxed);
-        // About four grains a thread: even work with few atomic operations.
-        s.grain.store(
-            (tiles / (4 * self.threads() as i64)).max(1),
-            Ordering::Relaxed,
-        );
+        s.guests.store(guests, Ordering::Relaxed);
         s.status.store(0, Ordering::Relaxed);
         // SAFETY: a fat pointer is two words; workers use it only between joining
         // and leaving, and this function returns when the job is closed and all
@@ -148,15 +231,14 @@ impl Drop for Pool {
 }
 
 fn take_grains(s: &Shared, thread: usize, job: Job<'_>) {
-    let (end, grain) = (
-        s.end.load(Ordering::Relaxed),
-        s.grain.load(Ordering::Relaxed),
-    );
-    loop {
-        let begin = s.next.fetch_add(grain, Ordering::Relaxed);
-        if begin >= end {
-            return;
-        }
+    let end = s.end.load(Ordering::Relaxed);
+    let threads = s.guests.load(Ordering::Relaxed) as i64 + 1;
+    // Half of an even part of what is left: few atomic operations, and an end at which
+    // threads differ by a unit.
+    let grain = |begin: i64| ((end - begin) / (2 * threads)).max(1);
+    let take = |begin: i64| (begin < end).then(|| begin + grain(begin));
+    while let Ok(begin) = (s.next).fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+        let grain = grain(begin);
         let status = job(thread, begin, (begin + grain).min(end));
         if status != 0 {
             let _ = s
@@ -168,7 +250,7 @@ fn take_grains(s: &Shared, thread: usize, job: Job<'_>) {
 
 fn worker(s: &Shared, index: usize) {
     let mut seen = 0;
-    let mut spins = 0;
+    let mut spins = 0u32;
     loop {
         if s.stop.load(Ordering::Relaxed) {
             return;
@@ -191,8 +273,13 @@ fn worker(s: &Shared, index: usize) {
             continue;
         }
         spins += 1;
-        if spins < SPINS {
+        if !spins.is_multiple_of(PATIENCE) {
             std::hint::spin_loop();
+            continue;
+        }
+        let offered = Instant::now();
+        std::thread::yield_now();
+        if spins < SPINS && offered.elapsed() < WANTED {
             continue;
         }
         spins = 0;
@@ -208,11 +295,13 @@ fn worker(s: &Shared, index: usize) {
     }
 }
 
-/// Joins job `epoch`, unless it is closed or over.
+/// Joins job `epoch`, unless it is closed or over, or enough others have.
 fn join(s: &Shared, epoch: u64) -> bool {
     s.state
         .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
-            (state >> EPOCH == epoch && state & OPEN != 0).then_some(state + 1)
+            // While this job is open nobody writes how many may join.
+            let free = state & JOINED < s.guests.load(Ordering::Relaxed);
+            (state >> EPOCH == epoch && state & OPEN != 0 && free).then_some(state + 1)
         })
         .is_ok()
 }
@@ -224,7 +313,7 @@ mod tests {
     #[test]
     fn every_unit_runs_once_whatever_the_threads() {
         for threads in [1, 2, 5] {
-            let mut pool = Pool::new(threads);
+            let mut pool = Pool::new(threads, None, true).unwrap();
             for round in 0..500i64 {
                 let tiles = round % 97;
                 let hits: Vec<AtomicI64> = (0..tiles).map(|_| AtomicI64::new(0)).collect();
@@ -242,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_status_comes_back() {
-        let mut pool = Pool::new(3);
+        let mut pool = Pool::new(3, None, true).unwrap();
         assert_eq!(
             pool.run(50, false, &|_, b, e| if (b..e).contains(&33) {
                 7
@@ -252,5 +341,39 @@ mod tests {
             7
         );
         assert_eq!(pool.run(50, false, &|_, _, _| 0), 0);
+    }
+
+    #[test]
+    fn pools_at_once_share_the_processors() {
+        let pool = |own| Pool::new(4, None, own).unwrap();
+        let mut shared = pool(false);
+        shared.processors = Some(4);
+        // Tests beside this one run no sessions.
+        let (_first, at_first) = (Busy::begin(), shared.guests());
+        let (_second, with_two) = (Busy::begin(), shared.guests());
+        let _more: Vec<Busy> = (0..9).map(|_| Busy::begin()).collect();
+        assert_eq!((at_first, with_two, shared.guests()), (3, 1, 0));
+        assert_eq!(pool(true).guests(), 3);
+        let threads = Mutex::new(std::collections::BTreeSet::new());
+        let status = shared.run(1000, false, &|thread, begin, end| {
+            threads.lock().unwrap().insert(thread);
+            (end - begin < 1000) as i32
+        });
+        assert_eq!((status, threads.into_inner().unwrap().len()), (0, 1));
+    }
+
+    /// Threads end together if the last grains are small, and few are all there are.
+    #[test]
+    fn grains_get_smaller_towards_the_end() {
+        let mut pool = Pool::new(2, None, true).unwrap();
+        let grains = Mutex::new(vec![]);
+        pool.run(1000, false, &|_, begin, end| {
+            grains.lock().unwrap().push((begin, end - begin));
+            0
+        });
+        let mut grains = grains.into_inner().unwrap();
+        grains.sort_unstable();
+        assert!(grains.len() < 40, "{} grains", grains.len());
+        assert_eq!((grains[0], grains[grains.len() - 1]), ((0, 250), (999, 1)));
     }
 }

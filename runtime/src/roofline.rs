@@ -125,11 +125,11 @@ impl Roofline {
     pub fn measure(fma: &FmaLoop, threads: usize) -> Roofline {
         let threads = threads.max(1);
         let flops = fma.flops * ITERATIONS as f64;
-        let fma_gflops = flops * rate(threads, &|_| (fma.run)(ITERATIONS)) / 1e9;
+        let fma_gflops = flops * rate(threads, ROUNDS, &|_| (fma.run)(ITERATIONS)) / 1e9;
         // Written, or all of it would be one page of zeros.
         let words = vec![1u64; memory_bytes() / 8];
         let part = words.len() / threads;
-        let reads = rate(threads, &|t| read(&words[t * part..(t + 1) * part]));
+        let reads = rate(threads, ROUNDS, &|t| read(&words[t * part..(t + 1) * part]));
         Roofline {
             fma_gflops,
             read_gb_s: (part * 8) as f64 * reads / 1e9,
@@ -155,7 +155,7 @@ impl Roofline {
 
 /// Parts of work a second, one part a thread, in the fastest round: from a common start
 /// to the last thread's end. A machine that cannot start a thread has fewer of them.
-fn rate(threads: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
+pub(crate) fn rate(threads: usize, rounds: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
     let round = || {
         let open = AtomicBool::new(false);
         let ended = |t: usize| {
@@ -178,7 +178,7 @@ fn rate(threads: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
             parts / (last - start).as_secs_f64()
         })
     };
-    (0..ROUNDS).map(|_| round()).fold(0.0, f64::max)
+    (0..rounds).map(|_| round()).fold(0.0, f64::max)
 }
 
 /// Four times the last cache, 64 MiB at least and 512 at most.

@@ -14,7 +14,7 @@ fn temporary(name: &str) -> PathBuf {
 
 /// Products with three matrices, of which one is packed in two layouts, a weight that
 /// repeats one number, and strings.
-fn module() -> Module {
+pub(crate) fn module() -> Module {
     let text = r#"kir 1
 const @a : f32[512, 300] = splat 0.5
 const @b : f32[300, 512] = splat 0.25

@@ -3,6 +3,7 @@
 mod artifacts;
 mod planted;
 mod reduce;
+mod sessions;
 mod strings;
 
 use kiln::compile::{self, Options};
@@ -303,7 +304,12 @@ fn exact_results_depend_on_neither_batch_nor_threads() {
         ("run/conv.kir", "plain", true, DType::F32),
         ("run/channels_last_network.kir", "network", true, DType::F32),
         ("run/channels_last_moves.kir", "shuffle", false, DType::F32),
-        ("run/convolutions_of_bytes.kir", "network", false, DType::F32),
+        (
+            "run/convolutions_of_bytes.kir",
+            "network",
+            false,
+            DType::F32,
+        ),
         ("run/convolutions_of_bytes.kir", "groups", false, DType::F32),
         ("run/convolutions_of_bytes.kir", "widened", true, DType::F32),
         // Their tiles lie as the image says, so they keep the promise too.

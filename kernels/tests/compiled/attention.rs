@@ -71,7 +71,7 @@ impl Problem {
             keys: rng.pick(&[1, 5, 16, 64, 127, 128, 129, 200, 300]),
             features: rng.pick(&[1, 8, 20, 32, 64]),
             values: rng.pick(&[1, 8, 16, 20, 40, 64, 72]),
-            dtype: rng.pick(&[DType::F32, DType::F32, DType::F16, DType::BF16]),
+            dtype: rng.pick(&[DType::F32, DType::F32, DType::F16, DType::BF16, DType::BF16]),
             mask: rng.pick(&[
                 Mask::None,
                 Mask::Causal(0),
@@ -315,39 +315,42 @@ fn random_attention_matches_softmax() {
 
 #[test]
 fn a_query_gives_the_same_bits_alone_and_in_a_block() {
-    let one = Problem {
-        batch: 1,
-        heads: 2,
-        group: 2,
-        queries: 1,
-        keys: 300,
-        features: 32,
-        values: 24,
-        dtype: DType::F32,
-        mask: Mask::None,
-        seq_first: true,
-        k_transposed: false,
-        open: true,
-        block: 16,
-    };
-    let mut results: Vec<Vec<u8>> = vec![];
-    for (queries, block) in [(1, 16), (40, 16), (70, 64)] {
-        let p = Problem {
-            queries,
-            block,
-            ..one.clone()
+    for dtype in [DType::F32, DType::BF16] {
+        let one = Problem {
+            batch: 1,
+            heads: 2,
+            group: 2,
+            queries: 1,
+            keys: 301,
+            features: 32,
+            values: 24,
+            dtype,
+            mask: Mask::None,
+            seq_first: true,
+            k_transposed: false,
+            open: true,
+            block: 16,
         };
-        let mut b = p.build(&mut Rng(5));
-        b.buffers[0] = Rng(6).data(DType::F32, 2 * 32).repeat(queries);
-        b.buffers[1] = Rng(7).data(DType::F32, 300 * 32);
-        b.buffers[2] = Rng(8).data(DType::F32, 300 * 24);
-        for target in targets() {
-            let loaded = load(&[("at".into(), b.spec.clone())], &target);
-            let mut buffers = b.buffers.clone();
-            assert_eq!(loaded.run("at", &b.spec, &mut buffers, &b.params), 0);
-            let out = buffers.pop().unwrap();
-            results.extend(out.chunks(2 * 24 * 4).map(<[u8]>::to_vec));
+        let mut results: Vec<Vec<u8>> = vec![];
+        for (queries, block) in [(1, 16), (40, 16), (70, 64)] {
+            let p = Problem {
+                queries,
+                block,
+                ..one.clone()
+            };
+            let mut b = p.build(&mut Rng(5));
+            b.buffers[0] = Rng(6).data(dtype, 2 * 32).repeat(queries);
+            b.buffers[1] = Rng(7).data(dtype, 301 * 32);
+            b.buffers[2] = Rng(8).data(dtype, 301 * 24);
+            for target in targets() {
+                let loaded = load(&[("at".into(), b.spec.clone())], &target);
+                let mut buffers = b.buffers.clone();
+                assert_eq!(loaded.run("at", &b.spec, &mut buffers, &b.params), 0);
+                let out = buffers.pop().unwrap();
+                let row = 2 * 24 * dtype.size().unwrap();
+                results.extend(out.chunks(row).map(<[u8]>::to_vec));
+            }
         }
+        assert!(results.iter().all(|r| *r == results[0]));
     }
-    assert!(results.iter().all(|r| *r == results[0]));
 }

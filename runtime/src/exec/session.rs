@@ -9,9 +9,10 @@ use crate::error::{Error, Result};
 use crate::input::{Input, StringsRef};
 use crate::memory::Block;
 use crate::plan::{Entry, Global, GlobalData, Place, Port};
-use crate::pool::Pool;
+use crate::pool::{Busy, Pool};
 use crate::profile::Profile;
 use crate::strings::Table;
+use crate::threads::{Pin, Pinned, Threads, pin};
 use kiln_ir::tensor::read_i64;
 use kiln_ir::{Binding, DType, Dim, Tensor};
 use std::sync::Arc;
@@ -60,8 +61,13 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session with its own threads and fresh state.
-    pub fn new(model: Arc<Model>, threads: usize) -> Result<Session> {
+    /// A session with its own threads and fresh state. `threads` is a number of them,
+    /// or [`Threads`] with the processors that they stay on.
+    pub fn new(model: Arc<Model>, threads: impl Into<Threads>) -> Result<Session> {
+        let threads = threads.into();
+        let (count, places) = threads.places()?;
+        // Who names processors knows who else uses them.
+        let own = matches!(threads.pin, Pin::Processors(_));
         let program = model.program();
         let mut state = vec![];
         for g in &program.globals {
@@ -73,7 +79,7 @@ impl Session {
         }
         let entries = program.entries.len();
         Ok(Session {
-            pool: Pool::new(threads),
+            pool: Pool::new(count, places.as_deref(), own)?,
             arena: memory(0)?,
             scratch: vec![],
             state,
@@ -87,6 +93,18 @@ impl Session {
             texts: vec![],
             model,
         })
+    }
+
+    /// How many threads it has, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Keeps the calling thread on the processor that is meant for it, if threads are
+    /// pinned, until what is returned is dropped. Threads that it starts in that time
+    /// stay there as well.
+    pub fn pin_caller(&self) -> Result<Option<Pinned>> {
+        self.pool.caller().map(pin).transpose()
     }
 
     /// Set it to stop the run at its next step.
@@ -222,6 +240,7 @@ impl Session {
             profile: self.profile.as_mut(),
             strings: &mut self.strings,
         };
+        let _busy = Busy::begin();
         let mut launch = 0;
         run.steps(&e.steps, &mut launch)?;
         self.shapes.clear();

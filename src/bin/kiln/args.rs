@@ -1,6 +1,8 @@
 //! The command line's grammar.
 
 use clap::{Args, Parser, Subcommand};
+use kiln::runtime::Pin;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Kiln compiles models ahead of time and runs them.
@@ -71,8 +73,15 @@ pub enum Command {
         #[arg(long, default_value_t = 0)]
         runs: usize,
         /// Write what one run did, step by step and thread by thread, for Perfetto.
-        #[arg(long, value_name = "TRACE.json")]
+        #[arg(long, value_name = "TRACE.json", conflicts_with_all = ["scaling", "sessions"])]
         profile: Option<PathBuf>,
+        /// One thread against all, beside arithmetic in registers; and the steps that
+        /// scale least.
+        #[arg(long, conflicts_with = "sessions")]
+        scaling: bool,
+        /// That many sessions at once, against one after the other.
+        #[arg(long, value_name = "N")]
+        sessions: Option<NonZeroUsize>,
     },
     /// Show the memory that running takes, before running.
     Plan {
@@ -271,8 +280,8 @@ pub struct CompileArgs {
     /// that decide what is computed. May be repeated.
     #[arg(long, value_name = "NAME=FILE.npy")]
     pub freeze: Vec<String>,
-    /// What products and attention read: f32, bf16 or f16, with sums and everything
-    /// between them in f32. Weights are stored so.
+    /// f32; bf16: what products and attention read, with sums and everything between
+    /// them in f32; f16: weights alone, as they are stored.
     #[arg(long)]
     pub precision: Option<String>,
     /// No rewrite that changes a result's bits.
@@ -301,9 +310,17 @@ pub struct RunArgs {
     /// Where to run: cpu.
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// Threads; as many as there are cores if not given.
+    /// Threads; as many as the process may use if not given.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    /// Keep threads on processors: auto, or a list such as 0,2-3.
+    #[arg(
+        long,
+        value_name = "none|auto|LIST",
+        default_value = "none",
+        hide_default_value = true
+    )]
+    pub pin: Pin,
     #[arg(long)]
     pub json: bool,
 }

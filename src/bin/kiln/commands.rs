@@ -12,7 +12,7 @@ use clap::CommandFactory;
 use kiln::compile;
 use kiln::ir::print::{PrintOptions, print_graph, print_module};
 use kiln::ir::{Graph, Tensor};
-use kiln::runtime::{Model, cli};
+use kiln::runtime::{Model, Threads, cli};
 use kiln_codegen::CpuTarget;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +53,8 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             run,
             runs,
             profile,
+            scaling,
+            sessions,
         } => {
             let target = CpuTarget::host();
             let fma = target.as_ref().map(kiln::roofline::fma_loop).transpose();
@@ -60,6 +62,8 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
                 command: "bench".into(),
                 runs,
                 profile,
+                scaling,
+                sessions: sessions.map_or(0, |n| n.get()),
                 fma: fma.map_err(|e| Failure::run(e.to_string()))?,
                 ..Default::default()
             };
@@ -433,7 +437,10 @@ fn execute(
         archive: run.inputs.clone(),
         entry: run.entry.clone(),
         dims: model::dims(&args.dim)?,
-        threads: run.threads,
+        threads: Threads {
+            count: run.threads,
+            pin: run.pin.clone(),
+        },
         json: run.json,
         compile_ms,
         ..rest

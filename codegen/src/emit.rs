@@ -718,6 +718,22 @@ impl Emitter {
         v
     }
 
+    /// Reads a run, the lanes that a mask shows if there is one.
+    pub fn load_run(&mut self, from: Val, ty: Ty, mask: Option<Val>) -> Val {
+        match mask {
+            Some(mask) => self.load_masked(from, ty, mask),
+            None => self.load(from, ty),
+        }
+    }
+
+    /// The same from where no address is a multiple of anything.
+    pub fn load_run_bytes(&mut self, from: Val, ty: Ty, mask: Option<Val>) -> Val {
+        match mask {
+            Some(mask) => self.load_masked_bytes(from, ty, mask),
+            None => self.load_bytes(from, ty),
+        }
+    }
+
     /// The value as memory holds it: bools as bytes, half floats as their bits.
     fn as_stored(&mut self, x: Val) -> Val {
         match x.ty.elem {

@@ -335,38 +335,15 @@ impl AttentionSpec {
         let (zero, one, step) = (e.i64(0), e.i64(1), e.i64(LANES));
         let (block, features) = (e.i64(self.block), e.i64(self.features));
         let (elem, lanes) = (memory_elem(self.args[0]), LANES as u32);
-        let last = e.sub(rows, one);
         let ty = Ty::vector(elem, lanes);
         if self.q[3] == Size::ONE {
-            e.for_loop(zero, rows, step, &[], |e, j, _| {
-                e.for_loop(zero, features, step, &[], |e, f, _| {
-                    let left = e.sub(features, f);
-                    let mask = (self.features % LANES != 0).then(|| e.mask_first(left, lanes));
-                    let load = |e: &mut Emitter, i: i64| {
-                        let i = e.i64(i);
-                        let row = e.add(j, i);
-                        let row = e.min(row, last, false);
-                        let at = e.mul(row, query);
-                        let at = e.add(at, f);
-                        let p = e.offset(from, at, elem);
-                        let raw = match mask {
-                            Some(mask) => e.load_masked(p, ty, mask),
-                            None => e.load(p, ty),
-                        };
-                        micro::widen(e, raw, self.args[0], DType::F32)
-                    };
-                    let rows = (0..LANES).map(|i| load(e, i)).collect();
-                    for (i, x) in (0..).zip(micro::transpose(e, rows)) {
-                        let i = e.i64(i);
-                        let to = e.add(f, i);
-                        let to = e.mul(to, block);
-                        let to = e.add(to, j);
-                        let p = e.offset(qt, to, Elem::F32);
-                        e.store(x, p);
-                    }
-                    vec![]
-                });
-                vec![]
+            let extents = (rows, features, self.features % LANES == 0);
+            micro::turn(e, extents, (qt, block), &mut |e, row, f, mask| {
+                let at = e.mul(row, query);
+                let at = e.add(at, f);
+                let p = e.offset(from, at, elem);
+                let raw = e.load_run(p, ty, mask);
+                micro::widen(e, raw, self.args[0], DType::F32)
             });
             return;
         }

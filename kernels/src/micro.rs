@@ -211,3 +211,42 @@ pub fn transpose(e: &mut Emitter, mut rows: Vec<Val>) -> Vec<Val> {
     }
     rows
 }
+
+/// Rows that lie in runs, turned into columns 16 by 16: `to[i][row] = rows[row][i]` for
+/// `length` elements of `rows` rows, `to`'s rows `stride` apart. Rows beyond the last
+/// repeat it, and what is beyond `length` in the last 16 is written too. `load(e, row, i,
+/// mask)` reads 16 elements of a row from `i` on; without a mask where `whole` says that
+/// none hides any.
+pub fn turn(
+    e: &mut Emitter,
+    (rows, length, whole): (Val, Val, bool),
+    (to, stride): (Val, Val),
+    load: &mut dyn FnMut(&mut Emitter, Val, Val, Option<Val>) -> Val,
+) {
+    let (zero, one, step) = (e.i64(0), e.i64(1), e.i64(LANES));
+    let last = e.sub(rows, one);
+    e.for_loop(zero, rows, step, &[], |e, j, _| {
+        e.for_loop(zero, length, step, &[], |e, i, _| {
+            let left = e.sub(length, i);
+            let mask = (!whole).then(|| e.mask_first(left, LANES as u32));
+            let runs = (0..LANES)
+                .map(|r| {
+                    let r = e.i64(r);
+                    let row = e.add(j, r);
+                    let row = e.min(row, last, false);
+                    load(e, row, i, mask)
+                })
+                .collect();
+            for (r, x) in (0..).zip(transpose(e, runs)) {
+                let r = e.i64(r);
+                let at = e.add(i, r);
+                let at = e.mul(at, stride);
+                let at = e.add(at, j);
+                let p = e.offset(to, at, x.ty.elem);
+                e.store(x, p);
+            }
+            vec![]
+        });
+        vec![]
+    });
+}

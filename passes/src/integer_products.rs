@@ -305,6 +305,25 @@ fn dequantized(graph: &Graph, n: NodeId) -> Option<(Product, Scales)> {
     fits.then_some((product, [sa, sb]))
 }
 
+/// Bytes that were widened to integers, less a zero point that `fits(bytes widened, zero
+/// point)`, or less nothing.
+fn widened_side(graph: &Graph, v: Value, fits: &dyn Fn(Value, Value) -> bool) -> Option<Side> {
+    let bytes = |v: Value| match graph.producer_op(v)? {
+        (Op::Cast(_), args) => is_byte(graph.ty(args[0]).dtype).then_some(args[0]),
+        _ => None,
+    };
+    if let Some(bytes) = bytes(v) {
+        return Some(Side { bytes, zero: None });
+    }
+    match graph.producer_op(v)? {
+        (Op::Binary(f), args) if f.f == BinaryFn::Sub && fits(args[0], args[1]) => Some(Side {
+            bytes: bytes(args[0])?,
+            zero: Some(args[1]),
+        }),
+        _ => None,
+    }
+}
+
 /// A product in i32 of bytes that were widened, with or without a zero point.
 fn widened(graph: &Graph, n: NodeId) -> Option<Product> {
     let node = graph.node(n);
@@ -314,31 +333,13 @@ fn widened(graph: &Graph, n: NodeId) -> Option<Product> {
     if op.out.is_some() || graph.ty(node.results[0]).dtype != DType::I32 {
         return None;
     }
-    let bytes = |v: Value| match graph.producer_op(v)? {
-        (Op::Cast(_), args) => is_byte(graph.ty(args[0]).dtype).then_some(args[0]),
-        _ => None,
-    };
     // A zero point must be the same along k: `fixed` from the end.
-    let side = |v: Value, fixed: usize| -> Option<Side> {
-        if let Some(x) = bytes(v) {
-            return Some(Side {
-                bytes: x,
-                zero: None,
-            });
-        }
-        let (Op::Binary(f), args) = graph.producer_op(v)? else {
-            return None;
-        };
-        let shape = graph.shape(args[1]);
-        let along = shape.len().checked_sub(fixed).map(|i| shape[i].clone());
-        let same = along.is_none_or(|d| d == Dim::ONE);
-        let broadcasts = shape.len() <= graph.ty(args[0]).rank();
-        (f.f == BinaryFn::Sub && same && broadcasts)
-            .then(|| bytes(args[0]))?
-            .map(|x| Side {
-                bytes: x,
-                zero: Some(args[1]),
-            })
+    let side = |v: Value, fixed: usize| {
+        widened_side(graph, v, &|x, zero| {
+            let shape = graph.shape(zero);
+            let along = shape.len().checked_sub(fixed).map(|i| shape[i].clone());
+            along.is_none_or(|d| d == Dim::ONE) && shape.len() <= graph.ty(x).rank()
+        })
     };
     let plain = !op.transpose_a && !op.transpose_b;
     let a = side(node.args[0], 1)?;

@@ -37,40 +37,15 @@ impl AsPairs<'_> {
         qt: Val,
     ) {
         let words = self.0.features / PAIR;
-        let (zero, one, step) = (e.i64(0), e.i64(1), e.i64(LANES));
+        let ty = Ty::vector(Elem::I32, LANES as u32);
         let (block, all) = (e.i64(self.0.block), e.i64(words));
-        let lanes = LANES as u32;
-        let ty = Ty::vector(Elem::I32, lanes);
-        let last = e.sub(rows, one);
-        e.for_loop(zero, rows, step, &[], |e, j, _| {
-            e.for_loop(zero, all, step, &[], |e, f, _| {
-                let left = e.sub(all, f);
-                let mask = (words % LANES != 0).then(|| e.mask_first(left, lanes));
-                let load = |e: &mut Emitter, i: i64| {
-                    let i = e.i64(i);
-                    let row = e.add(j, i);
-                    let row = e.min(row, last, false);
-                    let at = e.mul(row, query);
-                    let p = e.offset(from, at, Elem::I16);
-                    let p = e.offset(p, f, Elem::I32);
-                    match mask {
-                        Some(mask) => e.load_masked_bytes(p, ty, mask),
-                        None => e.load_bytes(p, ty),
-                    }
-                };
-                let rows = (0..LANES).map(|i| load(e, i)).collect();
-                for (i, x) in (0..).zip(micro::transpose(e, rows)) {
-                    // Words beyond the last fit: places are whole vectors.
-                    let i = e.i64(i);
-                    let to = e.add(f, i);
-                    let to = e.mul(to, block);
-                    let to = e.add(to, j);
-                    let p = e.offset(qt, to, Elem::I32);
-                    e.store(x, p);
-                }
-                vec![]
-            });
-            vec![]
+        // Words beyond the last fit: places are whole vectors.
+        let extents = (rows, all, words % LANES == 0);
+        micro::turn(e, extents, (qt, block), &mut |e, row, f, mask| {
+            let at = e.mul(row, query);
+            let p = e.offset(from, at, Elem::I16);
+            let p = e.offset(p, f, Elem::I32);
+            e.load_run_bytes(p, ty, mask)
         });
     }
 

@@ -17,35 +17,15 @@ impl MatMulSpec {
         k: Val,
         columns: Val,
     ) {
-        let (elem, lanes) = (memory_elem(self.args[1]), LANES as u32);
-        let ty = Ty::vector(elem, lanes);
-        let (zero, one, step, nr) = (e.i64(0), e.i64(1), e.i64(LANES), e.i64(self.nr));
-        let last = e.sub(columns, one);
-        e.for_loop(zero, columns, step, &[], |e, j, _| {
-            e.for_loop(zero, k, step, &[], |e, i, _| {
-                let left = e.sub(k, i);
-                let mask = e.mask_first(left, lanes);
-                let load = |e: &mut Emitter, r: i64| {
-                    let r = e.i64(r);
-                    let c = e.add(j, r);
-                    let c = e.min(c, last, false);
-                    let at = e.mul(c, column);
-                    let at = e.add(at, i);
-                    let p = e.offset(from, at, elem);
-                    e.load_masked(p, ty, mask)
-                };
-                let runs = (0..LANES).map(|r| load(e, r)).collect();
-                for (r, x) in (0..).zip(micro::transpose(e, runs)) {
-                    let r = e.i64(r);
-                    let row = e.add(i, r);
-                    let at = e.mul(row, nr);
-                    let at = e.add(at, j);
-                    let p = e.offset(to, at, elem);
-                    e.store(x, p);
-                }
-                vec![]
-            });
-            vec![]
+        let elem = memory_elem(self.args[1]);
+        let ty = Ty::vector(elem, LANES as u32);
+        let nr = e.i64(self.nr);
+        let extents = (columns, k, false);
+        micro::turn(e, extents, (to, nr), &mut |e, c, i, mask| {
+            let at = e.mul(c, column);
+            let at = e.add(at, i);
+            let p = e.offset(from, at, elem);
+            e.load_run(p, ty, mask)
         });
     }
 

@@ -385,39 +385,16 @@ impl MatMulSpec {
         (groups, group): (Val, i64),
         columns: Val,
     ) {
-        let lanes = LANES as u32;
-        let ty = Ty::vector(Elem::I32, lanes);
-        let (zero, one, step, nr) = (e.i64(0), e.i64(1), e.i64(LANES), e.i64(self.nr));
-        let (size, elem) = (e.i64(group), part_of_word(group));
-        let last = e.sub(columns, one);
-        e.for_loop(zero, columns, step, &[], |e, j, _| {
-            e.for_loop(zero, groups, step, &[], |e, i, _| {
-                let left = e.sub(groups, i);
-                let mask = e.mask_first(left, lanes);
-                let runs = (0..LANES)
-                    .map(|r| {
-                        let r = e.i64(r);
-                        let c = e.add(j, r);
-                        let c = e.min(c, last, false);
-                        let at = e.mul(c, column);
-                        let skip = e.mul(i, size);
-                        let at = e.add(at, skip);
-                        let p = e.offset(from, at, elem);
-                        e.load_masked_bytes(p, ty, mask)
-                    })
-                    .collect();
-                for (r, x) in (0..).zip(micro::transpose(e, runs)) {
-                    let r = e.i64(r);
-                    let row = e.add(i, r);
-                    // Rows beyond the last fit: a panel has room for `Words::depth`.
-                    let at = e.mul(row, nr);
-                    let at = e.add(at, j);
-                    let p = e.offset(to, at, Elem::I32);
-                    e.store(x, p);
-                }
-                vec![]
-            });
-            vec![]
+        let ty = Ty::vector(Elem::I32, LANES as u32);
+        let (size, elem, nr) = (e.i64(group), part_of_word(group), e.i64(self.nr));
+        // Rows beyond the last fit: a panel has room for `Words::depth`.
+        let extents = (columns, groups, false);
+        micro::turn(e, extents, (to, nr), &mut |e, c, i, mask| {
+            let at = e.mul(c, column);
+            let skip = e.mul(i, size);
+            let at = e.add(at, skip);
+            let p = e.offset(from, at, elem);
+            e.load_run_bytes(p, ty, mask)
         });
     }
 

@@ -6,7 +6,7 @@
 //! zero points, move by 128. What is then left of a zero point of filters (mostly
 //! nothing) takes sums of windows, which a filter of ones makes.
 
-use super::{MOST_TERMS, Scales, Side, dequantize_of, is_byte, number, numbers};
+use super::{MOST_TERMS, Scales, Side, dequantize_of, is_byte, number, numbers, widened_side};
 use kiln_ir::ops::contract::MatMul;
 use kiln_ir::ops::conv::Conv;
 use kiln_ir::{
@@ -104,28 +104,13 @@ pub(super) fn widened(graph: &Graph, globals: &Globals, n: NodeId) -> Option<Con
     if op.out.is_some() || graph.ty(node.results[0]).dtype != DType::I32 {
         return None;
     }
-    let bytes = |v: Value| match graph.producer_op(v)? {
-        (Op::Cast(_), args) => is_byte(graph.ty(args[0]).dtype).then_some(args[0]),
-        _ => None,
-    };
-    let side = |v: Value, per_filter: bool| -> Option<Side> {
-        if let Some(x) = bytes(v) {
-            return Some(Side {
-                bytes: x,
-                zero: None,
-            });
-        }
-        let (Op::Binary(f), args) = graph.producer_op(v)? else {
-            return None;
-        };
-        // One number, or one for each filter.
-        let shape = graph.shape(args[1]);
-        let leads = shape.len() == graph.ty(args[0]).rank();
-        let alone = (shape.iter().enumerate()).all(|(i, d)| i == 0 && leads || *d == Dim::ONE);
-        let fits = f.f == BinaryFn::Sub && (shape.is_empty() || per_filter && leads && alone);
-        fits.then(|| bytes(args[0]))?.map(|x| Side {
-            bytes: x,
-            zero: Some(args[1]),
+    // One number, or one for each filter.
+    let side = |v: Value, per_filter: bool| {
+        widened_side(graph, v, &|x, zero| {
+            let shape = graph.shape(zero);
+            let leads = shape.len() == graph.ty(x).rank();
+            let alone = (shape.iter().enumerate()).all(|(i, d)| i == 0 && leads || *d == Dim::ONE);
+            shape.is_empty() || per_filter && leads && alone
         })
     };
     let c = Convolution {

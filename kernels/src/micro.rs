@@ -212,16 +212,18 @@ pub fn transpose(e: &mut Emitter, mut rows: Vec<Val>) -> Vec<Val> {
     rows
 }
 
+/// `(e, row, i, mask)`: reads 16 elements of a row from `i` on.
+pub type LoadRun<'a> = dyn FnMut(&mut Emitter, Val, Val, Option<Val>) -> Val + 'a;
+
 /// Rows that lie in runs, turned into columns 16 by 16: `to[i][row] = rows[row][i]` for
 /// `length` elements of `rows` rows, `to`'s rows `stride` apart. Rows beyond the last
-/// repeat it, and what is beyond `length` in the last 16 is written too. `load(e, row, i,
-/// mask)` reads 16 elements of a row from `i` on; without a mask where `whole` says that
-/// none hides any.
+/// repeat it, and what is beyond `length` in the last 16 is written too. There is no
+/// mask where `whole` says that it would hide none.
 pub fn turn(
     e: &mut Emitter,
     (rows, length, whole): (Val, Val, bool),
     (to, stride): (Val, Val),
-    load: &mut dyn FnMut(&mut Emitter, Val, Val, Option<Val>) -> Val,
+    load: &mut LoadRun,
 ) {
     let (zero, one, step) = (e.i64(0), e.i64(1), e.i64(LANES));
     let last = e.sub(rows, one);

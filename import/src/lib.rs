@@ -11,9 +11,9 @@ pub mod onnx;
 pub mod safetensors;
 
 pub use diagnostic::{Diagnostic, Place, Severity};
+pub use onnx::{
+    DataSet, Draft, Gap, ImportOptions, Imported, Interface, Keep, Report, Weights, check_onnx,
+    import_onnx, import_onnx_bytes, operators_markdown, read_data_set, read_tensor,
+};
 /// The format's messages, as [`Draft`] has them.
 pub use onnx_protobuf as proto;
-pub use onnx::{
-    DataSet, Draft, Gap, ImportOptions, Imported, Interface, Keep, Report, Weights, check_onnx, import_onnx,
-    import_onnx_bytes, operators_markdown, read_data_set, read_tensor,
-};

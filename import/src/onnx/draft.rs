@@ -171,7 +171,9 @@ impl Weights {
         let offset = at.next_multiple_of(ALIGNMENT);
         let mut put = |bytes: &[u8]| -> Result<usize, Box<Diagnostic>> {
             let padding = vec![0; (offset - at) as usize];
-            let written = file.write_all(&padding).and_then(|()| file.write_all(bytes));
+            let written = file
+                .write_all(&padding)
+                .and_then(|()| file.write_all(bytes));
             written.map_err(|e| cannot_write(path, e))?;
             Ok(bytes.len())
         };

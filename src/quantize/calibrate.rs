@@ -152,7 +152,8 @@ pub fn grid(method: Method, h: &Histogram) -> Grid {
             let (counts, edge, width) = coarse(h);
             // What an estimate from so many values is off by (half of a chi-squared's mean):
             // less of a difference is chance.
-            let chance = counts.len() as f64 / (2.0 * (h.count - h.zeros).max(1) as f64);
+            let used = counts.iter().filter(|c| **c > 0).count();
+            let chance = used as f64 / (2.0 * (h.count - h.zeros).max(1) as f64);
             let bin = |x: f64| (x - edge) / width;
             search((low, high), chance, |low, high| {
                 let (from, to) = (bin(low).floor() as usize, bin(high).ceil() as usize);

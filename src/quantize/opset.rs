@@ -52,7 +52,8 @@ pub fn raise(draft: &mut Draft) -> Result<i64, Box<Diagnostic>> {
         had,
     };
     let graph = draft.proto.graph.mut_or_insert_default();
-    raiser.graph(graph).map_err(|(node, what)| {
+    raiser.graph(graph).map_err(|refused| {
+        let (node, what) = *refused;
         let mut d = refuse(what);
         d.place.node = super::plan::name(&node).to_string();
         (d.place.op, d.place.opset) = (node.op_type, had);
@@ -67,7 +68,8 @@ pub fn raise(draft: &mut Draft) -> Result<i64, Box<Diagnostic>> {
     Ok(had)
 }
 
-type Refused = (NodeProto, String);
+/// The node, and why.
+type Refused = Box<(NodeProto, String)>;
 
 struct Raiser {
     names: Names,
@@ -91,7 +93,9 @@ impl Raiser {
                 graph.node.push(node);
                 continue;
             }
-            let found = self.node(&mut node).map_err(|what| (node.clone(), what))?;
+            let found = self
+                .node(&mut node)
+                .map_err(|what| Box::new((node.clone(), what)))?;
             match found {
                 Some(several) => graph.node.extend(several),
                 None => graph.node.push(node),
@@ -138,11 +142,12 @@ impl Raiser {
             }
             "Scatter" => node.op_type = "ScatterElements".into(),
             "Softmax" | "LogSoftmax" | "Hardmax" => return Ok(Some(self.flattened(node))),
-            "BatchNormalization" if had < 9 => {
-                if take(node, "spatial").is_some_and(|a| a.i == 0) {
+            "BatchNormalization" if had < 9 => match take(node, "spatial") {
+                Some(a) if a.i == 0 => {
                     return Err("normalization of each element is gone since opset 9".into());
                 }
-            }
+                _ => {}
+            },
             "Upsample" => return Err("Upsample is Resize since opset 10".into()),
             "Resize" if had < 11 => {
                 return Err("Resize counts pixels otherwise since opset 11".into());

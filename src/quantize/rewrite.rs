@@ -96,6 +96,9 @@ struct OnGrid {
     name: String,
 }
 
+/// A constant by its name, the axis of its scales, and what smooths it.
+type WeightKey = (String, Option<usize>, Option<String>);
+
 struct Writer<'a> {
     draft: &'a mut Draft,
     constants: Constants,
@@ -107,8 +110,8 @@ struct Writer<'a> {
     before: HashMap<usize, Vec<NodeProto>>,
     /// Values that have a grid.
     grids: HashMap<String, OnGrid>,
-    /// Constants that were written: by name, axis and what smooths them.
-    shared: HashMap<(String, Option<usize>, Option<String>), (String, Vec<f32>)>,
+    /// Constants that were written.
+    shared: HashMap<WeightKey, (String, Vec<f32>)>,
     applied: Applied,
 }
 

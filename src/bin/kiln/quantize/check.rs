@@ -22,9 +22,9 @@ pub struct Output {
 }
 
 impl Output {
-    pub fn named(name: &String) -> Output {
+    pub fn named(name: &str) -> Output {
         Output {
-            name: name.clone(),
+            name: name.to_string(),
             ..Output::default()
         }
     }

@@ -349,13 +349,16 @@ fn observe(
     Ok(observed)
 }
 
-/// Calls `f` with the name, shape and elements of every activation of every batch.
+/// What is done with a value: its name, shape and elements.
+type Visit<'a> = dyn FnMut(&str, &[usize], &[f32]) + 'a;
+
+/// Calls `f` with every activation of every batch.
 fn each(
     float: &mut Runner,
     batches: &[Source],
     what: &str,
     activations: &[String],
-    f: &mut dyn FnMut(&str, &[usize], &[f32]),
+    f: &mut Visit,
 ) -> Result<(), Failure> {
     for (i, source) in batches.iter().enumerate() {
         output::progress(what, i, batches.len());
@@ -387,7 +390,7 @@ fn compare(
     batches: &[Source],
     names: &[String],
 ) -> Result<Vec<Output>, Failure> {
-    let mut outputs: Vec<Output> = names.iter().map(Output::named).collect();
+    let mut outputs: Vec<Output> = names.iter().map(|n| Output::named(n)).collect();
     for (i, source) in batches.iter().enumerate() {
         output::progress("checking", i, batches.len());
         let batch = float.read(source)?;

@@ -4,7 +4,7 @@ usage: precisions.py KILN KILN_RT [--rounds N]
 
 MiniLM-L3 and all-MiniLM-L6 at several sizes, one thread and two: medians, each against
 Kiln's own f32, and how far the outputs are from f32's. Results go to
-benches/results/precisions.json.
+benches/results/precisions.json, and the table in the README is written anew.
 """
 import argparse
 import json
@@ -52,8 +52,26 @@ def main():
                     print(f"{model} {shape[0]} x {shape[1]}, {threads} threads: f32 {row['ms']['f32']:.3f} ms, "
                           + ", ".join(f"{p} {row['ratio'][p]:.2f} (off {row['relative_error'][p]:.1e}, "
                                       f"{row['peak_mb'][p]:.0f} MB)" for p in PRECISIONS[1:]), flush=True)
+    readme = HERE.parent / "README.md"
+    begin, end = "<!-- precisions -->\n", "<!-- /precisions -->\n"
+    text = readme.read_text()
+    before, after = text.split(begin)[0], text.split(end)[1]
+    readme.write_text(before + begin + table(rows) + end + after)
     report = {"machine": platform.processor() or platform.machine(), "rounds": args.rounds, "rows": rows}
     (HERE / "results" / "precisions.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def table(rows):
+    """The README's table: time over f32's at one thread and two."""
+    lines = ["| model | f32, ms | bf16 | off by | f16 | off by | memory, MB: f32 | bf16 | f16 |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for one, two in zip(rows[::2], rows[1::2]):
+        cells = [f"{one['model']} {one['shape'][0]} x {one['shape'][1]}", f"{one['ms']['f32']:.3g}"]
+        for p in PRECISIONS[1:]:
+            cells += [f"{one['ratio'][p]:.2f} / {two['ratio'][p]:.2f}", f"{one['relative_error'][p]:.1e}"]
+        cells += [f"{one['peak_mb'][p]:.0f}" for p in PRECISIONS]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def measure(args, model, names, artifacts, shape, threads, tmp):

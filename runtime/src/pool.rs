@@ -1,11 +1,11 @@
 //! The thread pool: workers that spin briefly and then park.
 //!
 //! A dispatch to spinning workers costs about 0.1 µs, to parked ones a futex
-//! wake of 40 µs: so workers spin for a while after each job. They offer their core now
-//! and then in that time, and park at once if somebody else had work for it. Work units are handed out in grains from a
-//! shared counter, fewer at a time towards the end, so that threads end together;
-//! which thread runs which unit never changes a result, since units write disjoint
-//! memory.
+//! wake of 40 µs: so workers spin for a while after each job. They offer their core
+//! now and then in that time, and park at once if somebody else had work for it. Work
+//! units are handed out in grains from a shared counter, fewer at a time towards the
+//! end, so that threads end together; which thread runs which unit never changes a
+//! result, since units write disjoint memory.
 //!
 //! **Runs at once share the processors.** Two sessions of two threads on two
 //! processors, both running, are better off with one thread each than with four

@@ -313,6 +313,16 @@ def convolutions():
     both("transposed-line", "ConvTranspose", "x:f[n,4,h]", [(2, 4, 9)], (4, 3, 8), 3, strides=[4], pads=[2, 2])
 
 
-for group in [features, linear, support_vectors, trees, determinants, unique, deformable, regions, blocks, convolutions]:
+def borders():
+    case("average-of-border", plain("AveragePool", "x", "y", kernel_shape=[2], dilations=[2], pads=[1, 1]),
+         "x:f[b,3,n]", "y", [{"x": f32(2, 3, n)} for n in (1, 4)], opset=19)
+    for n in (1, 2, 3):
+        case(f"resize-to-one-{n}", plain("Resize", "x none none sizes", "y", mode="cubic",
+                                         coordinate_transformation_mode="pytorch_half_pixel"),
+             f"x:f[b,3,{n},5]", "y", {"x": f32(2, 3, n, 5)},
+             {"none": np.zeros(0, np.float32), "sizes": np.array([2, 3, 1, 2])}, opset=11)
+
+
+for group in [features, linear, support_vectors, trees, determinants, unique, deformable, regions, blocks, convolutions, borders]:
     group()
 print(W.count, "cases written")

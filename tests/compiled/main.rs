@@ -365,6 +365,34 @@ fn exact_results_depend_on_neither_batch_nor_threads() {
     }
 }
 
+/// A guard on a size that data decides is checked when it has: such a size once read
+/// beyond what it was added to.
+#[test]
+fn sizes_that_data_decides_meet_their_guards() {
+    let text = "kir 1
+func @f(%x: f32[A], %y: i64[1, B]) -> (z: i64[1, B]) {
+  %n = nonzero %x {symbol = \"found\"}
+  %z = add %y, %n
+  return %z
+}";
+    let module = parse_module(text, &NoFiles).unwrap_or_else(|e| panic!("{}", e.message));
+    assert_eq!(module.function("f").unwrap().guards.len(), 1);
+    for target in levels() {
+        let path = artifact(module.clone(), target, "minted-guard");
+        let mut session = Session::new(Model::load(&path).unwrap(), 1).unwrap();
+        std::fs::remove_file(path).unwrap();
+        let y = Tensor::from_i64(DType::I64, [1, 2], &[10, 20]).unwrap();
+        let mut sum = |x: &[f32]| {
+            let x = Tensor::from_f32([3], x).unwrap();
+            try_run(&mut session, "f", &[("x", &x), ("y", &y)])
+        };
+        assert_eq!(sum(&[1.0, 0.0, 2.0]).unwrap()[0].to_i64(), [10, 22]);
+        let refused = sum(&[0.0, 0.0, 2.0]).unwrap_err();
+        assert_eq!(refused.code, "K0716", "{refused}");
+        assert_eq!(sum(&[0.0, 3.0, 2.0]).unwrap()[0].to_i64(), [11, 22]);
+    }
+}
+
 /// Elements for a port whose first axis, where it has a name, is the batch.
 fn batched(ty: &kiln::ir::TensorType, batch: usize) -> Tensor {
     let extent = |(i, d): (usize, &kiln::ir::Dim)| match d.as_const() {

@@ -122,9 +122,12 @@ pub(super) fn holds(g: &Guard, binding: &Binding) -> Result<bool> {
     Ok(if g.equal { l == r } else { l <= r })
 }
 
-pub(super) fn check_guards(guards: &[Guard], binding: &Binding) -> Result<()> {
+pub(super) fn check_guards<'a>(
+    guards: impl IntoIterator<Item = &'a Guard>,
+    binding: &Binding,
+) -> Result<()> {
     for g in guards {
-        // A guard on sizes that data decides is the kernels' to check.
+        // One on sizes that data decides is met again when it has.
         let known = g.left.eval(binding).is_ok() && g.right.eval(binding).is_ok();
         if known && !holds(g, binding)? {
             let how = if g.equal { "==" } else { "<=" };

@@ -309,8 +309,8 @@ fn places(cx: &mut Cx, from: &Dim, a: &Axis, how: &How) -> One {
         }
         "pytorch_half_pixel" => {
             let p = half_pixel(cx)?;
-            let before = cx.b.scalar(DType::F64, -0.5)?;
-            Ok(cx.b.select(single, before, p)?)
+            let first = cx.b.scalar(DType::F64, 0.0)?;
+            Ok(cx.b.select(single, first, p)?)
         }
         "half_pixel_symmetric" => {
             let p = half_pixel(cx)?;

@@ -444,6 +444,9 @@ pub(super) fn average_pool_of(cx: &mut Cx, x: Value) -> One {
         let count = cx.b.reduce(ReduceFn::Sum, ones, &[1], false)?;
         let mut column = vec![Dim::ONE; n - i];
         column[0] = cx.shape(count)[0].clone();
+        // A window all in the border has the average 0.
+        let least = cx.like(x, 1.0)?;
+        let count = cx.b.binary(BinaryFn::Max, count, least)?;
         let count = cx.b.reshape(count, &column)?;
         y = cx.b.div(y, count)?;
     }

@@ -306,10 +306,10 @@ fn joins(graph: &Graph, n: NodeId, class: Class, group: &Group, users: &[Vec<Nod
             match &node.op {
                 Op::Attention(_) => {
                     group.members.len() == 1
-                        && group
-                            .members
-                            .iter()
-                            .all(|&m| matches!(graph.node(m).op, Op::Transpose(_)))
+                        && group.members.iter().all(|&m| {
+                            let node = graph.node(m);
+                            matches!(node.op, Op::Transpose(_)) && node.args[0] == v
+                        })
                 }
                 _ => {
                     plain

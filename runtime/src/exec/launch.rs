@@ -23,84 +23,56 @@ pub(super) struct Ready {
     bytes: i64,
 }
 
-pub(super) fn max_scratch(steps: &[Step], binding: &Binding) -> Result<usize> {
-    let mut most = 0;
-    for s in steps {
-        most = most.max(match s {
-            Step::Launch(l) => {
-                let sizes = l
-                    .variants
-                    .iter()
-                    .map(|v| v.scratch.eval(binding).unwrap_or(0).max(0) as usize);
-                sizes.max().unwrap_or(0)
-            }
-            Step::If {
-                then, otherwise, ..
-            } => max_scratch(then, binding)?.max(max_scratch(otherwise, binding)?),
-            Step::Loop(l) => max_scratch(&l.body, binding)?,
-            Step::WriteDims { .. }
-            | Step::Copy { .. }
-            | Step::BindDim { .. }
-            | Step::SetDims { .. }
-            | Step::Repack { .. }
-            | Step::NonZero { .. }
-            | Step::TopK { .. }
-            | Step::Strings { .. }
-            | Step::SplitStrings { .. } => 0,
-        });
+/// The steps inside a step, in the order in which launches are counted.
+fn inside(step: &Step) -> [&[Step]; 2] {
+    match step {
+        Step::If {
+            then, otherwise, ..
+        } => [then, otherwise],
+        Step::Loop(l) => [&l.body, &[]],
+        Step::Launch(_)
+        | Step::WriteDims { .. }
+        | Step::Copy { .. }
+        | Step::BindDim { .. }
+        | Step::SetDims { .. }
+        | Step::Repack { .. }
+        | Step::NonZero { .. }
+        | Step::TopK { .. }
+        | Step::Strings { .. }
+        | Step::SplitStrings { .. } => [&[], &[]],
     }
-    Ok(most.max(64))
 }
 
-pub(super) fn prepare(
-    steps: &[Step],
-    binding: &Binding,
-    out: &mut Vec<Option<Ready>>,
-) -> Result<()> {
-    for s in steps {
-        match s {
-            Step::Launch(l) => out.push(ready(l, binding).ok()),
-            Step::If {
-                then, otherwise, ..
-            } => {
-                prepare(then, binding, out)?;
-                prepare(otherwise, binding, out)?;
-            }
-            Step::Loop(l) => prepare(&l.body, binding, out)?,
-            Step::WriteDims { .. }
-            | Step::Copy { .. }
-            | Step::BindDim { .. }
-            | Step::SetDims { .. }
-            | Step::Repack { .. }
-            | Step::NonZero { .. }
-            | Step::TopK { .. }
-            | Step::Strings { .. }
-            | Step::SplitStrings { .. } => {}
+/// Calls `f` with every launch, also those inside branches and loops.
+fn each_launch<'a>(steps: &'a [Step], f: &mut dyn FnMut(&'a Launch)) {
+    for step in steps {
+        if let Step::Launch(l) = step {
+            f(l);
         }
+        inside(step).into_iter().for_each(|s| each_launch(s, f));
     }
-    Ok(())
+}
+
+/// Bytes of scratch that a thread needs for launches whose sizes are known.
+pub(super) fn max_scratch(steps: &[Step], binding: &Binding) -> usize {
+    let mut most = 64;
+    each_launch(steps, &mut |l| {
+        let sizes = l.variants.iter().map(|v| v.scratch.eval(binding));
+        let known = sizes.map(|n| n.unwrap_or(0).max(0) as usize);
+        most = known.fold(most, usize::max);
+    });
+    most
+}
+
+/// The launches in order, with their sizes where those are known.
+pub(super) fn prepare(steps: &[Step], binding: &Binding, out: &mut Vec<Option<Ready>>) {
+    each_launch(steps, &mut |l| out.push(ready(l, binding).ok()));
 }
 
 pub(super) fn count_launches(steps: &[Step]) -> usize {
-    steps
-        .iter()
-        .map(|s| match s {
-            Step::Launch(_) => 1,
-            Step::If {
-                then, otherwise, ..
-            } => count_launches(then) + count_launches(otherwise),
-            Step::Loop(l) => count_launches(&l.body),
-            Step::WriteDims { .. }
-            | Step::Copy { .. }
-            | Step::BindDim { .. }
-            | Step::SetDims { .. }
-            | Step::Repack { .. }
-            | Step::NonZero { .. }
-            | Step::TopK { .. }
-            | Step::Strings { .. }
-            | Step::SplitStrings { .. } => 0,
-        })
-        .sum()
+    let mut count = 0;
+    each_launch(steps, &mut |_| count += 1);
+    count
 }
 
 pub(super) fn ready(l: &Launch, binding: &Binding) -> Result<Ready> {

@@ -141,7 +141,7 @@ impl Model {
             let globals = globals.filter(|(g, used)| **used && g.state == state);
             total(globals.map(|(g, _)| g.bytes as usize))
         };
-        let scratch = max_scratch(&e.steps, binding)?.saturating_mul(threads);
+        let scratch = max_scratch(&e.steps, binding).saturating_mul(threads);
         let mut report = MemoryReport {
             arena: layout.arena,
             inputs: sum(&e.inputs),

@@ -264,7 +264,7 @@ impl Session {
         check_guards(&e.guards, &binding)?;
         let layout = Layout::of(e, &binding)?;
         let mut ready = vec![];
-        prepare(&e.steps, &binding, &mut ready)?;
+        prepare(&e.steps, &binding, &mut ready);
         if self.bounds[entry].len() == REMEMBERED {
             self.bounds[entry].remove(0);
         }
@@ -293,7 +293,7 @@ impl Session {
                 None => outputs.push(memory(size)?),
             }
         }
-        let scratch = max_scratch(&e.steps, &bound.binding)?;
+        let scratch = max_scratch(&e.steps, &bound.binding);
         if self.scratch.len() < self.pool.threads()
             || self.scratch.iter().any(|s| s.len() < scratch)
         {

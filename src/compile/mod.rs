@@ -6,6 +6,7 @@ mod assemble;
 pub mod contents;
 mod control;
 pub mod group;
+mod guards;
 mod liveness;
 pub mod lower;
 pub mod objects;

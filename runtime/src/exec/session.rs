@@ -242,7 +242,7 @@ impl Session {
         };
         let _busy = Busy::begin();
         let mut launch = 0;
-        run.entry_steps(&mut launch)?;
+        run.steps(&e.steps, &mut launch)?;
         self.shapes.clear();
         for (p, output) in e.outputs.iter().zip(outputs) {
             self.shapes.push(hand_over(&mut run, p, output)?);

@@ -496,31 +496,10 @@ impl Gpu {
 
     /// Neighbours as memory has them.
     pub(super) fn load_few(&mut self, from: Val, elem: Elem, n: u32) -> Vec<Val> {
-        let at = self.long(from);
-        let k = &mut self.kernel;
-        let n = n as usize;
-        let all: Vec<Any> = match elem {
-            Elem::F64 => few::<F64>(k, at, n).into_iter().map(Any::from).collect(),
-            Elem::I64 => few::<B64>(k, at, n).into_iter().map(Any::from).collect(),
-            Elem::F32 => few::<F32>(k, at, n).into_iter().map(Any::from).collect(),
-            Elem::I32 => few::<B32>(k, at, n).into_iter().map(Any::from).collect(),
-            narrow => {
-                let bits = narrow_bits(narrow).unwrap_or(8);
-                let per_word = 32 / bits as usize;
-                let words: Vec<Reg<B32>> = match n.div_ceil(per_word) {
-                    1 if n < per_word => {
-                        vec![k.load_narrow(Space::Global, at, 0, n as u32 * bits)]
-                    }
-                    words => few(k, at, words),
-                };
-                (0..n)
-                    .map(|i| {
-                        let word = words[i / per_word];
-                        let down = bits * (i % per_word) as u32;
-                        Any::Word(k.field(word, down, bits))
-                    })
-                    .collect()
-            }
+        let all = match self.any(from) {
+            Any::Long(at) => load_few(&mut self.kernel, Space::Global, at, elem, n as usize),
+            Any::Word(at) => load_few(&mut self.kernel, Space::Shared, at, elem, n as usize),
+            other => unreachable!("{other:?} is no pointer"),
         };
         all.into_iter()
             .map(|any| self.value(any, Ty::scalar(elem)))
@@ -529,43 +508,57 @@ impl Gpu {
 
     /// Writes neighbours as memory has them.
     pub(super) fn store_few(&mut self, xs: &[Val], to: Val) {
-        let at = self.long(to);
         let elem = xs[0].ty.elem;
-        match elem {
+        let xs: Vec<Any> = xs.iter().map(|&x| self.any(x)).collect();
+        match self.any(to) {
+            Any::Long(at) => store_few(&mut self.kernel, Space::Global, at, elem, &xs),
+            Any::Word(at) => store_few(&mut self.kernel, Space::Shared, at, elem, &xs),
+            other => unreachable!("{other:?} is no pointer"),
+        }
+    }
+
+    /// `sum + a · b`, into the variable.
+    pub(super) fn multiply_into(&mut self, sum: Val, a: Val, b: Val) {
+        let (sum, a, b) = (self.any(sum), self.any(a), self.any(b));
+        let k = &mut self.kernel;
+        match (sum, a, b) {
+            (Any::Single(s), Any::Single(a), Any::Single(b)) => k.fma_to(s, a, b, s),
+            (Any::Double(s), Any::Double(a), Any::Double(b)) => k.fma_to(s, a, b, s),
+            (Any::Word(s), Any::Word(a), Any::Word(b)) => k.mad_to(s, a, b, s),
+            (sum, a, b) => unreachable!("{sum:?} and {a:?} times {b:?}"),
+        }
+    }
+
+    /// Reads an element where `cond` holds; zero elsewhere, where memory is not touched.
+    pub(super) fn load_where(&mut self, cond: Val, from: Val, ty: Ty) -> Val {
+        let (p, at) = (self.pred(cond), self.long(from));
+        let k = &mut self.kernel;
+        let any = match ty.elem {
             Elem::F64 => {
-                let xs: Vec<_> = xs.iter().map(|&x| self.double(x)).collect();
-                put(&mut self.kernel, at, &xs);
-            }
-            Elem::I64 => {
-                let xs: Vec<_> = xs.iter().map(|&x| self.long(x)).collect();
-                put(&mut self.kernel, at, &xs);
+                let to = k.mov(0.0f64);
+                k.guarded(p, |k| k.load_to(Space::Global, at, 0, &[to]));
+                Any::Double(to)
             }
             Elem::F32 => {
-                let xs: Vec<_> = xs.iter().map(|&x| self.single(x)).collect();
-                put(&mut self.kernel, at, &xs);
+                let to = k.mov(0.0f32);
+                k.guarded(p, |k| k.load_to(Space::Global, at, 0, &[to]));
+                Any::Single(to)
             }
-            Elem::I32 => {
-                let xs: Vec<_> = xs.iter().map(|&x| self.word(x)).collect();
-                put(&mut self.kernel, at, &xs);
+            Elem::I64 | Elem::Ptr => {
+                let to = k.mov(0i64);
+                k.guarded(p, |k| k.load_to(Space::Global, at, 0, &[to]));
+                Any::Long(to)
             }
-            narrow => {
-                let bits = narrow_bits(narrow).unwrap_or(8);
-                let per_word = 32 / bits as usize;
-                let parts: Vec<_> = xs.iter().map(|&x| self.word(x)).collect();
-                let k = &mut self.kernel;
-                let words: Vec<Reg<B32>> = parts
-                    .chunks(per_word)
-                    .map(|parts| k.joined(parts, bits))
-                    .collect();
-                match (&words[..], parts.len() < per_word) {
-                    (&[word], true) => {
-                        let all = parts.len() as u32 * bits;
-                        k.store_narrow(Space::Global, at, 0, all, word);
-                    }
-                    _ => put(k, at, &words),
-                }
+            elem => {
+                let to = k.mov(0i32);
+                k.guarded(p, |k| match narrow_bits(elem) {
+                    Some(bits) => k.load_narrow_to(Space::Global, at, 0, bits, to),
+                    None => k.load_to(Space::Global, at, 0, &[to]),
+                });
+                Any::Word(to)
             }
-        }
+        };
+        self.value(any, ty)
     }
 
     /// Variables with these first values.
@@ -619,13 +612,78 @@ fn one<T: Vector, A: Address>(k: &mut Kernel, space: Space, at: Reg<A>) -> Reg<T
     to
 }
 
-/// Neighbours, by as few instructions as there are.
-fn few<T: Vector>(k: &mut Kernel, at: Reg<B64>, n: usize) -> Vec<Reg<T>> {
-    k.load(Space::Global, at, 0, n)
+fn load_few<A: Address>(
+    k: &mut Kernel,
+    space: Space,
+    at: Reg<A>,
+    elem: Elem,
+    n: usize,
+) -> Vec<Any> {
+    fn of<T: Vector, A: Address>(k: &mut Kernel, space: Space, at: Reg<A>, n: usize) -> Vec<Any>
+    where
+        Any: From<Reg<T>>,
+    {
+        k.load::<T, A>(space, at, 0, n)
+            .into_iter()
+            .map(Any::from)
+            .collect()
+    }
+    let Some(bits) = narrow_bits(elem) else {
+        return match elem {
+            Elem::F64 => of::<F64, A>(k, space, at, n),
+            Elem::F32 => of::<F32, A>(k, space, at, n),
+            Elem::I32 => of::<B32, A>(k, space, at, n),
+            _ => of::<B64, A>(k, space, at, n),
+        };
+    };
+    let per_word = 32 / bits as usize;
+    let words: Vec<Reg<B32>> = match n < per_word {
+        true => vec![k.load_narrow(space, at, 0, n as u32 * bits)],
+        false => k.load(space, at, 0, n / per_word),
+    };
+    (0..n)
+        .map(|i| Any::Word(k.field(words[i / per_word], bits * (i % per_word) as u32, bits)))
+        .collect()
 }
 
-fn put<T: Vector>(k: &mut Kernel, at: Reg<B64>, xs: &[Reg<T>]) {
-    k.store(Space::Global, at, 0, xs);
+fn store_few<A: Address>(k: &mut Kernel, space: Space, at: Reg<A>, elem: Elem, xs: &[Any]) {
+    let words = |xs: &[Any]| -> Vec<Reg<B32>> {
+        xs.iter()
+            .map(|x| match x {
+                Any::Word(r) => *r,
+                other => unreachable!("{other:?} is no word"),
+            })
+            .collect()
+    };
+    macro_rules! put {
+        ($kind:path) => {{
+            let xs: Vec<_> = (xs.iter())
+                .map(|x| match x {
+                    $kind(r) => *r,
+                    other => unreachable!("{other:?} among {elem:?}"),
+                })
+                .collect();
+            k.store(space, at, 0, &xs);
+        }};
+    }
+    match (elem, narrow_bits(elem)) {
+        (Elem::F64, _) => put!(Any::Double),
+        (Elem::F32, _) => put!(Any::Single),
+        (Elem::I64 | Elem::Ptr, _) => put!(Any::Long),
+        (_, None) => put!(Any::Word),
+        (_, Some(bits)) => {
+            let per_word = 32 / bits as usize;
+            let parts = words(xs);
+            let joined: Vec<_> = parts
+                .chunks(per_word)
+                .map(|parts| k.joined(parts, bits))
+                .collect();
+            match parts.len() < per_word {
+                true => k.store_narrow(space, at, 0, parts.len() as u32 * bits, joined[0]),
+                false => k.store(space, at, 0, &joined),
+            }
+        }
+    }
 }
 
 fn load<A: Address>(k: &mut Kernel, space: Space, at: Reg<A>, elem: Elem) -> Any {

@@ -1123,6 +1123,38 @@ impl Emitter {
         self.on().store_few(xs, to)
     }
 
+    /// On a GPU: variables with these first values, to be written in place.
+    pub fn variables(&mut self, init: &[Val]) -> Vec<Val> {
+        self.on().variables(init)
+    }
+
+    /// On a GPU: writes variables, all from what was before.
+    pub fn assign(&mut self, variables: &[Val], values: &[Val]) {
+        self.on().write(variables, values);
+    }
+
+    /// On a GPU: `sum + a · b` into the variable, of floats with one rounding.
+    pub fn multiply_into(&mut self, sum: Val, a: Val, b: Val) {
+        self.on().multiply_into(sum, a, b);
+    }
+
+    /// On a GPU: an element where `cond` holds; zero elsewhere, where nothing is read.
+    pub fn load_where(&mut self, cond: Val, from: Val, ty: Ty) -> Val {
+        if ty.elem == Elem::I1 || ty.elem.is_half() {
+            let raw = if ty.elem == Elem::I1 {
+                Elem::I8
+            } else {
+                Elem::I16
+            };
+            let bits = self.load_where(cond, from, ty.with(raw));
+            return match ty.elem {
+                Elem::I1 => self.cast(bits, Elem::I1, true, true),
+                _ => self.bitcast(bits, ty.elem),
+            };
+        }
+        self.on().load_where(cond, from, ty)
+    }
+
     fn gpu_loop(
         &mut self,
         (low, high, step): (Val, Val, Val),

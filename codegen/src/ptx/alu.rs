@@ -113,6 +113,11 @@ impl Kernel {
         to
     }
 
+    /// `a · b + c` of integers, the low half, into a register.
+    pub fn mad_to<T: Int>(&mut self, to: Reg<T>, a: Reg<T>, b: Reg<T>, c: Reg<T>) {
+        self.line(format_args!("mad.lo.s{} {to}, {a}, {b}, {c}", T::BITS));
+    }
+
     /// `a · b + c` with one rounding.
     pub fn fma<T: Float>(
         &mut self,

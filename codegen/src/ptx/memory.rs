@@ -129,9 +129,21 @@ impl Kernel {
         bits: u32,
     ) -> Reg<B32> {
         let to = self.reg();
+        self.load_narrow_to(space, at, offset, bits, to);
+        to
+    }
+
+    /// The same, into a register.
+    pub fn load_narrow_to<A: Address>(
+        &mut self,
+        space: Space,
+        at: Reg<A>,
+        offset: i64,
+        bits: u32,
+        to: Reg<B32>,
+    ) {
         let space = space.load();
         self.line(format_args!("ld{space}.u{bits} {to}, [{at}+{offset}]"));
-        to
     }
 
     /// Writes the low 8 or 16 bits.

@@ -6,7 +6,9 @@
 //! scratch; and the launch's integer parameters as i64.
 
 mod group;
+mod matmul;
 mod nest;
+mod tail;
 mod vectors;
 
 pub(crate) use group::Group;
@@ -49,9 +51,11 @@ pub fn emit(spec: &KernelSpec, entry: &str, target: &GpuTarget) -> Result<GpuKer
     spec.check()?;
     match spec {
         KernelSpec::Nest(nest) => nest::emit(nest, entry, target),
-        KernelSpec::MatMul(_) | KernelSpec::Conv(_) | KernelSpec::Attention(_) => Err(SpecError(
-            format!("no GPU kernel of this family yet, for {}", target.name),
-        )),
+        KernelSpec::MatMul(product) => matmul::emit(product, entry, target),
+        KernelSpec::Conv(_) | KernelSpec::Attention(_) => Err(SpecError(format!(
+            "no GPU kernel of this family yet, for {}",
+            target.name
+        ))),
     }
 }
 

@@ -182,7 +182,7 @@ fn write(e: &mut Emitter, nest: &LoopNest, deal: Deal) {
 }
 
 /// A word as an i64.
-fn long(e: &mut Emitter, r: kiln_codegen::ptx::Reg<kiln_codegen::ptx::B32>) -> Val {
+pub(super) fn long(e: &mut Emitter, r: kiln_codegen::ptx::Reg<kiln_codegen::ptx::B32>) -> Val {
     let wide = e.kernel_mut().extend(r, false);
     e.from_long(wide, Elem::I64)
 }

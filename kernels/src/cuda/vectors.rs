@@ -8,7 +8,7 @@ use crate::expr::{ExprId, Index, Node, compute_dtype};
 use crate::lower::{convert, memory_elem};
 use crate::nest::{Effect, LoopNest};
 use kiln_codegen::emit::Cmp;
-use kiln_codegen::{Elem, Emitter, Val};
+use kiln_codegen::{Elem, Emitter, Ty, Val};
 use kiln_ir::DType;
 use std::collections::HashMap;
 
@@ -151,28 +151,52 @@ pub(super) fn points(n: &mut NestEmitter, e: &mut Emitter, unit: Val, run: u32) 
         n.cx.axes[0] = Some(rest);
     }
     let first = e.mul(place, width);
-    let kinds = Runs::of(n.nest, last as u8);
-    let whole = whole(n, e, &kinds, first, run);
     let end = e.add(first, width);
     let end = e.min(end, extent, false);
-    e.either(
-        whole,
-        &[],
-        n,
-        |e, n| {
-            n.cx.push();
-            together(n, e, &kinds, first, run);
-            n.cx.pop();
-            vec![]
-        },
-        |e, n| {
-            e.for_loop(first, end, one, &[], |e, i, _| {
-                n.in_loop(last as u8, i, None, |n| n.stages(e));
-                vec![]
+    neighbours(n, e, (first, end), run, None);
+}
+
+/// Computes the points `first .. end` of the last axis, at most `run` of them; the outer
+/// axes are bound. `sums` is where the points' values of accumulator 0 lie in a run, at a
+/// multiple of as many bytes as a run takes.
+pub(super) fn neighbours(
+    n: &mut NestEmitter,
+    e: &mut Emitter,
+    (first, end): (Val, Val),
+    run: u32,
+    sums: Option<(Val, Elem)>,
+) {
+    let last = n.nest.outer as usize - 1;
+    let kinds = Runs::of(n.nest, last as u8);
+    let each = |e: &mut Emitter, n: &mut NestEmitter| {
+        let one = e.i64(1);
+        e.for_loop(first, end, one, &[], |e, i, _| {
+            n.in_loop(last as u8, i, None, |n| {
+                if let Some((at, elem)) = sums {
+                    let skip = e.sub(i, first);
+                    let at = e.offset(at, skip, elem);
+                    let sum = e.load(at, Ty::scalar(elem));
+                    n.cx.accs.insert(0, sum);
+                }
+                n.stages(e);
+                n.cx.accs.clear();
             });
             vec![]
-        },
-    );
+        });
+        vec![]
+    };
+    if run == 1 {
+        each(e, n);
+        return;
+    }
+    let whole = whole(n, e, &kinds, first, run);
+    let all = |e: &mut Emitter, n: &mut NestEmitter| {
+        n.cx.push();
+        together(n, e, &kinds, first, run, sums);
+        n.cx.pop();
+        vec![]
+    };
+    e.either(whole, &[], n, all, each);
 }
 
 /// Whether a run lies inside its axis, and every buffer starts where runs may.
@@ -198,7 +222,14 @@ fn whole(n: &mut NestEmitter, e: &mut Emitter, kinds: &Runs, first: Val, run: u3
     e.op2("arith.andi", aligned, inside)
 }
 
-fn together(n: &mut NestEmitter, e: &mut Emitter, kinds: &Runs, first: Val, run: u32) {
+fn together(
+    n: &mut NestEmitter,
+    e: &mut Emitter,
+    kinds: &Runs,
+    first: Val,
+    run: u32,
+    sums: Option<(Val, Elem)>,
+) {
     let last = n.nest.outer as usize - 1;
     let roots: Vec<ExprId> = n.nest.effects().flat_map(Effect::roots).collect();
     // What all of them share is computed once.
@@ -211,12 +242,16 @@ fn together(n: &mut NestEmitter, e: &mut Emitter, kinds: &Runs, first: Val, run:
         let at = n.cx.address(e, *arg, elem, index);
         read.insert(*id, e.load_few(at, elem, run));
     }
+    let sums = sums.map(|(at, elem)| e.load_few(at, elem, run));
     let mut written: Vec<Vec<Val>> = vec![vec![]; kinds.stores.len()];
     for j in 0..run {
         let skip = e.i64(i64::from(j));
         let here = e.add(first, skip);
         n.cx.axes[last] = Some(here);
         n.cx.push();
+        if let Some(sums) = &sums {
+            n.cx.accs.insert(0, sums[j as usize]);
+        }
         n.cx.ready = read.iter().map(|(&id, v)| (id, v[j as usize])).collect();
         for ((arg, _, value), out) in kinds.stores.iter().zip(&mut written) {
             let t = n.nest.args[*arg as usize];
@@ -232,6 +267,7 @@ fn together(n: &mut NestEmitter, e: &mut Emitter, kinds: &Runs, first: Val, run:
         n.cx.pop();
     }
     n.cx.ready.clear();
+    n.cx.accs.clear();
     n.cx.axes[last] = Some(first);
     for ((arg, index, _), values) in kinds.stores.iter().zip(&written) {
         let elem = stored(memory_elem(n.nest.args[*arg as usize]));

@@ -5,6 +5,7 @@
 //! of which a kernel that fails sets the first four to its status); the address of global
 //! scratch; and the launch's integer parameters as i64.
 
+mod attention;
 mod group;
 mod matmul;
 mod nest;
@@ -52,7 +53,8 @@ pub fn emit(spec: &KernelSpec, entry: &str, target: &GpuTarget) -> Result<GpuKer
     match spec {
         KernelSpec::Nest(nest) => nest::emit(nest, entry, target),
         KernelSpec::MatMul(product) => matmul::emit(product, entry, target),
-        KernelSpec::Conv(_) | KernelSpec::Attention(_) => Err(SpecError(format!(
+        KernelSpec::Attention(attention) => attention::emit(attention, entry, target),
+        KernelSpec::Conv(_) => Err(SpecError(format!(
             "no GPU kernel of this family yet, for {}",
             target.name
         ))),

@@ -22,6 +22,9 @@ const THREADS: i64 = 128;
 /// Products between two barriers.
 const DEPTH: i64 = 16;
 
+/// Products that the text of a kernel names.
+const WRITTEN: i64 = 4;
+
 /// How sums are dealt out.
 #[derive(Clone, Copy)]
 struct Tile {
@@ -230,9 +233,6 @@ impl Product<'_> {
         let zero = e.zero(Ty::scalar(tile.elem));
         let sums = e.variables(&vec![zero; (tile.own * tile.own) as usize]);
         let (none, one, depth) = (e.i64(0), e.i64(1), e.i64(DEPTH));
-        let next = self.read(e, cx, p, none);
-        self.keep(e, p, &next, none);
-        e.kernel_mut().barrier();
         // Warps whose rows do not exist only help to read.
         let warp = e.i64(32);
         let warp = e.op2("arith.divui", p.thread, warp);
@@ -241,10 +241,14 @@ impl Product<'_> {
         let lowest = e.add(p.rows.0, skip);
         let works = e.cmp(Cmp::Lt, lowest, p.rows.1, false);
         let buffer = e.variables(&[none])[0];
-        e.for_loop(none, p.k, depth, &[], |e, k0, _| {
+        // The turn before the first product only reads, so that the text reads once.
+        let before = e.i64(-DEPTH);
+        e.for_loop(before, p.k, depth, &[], |e, k0, _| {
             let k1 = e.add(k0, depth);
             let next = self.read(e, cx, p, k1);
-            e.if_then(works, |e| self.multiply(e, p, buffer, &sums));
+            let begun = e.cmp(Cmp::Ge, k0, none, false);
+            let multiplies = e.op2("arith.andi", works, begun);
+            e.if_then(multiplies, |e| self.multiply(e, p, buffer, &sums));
             let other = e.sub(one, buffer);
             self.keep(e, p, &next, other);
             e.assign(&[buffer], &[other]);
@@ -383,24 +387,35 @@ impl Product<'_> {
         let at = e.add(at, column);
         let b0 = e.offset(p.shared, at, tile.elem);
         let half = (tile.own / 2) as u32;
-        for k in 0..DEPTH {
-            let halves = |e: &mut Emitter, base: Val, pitch: i64, all: i64| -> Vec<Val> {
-                let mut xs = vec![];
-                for h in 0..2 {
-                    let skip = e.i64(k * pitch + h * all / 2);
-                    let at = e.offset(base, skip, tile.elem);
-                    xs.extend(e.load_few(at, tile.elem, half));
-                }
-                xs
-            };
-            let a = halves(e, a0, tile.pitch.0, tile.rows);
-            let b = halves(e, b0, tile.pitch.1, tile.columns);
-            for (i, &x) in a.iter().enumerate() {
-                for (j, &y) in b.iter().enumerate() {
-                    e.multiply_into(sums[i * tile.own as usize + j], x, y);
+        let halves = |e: &mut Emitter, base: Val, skip: i64, all: i64| -> Vec<Val> {
+            let mut xs = vec![];
+            for h in 0..2 {
+                let skip = e.i64(skip + h * all / 2);
+                let at = e.offset(base, skip, tile.elem);
+                xs.extend(e.load_few(at, tile.elem, half));
+            }
+            xs
+        };
+        // The text of a few products: the driver translates it anew on every machine.
+        let (none, all, few) = (e.i64(0), e.i64(DEPTH), e.i64(WRITTEN));
+        e.for_loop(none, all, few, &[], |e, k0, _| {
+            let (pa, pb) = (e.i64(tile.pitch.0), e.i64(tile.pitch.1));
+            let (at_a, at_b) = (e.mul(k0, pa), e.mul(k0, pb));
+            let (a0, b0) = (
+                e.offset(a0, at_a, tile.elem),
+                e.offset(b0, at_b, tile.elem),
+            );
+            for k in 0..WRITTEN {
+                let a = halves(e, a0, k * tile.pitch.0, tile.rows);
+                let b = halves(e, b0, k * tile.pitch.1, tile.columns);
+                for (i, &x) in a.iter().enumerate() {
+                    for (j, &y) in b.iter().enumerate() {
+                        e.multiply_into(sums[i * tile.own as usize + j], x, y);
+                    }
                 }
             }
-        }
+            vec![]
+        });
     }
 
     /// Writes the thread's sums to shared memory, `[row][column]`.

@@ -11,6 +11,7 @@ use super::nest::{divide, long};
 use super::tail;
 use super::{GpuKernel, Ports, entry, vectors};
 use crate::LoopNest;
+use crate::emit_nest::NestEmitter;
 use crate::lower::{ExprCx, compute_elem, convert, is_unsigned, memory_elem, widen};
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
@@ -172,11 +173,7 @@ impl Product<'_> {
         let thread = long(e, thread);
         let (x, y) = (e.kernel_mut().block(0), e.kernel_mut().block(1));
         let (x, y) = (long(e, x), long(e, y));
-        let (less, high, wide) = (
-            e.i64(tile.rows - 1),
-            e.i64(tile.rows),
-            e.i64(tile.columns),
-        );
+        let (less, high, wide) = (e.i64(tile.rows - 1), e.i64(tile.rows), e.i64(tile.columns));
         let up = e.add(rows, less);
         let blocks = e.op2("arith.divui", up, high);
         let (batch, block) = divide(e, x, blocks, None);
@@ -401,10 +398,7 @@ impl Product<'_> {
         e.for_loop(none, all, few, &[], |e, k0, _| {
             let (pa, pb) = (e.i64(tile.pitch.0), e.i64(tile.pitch.1));
             let (at_a, at_b) = (e.mul(k0, pa), e.mul(k0, pb));
-            let (a0, b0) = (
-                e.offset(a0, at_a, tile.elem),
-                e.offset(b0, at_b, tile.elem),
-            );
+            let (a0, b0) = (e.offset(a0, at_a, tile.elem), e.offset(b0, at_b, tile.elem));
             for k in 0..WRITTEN {
                 let a = halves(e, a0, k * tile.pitch.0, tile.rows);
                 let b = halves(e, b0, k * tile.pitch.1, tile.columns);
@@ -452,32 +446,62 @@ impl Product<'_> {
             let c = e.op2("arith.remui", i, width);
             let step = e.i64(i64::from(run));
             let c = e.mul(c, step);
-            let (row, column) = (e.add(p.rows.0, r), e.add(p.columns.0, c));
-            let row_is = e.cmp(Cmp::Lt, row, p.rows.1, false);
-            let column_is = e.cmp(Cmp::Lt, column, p.columns.1, false);
-            let exists = e.op2("arith.andi", row_is, column_is);
-            e.if_then(exists, |e| {
-                let pitch = e.i64(tile.pitch.1);
-                let at = e.mul(r, pitch);
-                let at = e.add(at, c);
-                let from = e.offset(p.shared, at, tile.elem);
-                let left = e.sub(p.columns.1, column);
-                let count = e.min(left, step, false);
-                tail.cx.push();
-                let point = self.source.point(e, &tail.cx, p.batch, row, column);
-                let last = point.len() - 1;
-                for (axis, &c) in point[..last].iter().enumerate() {
-                    tail.cx.axes[axis] = Some(c);
-                }
-                let end = e.add(point[last], count);
-                let sums = Some((from, tile.elem));
-                vectors::neighbours(&mut tail, e, (point[last], end), run, sums);
-                tail.cx.axes.fill(None);
-                tail.cx.pop();
-            });
+            let sums = Shown {
+                at: p.shared,
+                pitch: tile.pitch.1,
+                elem: tile.elem,
+                run,
+            };
+            let within = [(p.rows, r), (p.columns, c)];
+            store(&mut tail, e, self.source, p.batch, within, &sums);
             vec![]
         });
     }
+}
+
+/// Sums in shared memory, `[row][column]`, of which a thread stores `run` neighbours.
+pub(super) struct Shown {
+    pub at: Val,
+    /// Elements between rows.
+    pub pitch: i64,
+    pub elem: Elem,
+    pub run: u32,
+}
+
+/// The epilogue of a run of a block's sums. Rows and columns: the block's first and how
+/// many there are in all, and the run's in the block.
+pub(super) fn store(
+    tail: &mut NestEmitter,
+    e: &mut Emitter,
+    source: &dyn Source,
+    batch: Val,
+    [(rows, r), (columns, c)]: [((Val, Val), Val); 2],
+    sums: &Shown,
+) {
+    let (row, column) = (e.add(rows.0, r), e.add(columns.0, c));
+    let row_is = e.cmp(Cmp::Lt, row, rows.1, false);
+    let column_is = e.cmp(Cmp::Lt, column, columns.1, false);
+    let exists = e.op2("arith.andi", row_is, column_is);
+    e.if_then(exists, |e| {
+        let pitch = e.i64(sums.pitch);
+        let at = e.mul(r, pitch);
+        let at = e.add(at, c);
+        let from = e.offset(sums.at, at, sums.elem);
+        let left = e.sub(columns.1, column);
+        let step = e.i64(i64::from(sums.run));
+        let count = e.min(left, step, false);
+        tail.cx.push();
+        let point = source.point(e, &tail.cx, batch, row, column);
+        let last = point.len() - 1;
+        for (axis, &c) in point[..last].iter().enumerate() {
+            tail.cx.axes[axis] = Some(c);
+        }
+        let end = e.add(point[last], count);
+        let from = Some((from, sums.elem));
+        vectors::neighbours(tail, e, (point[last], end), sums.run, from);
+        tail.cx.axes.fill(None);
+        tail.cx.pop();
+    });
 }
 
 /// Element `j` of a thread among those of a part, as a fast and a slow coordinate.

@@ -2,7 +2,7 @@
 
 use super::gemm::{self, Source, coordinates};
 use super::nest::divide;
-use super::{GpuKernel, dim, tail};
+use super::{GpuKernel, dim, tail, words};
 use crate::Size;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, advance};
@@ -13,7 +13,10 @@ pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> GpuKern
     let axes = spec.batch.iter().copied().chain([spec.m, spec.n]).collect();
     let out = (&spec.out, spec.value);
     let nest = tail::nest(&spec.exprs, &spec.args, spec.params, axes, out);
-    gemm::emit(spec, &nest, name, target)
+    match words::serves(spec) {
+        Some(of) => words::emit(spec, of, &nest, name, target),
+        None => gemm::emit(spec, &nest, name, target),
+    }
 }
 
 impl MatMulSpec {
@@ -115,7 +118,8 @@ impl Source for MatMulSpec {
     }
 
     fn turned(&self) -> [bool; 2] {
-        let b = matches!(self.b, Columns::Strided { row: Size::ONE, column } if column != Size::ONE);
+        let b =
+            matches!(self.b, Columns::Strided { row: Size::ONE, column } if column != Size::ONE);
         [self.a[self.batch.len()] == Size::ONE, b]
     }
 

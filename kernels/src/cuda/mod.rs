@@ -13,6 +13,7 @@ mod matmul;
 mod nest;
 mod tail;
 mod vectors;
+mod words;
 
 pub(crate) use group::Group;
 

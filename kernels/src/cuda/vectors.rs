@@ -189,7 +189,7 @@ pub(super) fn neighbours(
         each(e, n);
         return;
     }
-    let whole = whole(n, e, &kinds, first, run);
+    let whole = whole(n, e, &kinds, (first, end), run);
     let all = |e: &mut Emitter, n: &mut NestEmitter| {
         n.cx.push();
         together(n, e, &kinds, first, run, sums);
@@ -199,9 +199,14 @@ pub(super) fn neighbours(
     e.either(whole, &[], n, all, each);
 }
 
-/// Whether a run lies inside its axis, and every buffer starts where runs may.
-fn whole(n: &mut NestEmitter, e: &mut Emitter, kinds: &Runs, first: Val, run: u32) -> Val {
-    let last = n.nest.outer as usize - 1;
+/// Whether a run is whole, and every buffer starts where runs may.
+fn whole(
+    n: &mut NestEmitter,
+    e: &mut Emitter,
+    kinds: &Runs,
+    (first, end): (Val, Val),
+    run: u32,
+) -> Val {
     let mut bits = e.i64(0);
     for arg in kinds.args() {
         let bytes = element_bytes(n.nest.args[arg as usize]) * i64::from(run);
@@ -217,12 +222,9 @@ fn whole(n: &mut NestEmitter, e: &mut Emitter, kinds: &Runs, first: Val, run: u3
     bits = e.op2("arith.ori", bits, low);
     let zero = e.i64(0);
     let aligned = e.cmp(Cmp::Eq, bits, zero, false);
-    if matches!(n.nest.axes[last], Size::Const(c) if c % i64::from(run) == 0) {
-        return aligned;
-    }
     let width = e.i64(i64::from(run));
-    let end = e.add(first, width);
-    let inside = e.cmp(Cmp::Le, end, n.extents[last], false);
+    let after = e.add(first, width);
+    let inside = e.cmp(Cmp::Le, after, end, false);
     e.op2("arith.andi", aligned, inside)
 }
 

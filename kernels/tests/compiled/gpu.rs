@@ -91,6 +91,7 @@ impl Gpu {
             cluster: kernel.cluster,
             shared: kernel.shared,
             windows,
+            threads: std::env::var("ONE").map_or(0, |_| 1),
             ..Launch::default()
         };
         let entry = self.module.kernel(symbol).expect("an entry of this name");

@@ -1,10 +1,10 @@
 //! Loads objects and runs kernels the way the runtime does.
 
+use crate::gpu::Gpu;
 use kiln_codegen::CpuTarget;
 use kiln_ir::{Binding, DType, Dim};
 use kiln_kernels::nest::SCRATCH_HEAD;
 use kiln_kernels::{KernelSpec, LoopNest, compile_object, reference};
-use crate::gpu::Gpu;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

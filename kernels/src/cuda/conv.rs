@@ -8,7 +8,7 @@ use super::{GpuKernel, Ports, THREADS, dim, entry, tail, vectors};
 use crate::LoopNest;
 use crate::Size;
 use crate::conv::ConvSpec;
-use crate::lower::{ExprCx, convert, memory_elem, widen};
+use crate::lower::{ExprCx, compute_elem, convert, memory_elem, widen};
 use crate::nest::SpecError;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
@@ -19,10 +19,9 @@ pub(super) fn emit(
     name: &str,
     target: &GpuTarget,
 ) -> Result<GpuKernel, SpecError> {
-    if spec.winograd || spec.of_bytes() {
-        let what = if spec.winograd { "Winograd" } else { "byte" };
+    if spec.winograd {
         return Err(SpecError(format!(
-            "{what} convolutions have no kernel for {}",
+            "transformed filters have no kernel for {}",
             target.name
         )));
     }
@@ -90,6 +89,14 @@ fn tap(
     (e.add(origin[0], place), inside)
 }
 
+/// What stands around the image, if not 0, as sums have it.
+fn around(spec: &ConvSpec, e: &mut Emitter, cx: &ExprCx) -> Option<Val> {
+    spec.pad.then(|| {
+        let x = e.load(cx.args[2], Ty::scalar(memory_elem(spec.args[2])));
+        convert(e, x, spec.args[2], spec.acc())
+    })
+}
+
 /// A dense or grouped convolution: groups are batches.
 struct Pixels<'a> {
     spec: &'a ConvSpec,
@@ -107,11 +114,37 @@ impl Pixels<'_> {
     fn products(&self) -> i64 {
         self.spec.taps() * self.depth()
     }
+
+    /// The element of a group's filters, packed in panels of words of four bytes, each run
+    /// of the image filled up.
+    fn in_words(&self, e: &mut Emitter, k: Val, column: Val) -> Val {
+        let (kernel, run) = self.spec.runs();
+        let words = (run + GROUP - 1) / GROUP;
+        let all = words * kernel.iter().product::<i64>();
+        let [run, words, all, nr, four] = [run, words, all, self.spec.nr, GROUP].map(|n| e.i64(n));
+        let at = e.op2("arith.divui", k, run);
+        let in_run = e.op2("arith.remui", k, run);
+        let word = e.mul(at, words);
+        let in_words = e.op2("arith.divui", in_run, four);
+        let word = e.add(word, in_words);
+        let panel = e.op2("arith.divui", column, nr);
+        let within = e.op2("arith.remui", column, nr);
+        let row = e.mul(panel, all);
+        let row = e.add(row, word);
+        let at = e.mul(row, nr);
+        let at = e.add(at, within);
+        let at = e.mul(at, four);
+        let part = e.op2("arith.remui", in_run, four);
+        e.add(at, part)
+    }
 }
+
+/// Bytes of a word.
+const GROUP: i64 = 4;
 
 impl Source for Pixels<'_> {
     fn types(&self) -> [DType; 3] {
-        [self.spec.args[0], self.spec.args[1], DType::F32]
+        [self.spec.args[0], self.spec.args[1], self.spec.acc()]
     }
 
     fn dims(&self) -> [Dim; 4] {
@@ -185,7 +218,19 @@ impl Source for Pixels<'_> {
         (e.add(at, channel), inside)
     }
 
+    fn around(&self, e: &mut Emitter, cx: &ExprCx) -> Option<Val> {
+        around(self.spec, e, cx)
+    }
+
     fn b(&self, e: &mut Emitter, _: &ExprCx, batch: Val, k: Val, column: Val) -> Val {
+        if self.spec.of_bytes() {
+            let (kernel, run) = self.spec.runs();
+            let words = kernel.iter().product::<i64>() * ((run + GROUP - 1) / GROUP);
+            let size = e.i64(self.spec.panels() * words * self.spec.nr * GROUP);
+            let skip = e.mul(batch, size);
+            let at = self.in_words(e, k, column);
+            return e.add(at, skip);
+        }
         let all = e.i64(self.products());
         let at = panel_offset(e, (k, all), column, (self.spec.nr, 1));
         let size = e.i64(self.spec.panels() * self.spec.nr * self.products());
@@ -257,8 +302,10 @@ fn write_depthwise(spec: &ConvSpec, nest: &LoopNest, e: &mut Emitter, run: u32, 
     let width = e.i64(i64::from(run));
     let channel = e.mul(part, width);
     let from = origin(spec, e, &cx, &pixel);
-    let zero = e.float(Ty::scalar(Elem::F32), 0.0);
+    let elem = compute_elem(spec.acc());
+    let zero = e.zero(Ty::scalar(elem));
     let sums = e.variables(&vec![zero; run as usize]);
+    let around = around(spec, e, &cx);
     for t in 0..spec.taps() {
         let (mut rest, mut away) = (t, vec![]);
         for i in (0..spec.kernel.len()).rev() {
@@ -267,35 +314,57 @@ fn write_depthwise(spec: &ConvSpec, nest: &LoopNest, e: &mut Emitter, run: u32, 
         }
         away.reverse();
         let (at, inside) = tap(spec, e, &cx, &from, &away);
-        let skip = e.i64(t * spec.channels);
         for (j, &sum) in (0..).zip(&sums) {
             let j = e.i64(j);
             let c = e.add(channel, j);
-            let (x_at, w_at) = (e.add(at, c), e.add(skip, c));
-            let x = element(e, &cx, (0, spec.args[0]), x_at, inside);
-            let w = element(e, &cx, (1, spec.args[1]), w_at, None);
+            let x_at = e.add(at, c);
+            let w_at = filter(spec, e, t, c);
+            let mut x = element(e, &cx, spec, 0, x_at, inside);
+            if let (Some(inside), Some(around)) = (inside, around) {
+                x = e.select(inside, x, around);
+            }
+            let w = element(e, &cx, spec, 1, w_at, None);
             e.multiply_into(sum, x, w);
         }
     }
     let own = e.mul(thread, width);
-    let place = e.offset(shared, own, Elem::F32);
+    let place = e.offset(shared, own, elem);
     e.store_few(&sums, place);
     let mut tail = tail::emitter(e, nest, cx);
     for (axis, &c) in pixel.iter().enumerate() {
         tail.cx.axes[axis] = Some(c);
     }
     let end = e.add(channel, width);
-    vectors::neighbours(&mut tail, e, (channel, end), run, Some((place, Elem::F32)));
+    vectors::neighbours(&mut tail, e, (channel, end), run, Some((place, elem)));
 }
 
-/// An element as an f32, 0 where it is not there.
+/// The element of tap `t` of a channel's own filter.
+fn filter(spec: &ConvSpec, e: &mut Emitter, t: i64, channel: Val) -> Val {
+    if !spec.of_bytes() {
+        let skip = e.i64(t * spec.channels);
+        return e.add(skip, channel);
+    }
+    // Words of four taps along the last axis, filled up, channel by channel.
+    let last = spec.kernel[spec.kernel.len() - 1];
+    let words = (last + GROUP - 1) / GROUP;
+    let (row, tap) = (t / last, t % last);
+    let skip = e.i64((row * words + tap / GROUP) * spec.channels);
+    let (four, part) = (e.i64(GROUP), e.i64(tap % GROUP));
+    let at = e.add(skip, channel);
+    let at = e.mul(at, four);
+    e.add(at, part)
+}
+
+/// An element as sums have it, 0 where it is not there.
 fn element(
     e: &mut Emitter,
     cx: &ExprCx,
-    (arg, t): (usize, DType),
+    spec: &ConvSpec,
+    arg: usize,
     at: Val,
     inside: Option<Val>,
 ) -> Val {
+    let t = spec.args[arg];
     let elem = memory_elem(t);
     let from = e.offset(cx.args[arg], at, elem);
     let x = match inside {
@@ -303,5 +372,5 @@ fn element(
         None => e.load(from, Ty::scalar(elem)),
     };
     let x = widen(e, x, t);
-    convert(e, x, t, DType::F32)
+    convert(e, x, t, spec.acc())
 }

@@ -102,6 +102,9 @@ pub(super) trait Source {
         product: &[Val],
     ) -> (Val, Option<Val>);
 
+    /// What A has where an element is not there, if not 0, as sums have it.
+    fn around(&self, e: &mut Emitter, cx: &ExprCx) -> Option<Val>;
+
     /// The element of B.
     fn b(&self, e: &mut Emitter, cx: &ExprCx, batch: Val, k: Val, column: Val) -> Val;
 
@@ -260,6 +263,7 @@ impl Product<'_> {
         let (source, tile) = (self.source, self.tile);
         let of = |count: i64| 0..count * DEPTH / THREADS;
         let mut a = vec![];
+        let around = source.around(e, cx);
         let mut product: Option<(Val, Vec<Val>)> = None;
         for j in of(tile.rows) {
             let (row, k) = self.a_place(e, p.thread, j);
@@ -287,7 +291,11 @@ impl Product<'_> {
             if let Some(there) = there {
                 exists = e.op2("arith.andi", exists, there);
             }
-            a.push(self.element(e, cx, 0, exists, at));
+            let mut x = self.element(e, cx, 0, exists, at);
+            if let (Some(there), Some(around)) = (there, around) {
+                x = e.select(there, x, around);
+            }
+            a.push(x);
         }
         let mut b = vec![];
         for j in of(tile.columns) {

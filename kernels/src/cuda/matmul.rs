@@ -95,6 +95,10 @@ impl Source for MatMulSpec {
         (e.add(row[0], product[0]), None)
     }
 
+    fn around(&self, _: &mut Emitter, _: &ExprCx) -> Option<Val> {
+        None
+    }
+
     fn b(&self, e: &mut Emitter, cx: &ExprCx, batch: Val, k: Val, column: Val) -> Val {
         let mut base = e.i64(0);
         if !self.shared() {

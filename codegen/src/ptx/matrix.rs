@@ -88,3 +88,49 @@ impl Kernel {
         ));
     }
 }
+
+/// Copies to shared memory that a thread does not wait for.
+impl Kernel {
+    /// Starts copying 16 bytes from global memory, of which the first `bytes` are read and
+    /// the others zeros. Both addresses are multiples of 16.
+    pub fn copy_async(
+        &mut self,
+        to: Reg<B32>,
+        offset: i64,
+        from: Reg<super::B64>,
+        bytes: Reg<B32>,
+    ) {
+        self.line(format_args!(
+            "cp.async.cg.shared.global [{to}+{offset}], [{from}], 16, {bytes}"
+        ));
+    }
+
+    /// Ends a group of copies.
+    pub fn end_copies(&mut self) {
+        self.line(format_args!("cp.async.commit_group"));
+    }
+
+    /// Waits until at most `groups` groups of the thread's copies are under way.
+    pub fn wait_copies(&mut self, groups: u32) {
+        self.line(format_args!("cp.async.wait_group {groups}"));
+    }
+
+    /// As [`Kernel::load_matrices`], each matrix turned: the lane gets the elements of
+    /// column `l / 4` of rows `2·(l % 4)` and the next.
+    pub fn load_matrices_turned(&mut self, at: Reg<B32>, offset: i64) -> [Reg<B32>; 4] {
+        let to = [self.reg(), self.reg(), self.reg(), self.reg()];
+        let names = list(&to);
+        self.line(format_args!(
+            "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {names}, [{at}+{offset}]"
+        ));
+        to
+    }
+
+    /// Two f32 rounded to halves of a word, `low` below `high`.
+    pub fn pack_halves(&mut self, t: Half, low: Reg<F32>, high: Reg<F32>) -> Reg<B32> {
+        let to = self.reg();
+        let t = t.name();
+        self.line(format_args!("cvt.rn.{t}x2.f32 {to}, {high}, {low}"));
+        to
+    }
+}

@@ -8,7 +8,7 @@
 
 use super::gemm::coordinates;
 use super::nest::{divide, long};
-use super::{GpuKernel, Ports, dim, entry};
+use super::{GpuKernel, Ports, attention_halves, dim, entry};
 use crate::Size;
 use crate::attention::AttentionSpec;
 use crate::lower::{ExprCx, convert, memory_elem, widen};
@@ -89,6 +89,9 @@ pub(super) fn emit(
     name: &str,
     target: &GpuTarget,
 ) -> Result<GpuKernel, SpecError> {
+    if let Some(half) = attention_halves::serves(spec, target) {
+        return Ok(attention_halves::emit(spec, half, name, target));
+    }
     let Some(tile) = Tile::of(spec, target) else {
         return Err(SpecError(format!(
             "heads of {} and {} features are too large for {}",
@@ -537,12 +540,12 @@ fn chunk(count: i64) -> i64 {
 }
 
 /// The larger number: of NaN and a number NaN, so that it is not lost.
-fn larger(e: &mut Emitter, a: Val, b: Val) -> Val {
+pub(super) fn larger(e: &mut Emitter, a: Val, b: Val) -> Val {
     e.max(a, b, false)
 }
 
 /// `exp(x - from)`.
-fn exponential(e: &mut Emitter, x: Val, from: Val) -> Val {
+pub(super) fn exponential(e: &mut Emitter, x: Val, from: Val) -> Val {
     let difference = e.sub(x, from);
     let scale = e.float(F32, std::f64::consts::LOG2_E);
     let power = e.mul(difference, scale);

@@ -6,6 +6,7 @@
 //! scratch; and the launch's integer parameters as i64.
 
 mod attention;
+mod attention_halves;
 mod conv;
 mod gemm;
 mod group;

@@ -1214,7 +1214,7 @@ impl Emitter {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "llvm"))]
 mod tests {
     use super::*;
     use crate::{CpuTarget, Dump, dump};

@@ -2,9 +2,11 @@
 //! to object code, CPU target descriptions.
 
 pub mod emit;
+pub mod gpu_target;
 pub mod object;
 pub mod target;
 
 pub use emit::{Elem, Emitter, Ty, Val};
+pub use gpu_target::GpuTarget;
 pub use object::{CodegenError, Dump, compile, dump};
 pub use target::CpuTarget;

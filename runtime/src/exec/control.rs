@@ -48,7 +48,7 @@ impl Run<'_> {
             // SAFETY: an i64 scalar has eight bytes.
             unsafe { self.pointer(l.iteration)?.cast::<i64>().write_unaligned(i) };
             self.steps(&l.body, launch)?;
-            self.to_host(l.body_cond)?;
+            self.host_needs(l.body_cond)?;
             // SAFETY: a bool scalar has one byte.
             on = unsafe { self.pointer(l.body_cond)?.read() } != 0;
             for ((from, _, bytes), stack) in l.scanned.iter().zip(&mut stacks) {

@@ -105,7 +105,7 @@ impl<'r> Run<'r> {
 
     /// Brings a value that the host is about to read to the host. Nothing to do without
     /// a device, where it is there, and where nothing was ever written.
-    pub(in super::super) fn to_host(&mut self, buffer: u32) -> Result<()> {
+    pub(in super::super) fn host_needs(&mut self, buffer: u32) -> Result<()> {
         let Some(d) = &self.device else {
             return Ok(());
         };
@@ -143,7 +143,7 @@ impl<'r> Run<'r> {
             return Ok(());
         }
         if self.root(buffer) != buffer {
-            self.to_host(buffer)?;
+            self.host_needs(buffer)?;
         }
         self.device()?.set_valid(buffer, Valid::HOST);
         Ok(())
@@ -152,13 +152,13 @@ impl<'r> Run<'r> {
     /// Readies a step of the host: what it reads is brought.
     pub(in super::super) fn cross(&mut self, step: &Step) -> Result<()> {
         let (reads, writes) = super::host_access(step);
-        reads.into_iter().try_for_each(|b| self.to_host(b))?;
+        reads.into_iter().try_for_each(|b| self.host_needs(b))?;
         writes.into_iter().try_for_each(|b| self.host_writes(b))
     }
 
     /// Brings a value to the device that a kernel is about to touch, if the host has a
     /// newer one.
-    pub(super) fn to_device(&mut self, buffer: u32) -> Result<()> {
+    pub(super) fn device_needs(&mut self, buffer: u32) -> Result<()> {
         let valid = self.device()?.valid(buffer);
         if valid.device || !valid.host {
             return Ok(());
@@ -175,7 +175,7 @@ impl<'r> Run<'r> {
         for b in 0..self.entry.buffers.len() as u32 {
             let here = self.device()?.base[b as usize] != 0;
             if here && self.root(b) == b {
-                self.to_device(b)?;
+                self.device_needs(b)?;
             }
         }
         Ok(())
@@ -208,8 +208,8 @@ impl<'r> Run<'r> {
         let on_device = target.device && (source.device || !target.host);
         if self.root(to) != to {
             match on_device {
-                true => self.to_device(to)?,
-                false => self.to_host(to)?,
+                true => self.device_needs(to)?,
+                false => self.host_needs(to)?,
             }
         }
         match (on_device, source.device, source.host) {
@@ -272,13 +272,13 @@ impl<'r> Run<'r> {
     ) -> Result<()> {
         match stack {
             Taken::Host(stack) => {
-                self.to_host(from)?;
+                self.host_needs(from)?;
                 let at = self.pointer(from)?;
                 // SAFETY: the buffer holds this many bytes by lowering.
                 stack.extend_from_slice(unsafe { std::slice::from_raw_parts(at, bytes) });
             }
             Taken::Device(which, len) => {
-                self.to_device(from)?;
+                self.device_needs(from)?;
                 let d = self.device()?;
                 let at = d.on.stack_piece(*which, *len + bytes, *len)?;
                 let to = at + *len as u64;

@@ -24,7 +24,7 @@ impl Run<'_> {
         let extent = *extent?;
         let written = l.args.len() - l.writes as usize;
         for (buffer, _) in &l.args {
-            self.to_device(*buffer)?;
+            self.device_needs(*buffer)?;
         }
         self.parameters(l, r, &extent, index)?;
         for (buffer, _) in &l.args[written..] {

@@ -1,9 +1,10 @@
 //! Code generation toolkits that know no model op: a typed MLIR builder, LLVM
-//! to object code, CPU target descriptions.
+//! to object code, a typed PTX builder, descriptions of targets.
 
 pub mod emit;
 pub mod gpu_target;
 pub mod object;
+pub mod ptx;
 pub mod target;
 
 pub use emit::{Elem, Emitter, Ty, Val};

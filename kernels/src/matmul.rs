@@ -139,7 +139,7 @@ impl MatMulSpec {
     }
 
     /// Whether the batch axes are rows of one contraction.
-    fn shared(&self) -> bool {
+    pub(crate) fn shared(&self) -> bool {
         self.b_batch.iter().all(|&s| s == Size::ZERO)
     }
 

@@ -15,9 +15,13 @@ pub struct Gpu {
     pub kernels: Vec<GpuKernel>,
 }
 
+/// Bytes of a launch's status block, which is zeros: a kernel that fails sets the first
+/// four to its status.
+pub const STATUS_BYTES: usize = 256;
+
 /// How a kernel is launched. Its parameters are, in words of eight bytes: the launch's
-/// arguments' addresses, the address of a status word, that of its scratch memory, and
-/// the launch's integer parameters.
+/// arguments' addresses, the address of its status block, that of its scratch memory,
+/// and the launch's integer parameters.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GpuKernel {
     /// Blocks along x, y and z, over `p0`, `p1`, …: the launch's integer parameters.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the plan. An artifact of another version is refused: it is made
 /// anew from its model.
-pub const PLAN_VERSION: u32 = 4;
+pub const PLAN_VERSION: u32 = 5;
 
 /// Everything an artifact holds besides bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -186,6 +186,11 @@ pub enum Step {
     SetDims {
         /// Names and values, all from the sizes before this step.
         sizes: Vec<(String, Dim)>,
+    },
+    /// Fails if one of these conditions does not hold (K0716).
+    Check {
+        /// On sizes that data decides, all of which have values here.
+        guards: Vec<Guard>,
     },
     /// Between elements of less than a byte as files have them and one byte each
     /// as kernels do (integers sign-extended).
@@ -454,7 +459,7 @@ impl Program {
                 Step::WriteDims { to, .. } => buffers.push(*to),
                 Step::Copy { from, to, .. } => buffers.extend([*from, *to]),
                 Step::BindDim { from, .. } => buffers.push(*from),
-                Step::SetDims { .. } => {}
+                Step::SetDims { .. } | Step::Check { .. } => {}
                 Step::Repack {
                     from, to, dtype, ..
                 } => {

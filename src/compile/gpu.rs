@@ -30,6 +30,9 @@ pub struct GpuError {
     pub message: String,
 }
 
+// What the runtime gives a launch is what kernels read.
+const _: () = assert!(cuda::STATUS_BYTES == kiln_runtime::gpu::STATUS_BYTES);
+
 /// Labels that an error names.
 const NAMED: usize = 4;
 
@@ -117,6 +120,7 @@ fn walk(steps: &[Step], kernel: u32, seen: &mut BTreeSet<String>) {
             | Step::Copy { .. }
             | Step::BindDim { .. }
             | Step::SetDims { .. }
+            | Step::Check { .. }
             | Step::Repack { .. }
             | Step::NonZero { .. }
             | Step::TopK { .. }

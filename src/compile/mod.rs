@@ -7,6 +7,7 @@ pub mod contents;
 mod control;
 pub mod gpu;
 pub mod group;
+mod guards;
 mod liveness;
 pub mod lower;
 pub mod objects;

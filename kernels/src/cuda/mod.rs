@@ -1,43 +1,110 @@
-//! Kernels for NVIDIA GPUs, as PTX text.
+//! Kernels for GPUs: the same problems as on the CPU, as PTX.
+//!
+//! A kernel's parameters are, in order: an address for each of the launch's `args`; the
+//! address of the launch's status block ([`STATUS_BYTES`] bytes of zeros in device memory,
+//! of which a kernel that fails sets the first four to its status); the address of global
+//! scratch; and the launch's integer parameters as i64.
 
-use crate::KernelSpec;
+mod attention;
+mod group;
+mod matmul;
+mod nest;
+mod tail;
+mod vectors;
+
+pub(crate) use group::Group;
+
 use crate::nest::SpecError;
-use kiln_codegen::GpuTarget;
+use crate::{KernelSpec, Size};
+use kiln_codegen::ptx::{self, Kernel};
+use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 use kiln_ir::Dim;
 
-/// A kernel as PTX text, and how it is launched.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Bytes of a status block. Behind its first four there are zeros, which loads that are
+/// not wanted read instead of memory that may not be there.
+pub const STATUS_BYTES: usize = 256;
+
+/// Threads of a block that has no reason for another number.
+const THREADS: u32 = 256;
+
+/// A kernel for a GPU: its text, and how it is launched. Dims are over `p0`, `p1` …, the
+/// launch's integer parameters.
+#[derive(Clone, Debug, PartialEq)]
 pub struct GpuKernel {
-    /// The name of its `.entry`.
+    /// The entry's name.
     pub entry: String,
-    /// Its text, without a module's header.
+    /// The entry's text, without a module's header.
     pub body: String,
-    /// Blocks along x, y and z, over `p0`, `p1`, …: the launch's integer parameters.
+    /// Blocks.
     pub grid: [Dim; 3],
     /// Threads of a block.
     pub block: [u32; 3],
     /// Blocks of a cluster.
     pub cluster: [u32; 3],
-    /// Dynamic shared memory of a block, in bytes.
+    /// Bytes of shared memory that the launch adds.
     pub shared: u32,
-    /// Global scratch of a launch, in bytes, over `p0`, …; it is not cleared.
+    /// Bytes of global scratch that the launch needs, of any contents.
     pub scratch: Dim,
 }
 
-/// The kernel of a problem; an error where there is none for a GPU.
-pub fn emit(_spec: &KernelSpec, entry: &str, target: &GpuTarget) -> Result<GpuKernel, SpecError> {
-    Err(SpecError(format!(
-        "{entry}: there is no kernel for {} yet",
-        target.name
-    )))
+/// Emits a kernel for a target.
+pub fn emit(spec: &KernelSpec, entry: &str, target: &GpuTarget) -> Result<GpuKernel, SpecError> {
+    spec.check()?;
+    match spec {
+        KernelSpec::Nest(nest) => nest::emit(nest, entry, target),
+        KernelSpec::MatMul(product) => matmul::emit(product, entry, target),
+        KernelSpec::Attention(attention) => attention::emit(attention, entry, target),
+        KernelSpec::Conv(_) => Err(SpecError(format!(
+            "no GPU kernel of this family yet, for {}",
+            target.name
+        ))),
+    }
 }
 
-/// A module of kernels: the header and their texts.
+/// The text of a module of kernels.
 pub fn module(kernels: &[GpuKernel], target: &GpuTarget) -> String {
-    let mut text = format!(
-        ".version {}.{}\n.target {}\n.address_size 64\n",
-        target.ptx.0, target.ptx.1, target.name
-    );
-    kernels.iter().for_each(|k| text += &k.body);
-    text
+    ptx::module(kernels.iter().map(|k| k.body.as_str()), target)
+}
+
+/// The parameters of a kernel as values.
+struct Ports {
+    args: Vec<Val>,
+    status: Val,
+    scratch: Val,
+    params: Vec<Val>,
+}
+
+impl Ports {
+    fn declare(e: &mut Emitter, args: usize, params: u16) -> Ports {
+        let next = |e: &mut Emitter, elem| {
+            let r = e.kernel_mut().param();
+            e.from_long(r, elem)
+        };
+        Ports {
+            args: (0..args).map(|_| next(e, Elem::Ptr)).collect(),
+            status: next(e, Elem::Ptr),
+            scratch: next(e, Elem::Ptr),
+            params: (0..params).map(|_| next(e, Elem::I64)).collect(),
+        }
+    }
+}
+
+/// A size as a dim over a launch's parameters.
+fn dim(size: Size) -> Dim {
+    match size {
+        Size::Const(c) => c.into(),
+        Size::Param(i) => Dim::sym(format!("p{i}")),
+    }
+}
+
+/// An entry for blocks of `threads` threads.
+fn entry(
+    name: &str,
+    target: &GpuTarget,
+    threads: u32,
+    body: impl FnOnce(&mut Emitter),
+) -> (String, u32) {
+    let kernel = Emitter::on_gpu(Kernel::new(name, target, threads), body);
+    let shared = kernel.static_shared();
+    (kernel.finish(), shared)
 }

@@ -38,6 +38,7 @@ fn inside(step: &Step) -> [&[Step]; 2] {
         | Step::Copy { .. }
         | Step::BindDim { .. }
         | Step::SetDims { .. }
+        | Step::Check { .. }
         | Step::Repack { .. }
         | Step::NonZero { .. }
         | Step::TopK { .. }

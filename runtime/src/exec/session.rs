@@ -449,7 +449,7 @@ impl Run<'_> {
         if self.device.is_some() {
             self.device_steps(key, &mut launch)?;
         } else {
-            self.entry_steps(&mut launch)?;
+            self.steps(&self.entry.steps, &mut launch)?;
         }
         shapes.clear();
         let entry = self.entry;

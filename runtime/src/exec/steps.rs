@@ -7,13 +7,11 @@ use super::launch::{Ready, count_launches, ready};
 use super::layout::{MAX_BYTES, memory, too_large};
 use crate::error::{Error, Result};
 use crate::memory::Block;
-use crate::plan::{Entry, Guard, Place, Step};
+use crate::plan::{Entry, Place, Step};
 use crate::pool::Pool;
 use crate::profile::{Facts, Profile, Watch};
 use crate::strings::Table;
 use kiln_ir::{Binding, Dim};
-use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the steps of one run share.
@@ -34,50 +32,7 @@ pub(crate) struct Run<'a> {
     pub(super) device: Option<DeviceRun<'a>>,
 }
 
-/// Sizes that a step outside loops and branches gives values to.
-fn minted(step: &Step) -> Vec<&str> {
-    match step {
-        Step::BindDim { symbol, .. }
-        | Step::NonZero { symbol, .. }
-        | Step::SplitStrings { symbol, .. } => vec![symbol],
-        Step::SetDims { sizes } => sizes.iter().map(|(name, _)| &**name).collect(),
-        Step::Loop(l) => l.symbol.as_deref().into_iter().collect(),
-        Step::Launch(_)
-        | Step::WriteDims { .. }
-        | Step::Copy { .. }
-        | Step::Repack { .. }
-        | Step::TopK { .. }
-        | Step::Strings { .. }
-        | Step::If { .. } => vec![],
-    }
-}
-
 impl Run<'_> {
-    /// Runs the entry's steps. Where data has decided a size, the guards on it are
-    /// checked (K0716), as those on the caller's sizes were before. Sizes inside loops
-    /// and branches are not: they have other values in the next iteration.
-    pub(super) fn entry_steps(&mut self, launch: &mut usize) -> Result<()> {
-        let entry = self.entry;
-        if entry.steps.iter().all(|s| minted(s).is_empty()) {
-            return self.steps(&entry.steps, launch);
-        }
-        let mut known: BTreeSet<Arc<str>> = self.binding.keys().cloned().collect();
-        for step in &entry.steps {
-            self.steps(std::slice::from_ref(step), launch)?;
-            let new = minted(step);
-            known.extend(new.iter().map(|&s| s.into()));
-            let about = |g: &&Guard| {
-                let mut symbols = BTreeSet::new();
-                g.left.symbols(&mut symbols);
-                g.right.symbols(&mut symbols);
-                symbols.is_subset(&known) && new.iter().any(|&s| symbols.contains(s))
-            };
-            let guards = entry.guards.iter().filter(|_| !new.is_empty());
-            check_guards(guards.filter(about), &self.binding)?;
-        }
-        Ok(())
-    }
-
     pub(super) fn steps(&mut self, steps: &[Step], launch: &mut usize) -> Result<()> {
         for step in steps {
             if self.cancel.load(Ordering::Relaxed) {
@@ -125,6 +80,7 @@ impl Run<'_> {
                     self.binding.insert(symbol.as_str().into(), n);
                 }
                 Step::SetDims { sizes } => self.set_dims(sizes)?,
+                Step::Check { guards } => check_guards(guards, &self.binding)?,
                 Step::Repack {
                     from,
                     to,

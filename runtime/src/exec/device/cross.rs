@@ -5,6 +5,7 @@ use super::super::layout::{MAX_BYTES, too_large};
 use super::super::steps::Run;
 use super::{DeviceRun, Valid};
 use crate::error::{Error, Result};
+use crate::gpu::STATUS_BYTES;
 use crate::plan::{Place, Step};
 use crate::profile::Lane;
 use kiln_ir::Dim;
@@ -332,17 +333,21 @@ impl<'r> Run<'r> {
         Ok(())
     }
 
-    /// Reads the status words, if a kernel was started since: the first launch that
+    /// Reads the status blocks, if a kernel was started since: the first launch that
     /// failed is the error.
     pub(in super::super) fn check_kernels(&mut self) -> Result<()> {
         let d = self.device()?;
         if !std::mem::take(&mut d.started) {
             return Ok(());
         }
-        let mut words = vec![0u8; d.on.status.room];
-        d.on.device.download(d.on.status.at, &mut words)?;
-        let words = words.as_chunks::<4>().0.iter();
-        let mut codes = words.map(|w| u32::from_le_bytes(*w)).enumerate();
+        let mut blocks = vec![0u8; d.on.status.room];
+        d.on.device.download(d.on.status.at, &mut blocks)?;
+        let words = blocks
+            .chunks_exact(STATUS_BYTES)
+            .map(|b| b.first_chunk::<4>());
+        let mut codes = words
+            .map(|w| w.map_or(0, |w| u32::from_le_bytes(*w)))
+            .enumerate();
         let Some((launch, code)) = codes.find(|(_, code)| *code != 0) else {
             return Ok(());
         };

@@ -64,10 +64,10 @@ impl Run<'_> {
         self.upload_all()?;
         let d = self.device()?;
         if profiled || !known || !d.on.graphs || !d.spaces.pure {
-            return self.entry_steps(launch);
+            return self.steps(&self.entry.steps, launch);
         }
         let Some(place) = d.on.recorded(d.entry, key) else {
-            return self.entry_steps(launch);
+            return self.steps(&self.entry.steps, launch);
         };
         let (epoch, r) = (d.on.epoch, &mut d.on.recorded[place]);
         if r.epoch != epoch {
@@ -76,7 +76,7 @@ impl Run<'_> {
             if let Some(graph) = r.graph.take() {
                 d.on.device.forget(graph);
             }
-            return self.entry_steps(launch);
+            return self.steps(&self.entry.steps, launch);
         }
         if r.graph.is_none() {
             self.record(place, launch)?;
@@ -88,7 +88,7 @@ impl Run<'_> {
 
     fn record(&mut self, place: usize, launch: &mut usize) -> Result<()> {
         self.device()?.on.device.record()?;
-        let done = self.entry_steps(launch);
+        let done = self.steps(&self.entry.steps, launch);
         let d = self.device()?;
         let graph = match done {
             Ok(()) => d.on.device.recorded()?,

@@ -5,7 +5,7 @@ use super::super::steps::Run;
 use super::Valid;
 use crate::device::{self, Mark, Window};
 use crate::error::{Error, Result};
-use crate::gpu::Extent;
+use crate::gpu::{Extent, STATUS_BYTES};
 use crate::plan::Launch;
 use crate::profile::{Lane, Watch};
 
@@ -61,7 +61,7 @@ impl Run<'_> {
     /// Writes the parameters of a launch, and the windows that it may touch.
     fn parameters(&mut self, l: &Launch, r: &Ready, extent: &Extent, index: usize) -> Result<()> {
         let d = self.device()?;
-        let status = d.on.status.at + 4 * index as u64;
+        let status = d.on.status.at + (STATUS_BYTES * index) as u64;
         let scratch = d.on.scratch_for(extent.scratch)?;
         let checks = d.on.device.checks_windows();
         let mut params = std::mem::take(&mut d.params);
@@ -85,7 +85,8 @@ impl Run<'_> {
         params.extend(scratch.to_le_bytes());
         r.params.iter().for_each(|p| params.extend(p.to_le_bytes()));
         if checks {
-            for (at, len) in [(status, 4), (scratch, extent.scratch as u64)] {
+            let status = (status, STATUS_BYTES as u64);
+            for (at, len) in [status, (scratch, extent.scratch as u64)] {
                 let writable = true;
                 windows.push(Window { at, len, writable });
             }

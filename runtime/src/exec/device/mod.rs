@@ -17,6 +17,7 @@ use super::steps::Run;
 use super::{Model, Ready};
 use crate::device::{self, Device, KernelId, Mark, Name};
 use crate::error::{Error, Result};
+use crate::gpu::STATUS_BYTES;
 use crate::memory::Block;
 use crate::plan::{Entry, GlobalData, Gpu, Place};
 use graphs::Recorded;
@@ -67,9 +68,9 @@ pub(super) struct OnDevice {
     weights: Piece,
     arena: Piece,
     scratch: Piece,
-    /// A word for each launch of an entry: kernels that fail write there.
+    /// A block for each launch of an entry: kernels that fail write there.
     status: Piece,
-    /// Whether a word may be other than 0.
+    /// Whether a block may hold other than zeros.
     failed: bool,
     /// Inputs, outputs and buffers of late sizes, by entry and buffer.
     own: Vec<Vec<Piece>>,
@@ -176,8 +177,8 @@ impl OnDevice {
         let most = launches
             .map(|e| super::launch::count_launches(&e.steps))
             .max();
-        let bytes = 4 * most.unwrap_or(0).max(1);
-        on.status = on.piece(bytes, "status words")?;
+        let bytes = STATUS_BYTES * most.unwrap_or(0).max(1);
+        on.status = on.piece(bytes, "status blocks")?;
         on.device.fill(on.status.at, bytes, 0)?;
         Ok(on)
     }
@@ -279,7 +280,7 @@ pub(super) struct DeviceRun<'a> {
     base: Vec<u64>,
     /// By cell.
     valid: Vec<Valid>,
-    /// Whether a kernel was started since the status words were read.
+    /// Whether a kernel was started since the status blocks were read.
     started: bool,
     /// Stacks that loops have in use.
     stacks: usize,

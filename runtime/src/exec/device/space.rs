@@ -34,7 +34,9 @@ pub(crate) struct Spaces {
 /// them, nor what is inside a block.
 pub(crate) fn host_access(step: &Step) -> (Vec<u32>, Vec<u32>) {
     match step {
-        Step::Launch(_) | Step::Copy { .. } | Step::SetDims { .. } => (vec![], vec![]),
+        Step::Launch(_) | Step::Copy { .. } | Step::SetDims { .. } | Step::Check { .. } => {
+            (vec![], vec![])
+        }
         Step::WriteDims { to, .. } => (vec![], vec![*to]),
         Step::BindDim { from, .. } => (vec![*from], vec![]),
         Step::Repack { from, to, .. } | Step::NonZero { from, to, .. } => (vec![*from], vec![*to]),
@@ -93,6 +95,7 @@ impl Touched {
                 Step::WriteDims { .. }
                 | Step::BindDim { .. }
                 | Step::SetDims { .. }
+                | Step::Check { .. }
                 | Step::Repack { .. }
                 | Step::NonZero { .. }
                 | Step::TopK { .. }

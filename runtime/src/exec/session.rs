@@ -176,6 +176,11 @@ impl Session {
         }
     }
 
+    #[cfg(all(test, feature = "sim"))]
+    pub(super) fn on_device(&self) -> Option<&OnDevice> {
+        self.device.as_deref()
+    }
+
     fn state_index(&self, name: &str) -> Option<usize> {
         let mut globals = self.model.program().globals.iter();
         globals.position(|g| g.name == name && g.state)

@@ -11,6 +11,8 @@ mod graphs;
 mod launch;
 mod memory;
 mod space;
+#[cfg(all(test, feature = "sim"))]
+mod tests;
 
 use super::layout::Layout;
 use super::steps::Run;

@@ -18,6 +18,8 @@ pub mod pool;
 pub mod profile;
 pub mod roofline;
 mod scaling;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod strings;
 pub mod threads;
 mod top_k;

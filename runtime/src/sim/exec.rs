@@ -1,0 +1,529 @@
+//! A cluster of CTAs that runs: warps, their groups of lanes, what they wait for.
+//!
+//! Lanes of a warp that stand at one place are a group. Of the groups that can run, the
+//! one with the lowest place runs, until it meets another: so lanes that a branch parted
+//! come together where the code does. Warps take turns when they block.
+
+use super::decode::Code;
+use super::fault::{Fault, FaultKind, Outcome, Trouble, trouble};
+use super::kernel::Kernel;
+use super::launch::Launch;
+use super::local::Local;
+use super::memory::Global;
+use super::op::{Collect, Inst, Op};
+use super::order::{Agent, Clock, Gather, View, joined};
+use super::regs::{LANES, Reg, lanes, predicate};
+use super::report::{Class, Report};
+use super::shared::Shared;
+use super::special::Place;
+use super::sync::Bars;
+use super::{barrier, ldst};
+use std::rc::Rc;
+
+/// What all CTAs of a launch have in common.
+pub struct Env<'a> {
+    pub kernel: &'a Kernel,
+    pub code: &'a Code,
+    pub global: Global<'a>,
+    pub launch: &'a Launch,
+    pub params: &'a [u8],
+    /// `.const` variables of the module.
+    pub constants: &'a [u8],
+    /// Addresses of `.global` variables.
+    pub globals: &'a [u64],
+    /// Instructions of warps that may still run.
+    pub steps: &'a std::sync::atomic::AtomicU64,
+}
+
+/// A group of lanes at one place.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    pub pc: u32,
+    pub mask: u32,
+    /// What it waits for, if it does: what the blocked instruction said.
+    pub token: Option<u64>,
+    /// Whether it waits for other lanes of its warp.
+    pub collecting: bool,
+}
+
+/// A warp.
+pub struct Warp {
+    /// Its CTA's rank in the cluster.
+    pub rank: usize,
+    /// Its number in the CTA.
+    pub index: u32,
+    pub regs: Vec<Reg>,
+    /// Lanes of each slot that something wrote.
+    pub defined: Vec<u32>,
+    pub groups: Vec<Group>,
+    /// Lanes that exist, and that have not exited.
+    pub exist: u32,
+    pub live: u32,
+    pub views: Vec<View>,
+    pub local: Local,
+    pub place: Place,
+}
+
+/// A CTA.
+pub struct Cta {
+    pub index: [u32; 3],
+    pub shared: Shared,
+    pub bars: Bars,
+}
+
+/// The CTAs of a cluster, and the order among their threads.
+pub struct Machine<'a> {
+    pub env: &'a Env<'a>,
+    pub ctas: Vec<Cta>,
+    /// The stamp of accesses.
+    pub now: u32,
+    /// Threads, which are the first agents.
+    pub threads: u32,
+    pub report: Report,
+    /// Moves whenever something happens that others may wait for.
+    pub changes: u64,
+    /// Suspended waits give up, once.
+    pub time_out: bool,
+}
+
+/// What comes after an instruction.
+pub enum Flow {
+    /// The next one.
+    Next,
+    /// That one.
+    Jump(u32),
+    /// The lanes go apart: these there, the others to the next.
+    Part(u32, u32),
+    /// To different places.
+    Scatter(Vec<(u32, u32)>),
+    /// The lanes end.
+    Exit,
+    /// It is executed again, with this, once others have run.
+    Block(u64),
+}
+
+/// What a warp did in its turn.
+#[derive(PartialEq, Eq)]
+pub enum Turn {
+    /// It ran and is blocked now.
+    Ran,
+    /// It could not run.
+    Stuck,
+    /// All its lanes have exited.
+    Done,
+}
+
+impl Warp {
+    /// A warp that exists in no CTA yet.
+    pub fn new(code: &Code, local: u64) -> Warp {
+        let mut regs = vec![Reg::default(); code.slots as usize];
+        for (slot, bits, wide) in &code.consts {
+            regs[*slot as usize] = Reg([*bits as u32; LANES]);
+            if *wide {
+                regs[*slot as usize + 1] = Reg([(*bits >> 32) as u32; LANES]);
+            }
+        }
+        Warp {
+            rank: 0,
+            index: 0,
+            regs,
+            defined: vec![0; code.slots as usize],
+            groups: vec![],
+            exist: 0,
+            live: 0,
+            views: vec![],
+            local: Local::new(local),
+            place: Place::default(),
+        }
+    }
+
+    /// Begins at the first instruction.
+    pub fn start(&mut self, env: &Env, place: Place, clock: &Rc<Clock>, first: Agent) {
+        let threads: u32 = place.ntid.iter().product();
+        let lanes_here = (threads - place.warp * 32).min(32);
+        (self.rank, self.index, self.place) = (place.rank as usize, place.warp, place);
+        self.exist = u32::MAX >> (32 - lanes_here);
+        self.live = self.exist;
+        self.defined.fill(0);
+        self.groups.clear();
+        self.groups.push(Group {
+            pc: 0,
+            mask: self.exist,
+            token: None,
+            collecting: false,
+        });
+        let view = |lane| View {
+            agent: first + lane,
+            clock: clock.clone(),
+            fenced: 0,
+        };
+        self.views = (0..LANES as u32).map(view).collect();
+        self.local.reset();
+        for (slot, special) in &env.code.specials {
+            let (slot, wide) = (*slot as usize, special.ty().bits() == 64);
+            for lane in lanes(self.exist) {
+                let value = place.value(*special, lane, |i| env.globals[i as usize]);
+                self.regs[slot].0[lane] = value as u32;
+                if wide {
+                    self.regs[slot + 1].0[lane] = (value >> 32) as u32;
+                }
+            }
+        }
+    }
+
+    /// The group that runs next: of those that may, the one at the lowest place.
+    fn pick(&self, blocked: u32) -> Option<usize> {
+        let free = |g: &&(usize, &Group)| !g.1.collecting && g.1.mask & blocked == 0;
+        let found = self.groups.iter().enumerate().collect::<Vec<_>>();
+        found
+            .iter()
+            .filter(free)
+            .min_by_key(|(_, g)| g.pc)
+            .map(|(i, _)| *i)
+    }
+
+    /// Joins groups that stand at one place and wait for nothing.
+    fn merge(&mut self) {
+        let mut i = 0;
+        while i < self.groups.len() {
+            let g = self.groups[i];
+            let twin = |o: &Group| o.pc == g.pc && o.token.is_none() && g.token.is_none();
+            if let Some(j) = (i + 1..self.groups.len()).find(|j| twin(&self.groups[*j])) {
+                let other = self.groups.remove(j);
+                self.groups[i].mask |= other.mask;
+                self.groups[i].collecting = false;
+            } else {
+                i += 1;
+            }
+        }
+    }
+}
+
+impl<'a> Machine<'a> {
+    /// The CTA of a warp.
+    pub fn cta(&mut self, warp: &Warp) -> &mut Cta {
+        &mut self.ctas[warp.rank]
+    }
+
+    /// A synchronisation happened: later accesses have another stamp.
+    pub fn tick(&mut self) -> u32 {
+        let now = self.now;
+        self.now += 1;
+        self.changes += 1;
+        now
+    }
+
+    /// The lanes of `mask` have seen what `clock` has.
+    pub fn acquire(&self, warp: &mut Warp, mask: u32, clock: &Rc<Clock>) {
+        let mut last: Option<(Rc<Clock>, Rc<Clock>)> = None;
+        for lane in lanes(mask) {
+            let view = &mut warp.views[lane];
+            let new = match &last {
+                Some((from, to)) if Rc::ptr_eq(from, &view.clock) => to.clone(),
+                _ => {
+                    let to = joined(&view.clock, clock, self.threads);
+                    last = Some((view.clock.clone(), to.clone()));
+                    to
+                }
+            };
+            view.clock = new;
+        }
+    }
+
+    /// The lanes of `mask` are ordered among each other.
+    pub fn order_lanes(&mut self, warp: &mut Warp, mask: u32) {
+        let now = self.tick();
+        let mut gather = Gather::default();
+        lanes(mask).for_each(|lane| gather.release(&warp.views[lane], now));
+        let clock = gather.finish(self.threads);
+        lanes(mask).for_each(|lane| warp.views[lane].clock = clock.clone());
+    }
+
+    /// Runs a warp until it blocks.
+    pub fn turn(&mut self, warp: &mut Warp) -> Result<Turn, Fault> {
+        let mut ran = false;
+        // Lanes that were tried in this turn and are still blocked.
+        let mut blocked = 0u32;
+        loop {
+            warp.merge();
+            let Some(i) = warp.pick(blocked) else {
+                return Ok(match (warp.groups.is_empty(), ran) {
+                    (true, _) => Turn::Done,
+                    (false, true) => Turn::Ran,
+                    (false, false) => Turn::Stuck,
+                });
+            };
+            let mask = warp.groups[i].mask;
+            if self.group(warp, i)? {
+                ran = true;
+                blocked = 0;
+            } else {
+                blocked |= mask;
+            }
+        }
+    }
+
+    /// Runs a group until it blocks, parts, or reaches another; whether it did anything.
+    fn group(&mut self, warp: &mut Warp, i: usize) -> Result<bool, Fault> {
+        let env = self.env;
+        let Group {
+            mut pc,
+            mut mask,
+            mut token,
+            ..
+        } = warp.groups[i];
+        let other = |g: &Group| (g.pc > pc).then_some(g.pc);
+        let limit = warp
+            .groups
+            .iter()
+            .filter_map(other)
+            .min()
+            .unwrap_or(u32::MAX);
+        let mut steps = 0u64;
+        let done = loop {
+            let inst = &env.code.insts[pc as usize];
+            let active = match inst.guard {
+                None => mask,
+                Some((slot, negated)) => {
+                    self.check_reads(warp, inst, &inst.reads[..1], mask)?;
+                    let bits = predicate(&warp.regs, slot);
+                    mask & if negated { !bits } else { bits }
+                }
+            };
+            steps += 1;
+            if active == 0 {
+                self.report.count(Class::Control, 0);
+                pc += 1;
+                token = None;
+            } else if inst.collect != Collect::None && !self.gathered(warp, inst, active)? {
+                let rest = mask & !active;
+                warp.groups[i] = Group {
+                    pc,
+                    mask: active,
+                    token: None,
+                    collecting: true,
+                };
+                if rest != 0 {
+                    warp.groups.push(Group {
+                        pc: pc + 1,
+                        mask: rest,
+                        token: None,
+                        collecting: false,
+                    });
+                }
+                break true;
+            } else {
+                self.check_reads(warp, inst, &inst.reads, active)?;
+                let flow = self.execute(warp, inst, active, token);
+                match flow.map_err(|t| self.fault(warp, inst, active, *t))? {
+                    Flow::Next => pc += 1,
+                    Flow::Jump(to) if active == mask => pc = to,
+                    Flow::Jump(to) => {
+                        self.part(warp, i, inst, &[(to, active), (pc + 1, mask & !active)]);
+                        break true;
+                    }
+                    Flow::Part(to, some) => {
+                        self.part(warp, i, inst, &[(to, some), (pc + 1, mask & !some)]);
+                        break true;
+                    }
+                    Flow::Scatter(mut parts) => {
+                        parts.push((pc + 1, mask & !active));
+                        self.part(warp, i, inst, &parts);
+                        break true;
+                    }
+                    Flow::Exit => {
+                        warp.live &= !active;
+                        mask &= !active;
+                        if mask == 0 {
+                            self.report.count(inst.class, active.count_ones());
+                            warp.groups.remove(i);
+                            break true;
+                        }
+                        pc += 1;
+                    }
+                    Flow::Block(to) => {
+                        let first = token.is_none() || steps > 1;
+                        if active != mask {
+                            let rest = Group {
+                                pc: pc + 1,
+                                mask: mask & !active,
+                                token: None,
+                                collecting: false,
+                            };
+                            warp.groups.push(rest);
+                        }
+                        warp.groups[i] = Group {
+                            pc,
+                            mask: active,
+                            token: Some(to),
+                            collecting: false,
+                        };
+                        break first;
+                    }
+                }
+                token = None;
+                inst.writes
+                    .iter()
+                    .for_each(|slot| warp.defined[*slot as usize] |= active);
+                self.report.count(inst.class, active.count_ones());
+            }
+            if pc >= limit || steps >= 4096 {
+                warp.groups[i] = Group {
+                    pc,
+                    mask,
+                    token,
+                    collecting: false,
+                };
+                break true;
+            }
+        };
+        self.spend(warp, steps)?;
+        Ok(done)
+    }
+
+    fn part(&mut self, warp: &mut Warp, i: usize, inst: &Inst, parts: &[(u32, u32)]) {
+        self.report
+            .count(inst.class, warp.groups[i].mask.count_ones());
+        warp.groups.remove(i);
+        for (pc, mask) in parts.iter().filter(|(_, mask)| *mask != 0) {
+            warp.groups.push(Group {
+                pc: *pc,
+                mask: *mask,
+                token: None,
+                collecting: false,
+            });
+        }
+    }
+
+    fn spend(&self, warp: &Warp, steps: u64) -> Result<(), Fault> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let left = self
+            .env
+            .steps
+            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(steps));
+        if left.is_ok() {
+            return Ok(());
+        }
+        let limit = self.env.launch.steps;
+        let what = format!("more than {limit} instructions of warps: a loop that does not end?");
+        let help = "check what the loop waits for, or raise the launch's `steps`";
+        let pc = warp.groups.first().map_or(0, |g| g.pc);
+        let inst = &self.env.code.insts[pc as usize];
+        Err(self.fault(
+            warp,
+            inst,
+            warp.live,
+            *trouble(FaultKind::Steps, what, help),
+        ))
+    }
+
+    /// Whether all lanes that a collective needs are here.
+    fn gathered(&self, warp: &Warp, inst: &Inst, active: u32) -> Result<bool, Fault> {
+        let needed = match inst.collect {
+            Collect::None => active,
+            Collect::Aligned => {
+                if warp.live != u32::MAX && !matches!(inst.op, Op::Bar(_)) {
+                    let what = "lanes of the warp have exited, or never were, at an instruction that all must execute";
+                    let help = "launch whole warps, and branch around the work instead of exiting";
+                    return Err(self.fault(
+                        warp,
+                        inst,
+                        active,
+                        *trouble(FaultKind::Divergent, what, help),
+                    ));
+                }
+                warp.live
+            }
+            Collect::Members(slot) => {
+                self.check_reads(warp, inst, &inst.reads, active)?;
+                let words = &warp.regs[slot as usize].0;
+                let first = words[active.trailing_zeros() as usize];
+                for lane in lanes(active) {
+                    if words[lane] != first || words[lane] >> lane & 1 == 0 {
+                        let what = format!(
+                            "the mask of members is {:#x} in this lane, which must be in it, and {first:#x} in others",
+                            words[lane]
+                        );
+                        let help = "all members name the same mask, with themselves in it";
+                        return Err(self.fault(
+                            warp,
+                            inst,
+                            1 << lane,
+                            *trouble(FaultKind::Divergent, what, help),
+                        ));
+                    }
+                }
+                first & warp.live
+            }
+        };
+        Ok(needed & !active == 0)
+    }
+
+    #[inline]
+    fn check_reads(
+        &self,
+        warp: &Warp,
+        inst: &Inst,
+        slots: &[u32],
+        active: u32,
+    ) -> Result<(), Fault> {
+        for slot in slots {
+            let missing = active & !warp.defined[*slot as usize];
+            if missing != 0 {
+                let what = "a register is read that nothing wrote in this lane";
+                let help = "write it on every path, or read it under the predicate that wrote it";
+                return Err(self.fault(
+                    warp,
+                    inst,
+                    missing,
+                    *trouble(FaultKind::Uninitialised, what, help),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A fault of one of the lanes of `mask`.
+    pub fn fault(&self, warp: &Warp, inst: &Inst, mask: u32, t: Trouble) -> Fault {
+        let lane = t.lane.unwrap_or(mask.trailing_zeros()).min(31) as usize;
+        Fault {
+            kind: t.kind,
+            kernel: self.env.kernel.name().into(),
+            line: inst.line,
+            instruction: inst.text.to_string(),
+            block: self.ctas[warp.rank].index,
+            thread: Some(warp.place.thread(lane)),
+            address: t.address,
+            message: t.message,
+            help: t.help,
+        }
+    }
+
+    fn execute(
+        &mut self,
+        warp: &mut Warp,
+        inst: &Inst,
+        active: u32,
+        token: Option<u64>,
+    ) -> Outcome<Flow> {
+        match &inst.op {
+            Op::Alu(f) => f(&mut warp.regs, active),
+            Op::Exchange(f) => f(&mut warp.regs, active)?,
+            Op::Nop => {}
+            Op::Bra(to) => return Ok(Flow::Jump(*to)),
+            Op::Brx(slot, targets) => return barrier::table(warp, active, *slot, targets),
+            Op::Exit => return Ok(Flow::Exit),
+            Op::Trap => {
+                let help = "see the condition that guards it";
+                return Err(trouble(FaultKind::Trap, "the kernel executed `trap`", help));
+            }
+            Op::Load(load) => ldst::load(self, warp, load, active)?,
+            Op::Store(store) => ldst::store(self, warp, store, active)?,
+            Op::Atom(atom) => ldst::atom(self, warp, atom, active)?,
+            Op::Bar(bar) => return barrier::bar(self, warp, bar, active, token),
+            Op::WarpBarrier => self.order_lanes(warp, active),
+            Op::Fence(fence) => return barrier::fence(self, warp, *fence, active),
+        }
+        Ok(Flow::Next)
+    }
+}

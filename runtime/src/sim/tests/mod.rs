@@ -1,0 +1,73 @@
+//! Kernels of PTX text that are run, and what they must give.
+
+mod scalar;
+
+use super::{Fault, Launch, Memory, Module, Report, launch};
+
+/// A module of one kernel `k` for `target`: parameters as they are written, a body.
+pub fn text(target: &str, params: &str, body: &str) -> String {
+    format!(
+        ".version 8.4\n.target {target}\n.address_size 64\n\
+         .visible .entry k({params})\n{{\n{body}\n}}\n"
+    )
+}
+
+/// Buffers on a simulated device, whose addresses are the parameters of a kernel.
+#[derive(Default)]
+pub struct Device {
+    pub memory: Memory,
+    pub params: Vec<u8>,
+}
+
+impl Device {
+    /// A buffer with these bytes, as the next parameter.
+    pub fn buffer(&mut self, bytes: &[u8]) -> u64 {
+        let at = self.room(bytes.len());
+        self.memory.write(at, bytes).unwrap();
+        at
+    }
+
+    /// A buffer that nothing has written, as the next parameter.
+    pub fn room(&mut self, bytes: usize) -> u64 {
+        let at = self.memory.alloc(bytes);
+        self.params.extend(at.to_le_bytes());
+        at
+    }
+
+    /// Runs the text's kernel.
+    pub fn run(&mut self, ptx: &str, how: &Launch) -> Result<Report, Fault> {
+        let module = Module::parse(ptx).unwrap_or_else(|e| panic!("{e}\n{ptx}"));
+        let kernel = module.kernels().next().unwrap();
+        launch(&module, &mut self.memory, kernel, how, &self.params)
+    }
+
+    /// Words of a buffer.
+    pub fn words(&self, at: u64, n: usize) -> Vec<u32> {
+        let mut bytes = vec![0; n * 4];
+        self.memory.read(at, &mut bytes).unwrap();
+        bytes
+            .chunks(4)
+            .map(|c| u32::from_le_bytes(c.try_into().unwrap()))
+            .collect()
+    }
+
+    /// Numbers of a buffer.
+    pub fn floats(&self, at: u64, n: usize) -> Vec<f32> {
+        self.words(at, n).into_iter().map(f32::from_bits).collect()
+    }
+}
+
+/// The bytes of words.
+pub fn bytes(words: impl IntoIterator<Item = u32>) -> Vec<u8> {
+    words.into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+/// A launch of `blocks` blocks of `threads` threads.
+pub fn blocks(blocks: u32, threads: u32) -> Launch {
+    Launch {
+        grid: [blocks, 1, 1],
+        block: [threads, 1, 1],
+        threads: 2,
+        ..Launch::default()
+    }
+}

@@ -484,7 +484,8 @@ fn places(
 ) -> Vec<*mut u8> {
     let mut base = vec![std::ptr::null_mut(); e.buffers.len()];
     for (i, b) in e.buffers.iter().enumerate() {
-        if !here(i as u32) {
+        // Globals have a home on the host in any case.
+        if !here(i as u32) && !matches!(b.place, Place::Global(_)) {
             continue;
         }
         base[i] = match &b.place {

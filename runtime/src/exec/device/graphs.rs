@@ -18,7 +18,7 @@ const REMEMBERED: usize = 8;
 pub(super) struct Recorded {
     entry: usize,
     key: Vec<i64>,
-    graph: Option<GraphId>,
+    pub(super) graph: Option<GraphId>,
     /// What was recorded holds while memory is where it was then.
     epoch: u64,
     /// Which copies are current after it.

@@ -24,7 +24,7 @@ fn looped() -> Entry {
         inputs: vec![
             port("x", DType::F32, &["n"], 0),
             port("trip", DType::I64, &[], 1),
-            port("cond", DType::BOOL, &[], 2),
+            port("cond", DType::Bool, &[], 2),
             port("limit", DType::I64, &[], 3),
         ],
         outputs: vec![
@@ -75,7 +75,7 @@ fn loops_carry_and_stack_on_the_device() {
                 },
             ),
             ("trip", scalar(DType::I64, &trip_raw[..])),
-            ("cond", scalar(DType::BOOL, &on_raw[..])),
+            ("cond", scalar(DType::Bool, &on_raw[..])),
             ("limit", scalar(DType::I64, &limit_raw[..])),
         ];
         s.set_profiling(true);
@@ -115,7 +115,7 @@ fn branches_are_taken_by_the_host() {
     let e = Entry {
         inputs: vec![
             port("x", DType::F32, &["n"], 0),
-            port("c", DType::BOOL, &[], 1),
+            port("c", DType::Bool, &[], 1),
         ],
         outputs: vec![port("y", DType::F32, &["n"], 4)],
         buffers: vec![
@@ -138,7 +138,7 @@ fn branches_are_taken_by_the_host() {
         let flag = [yes as u8];
         let (shape, dtype) = (&[9][..], DType::F32);
         let c = TensorRef {
-            dtype: DType::BOOL,
+            dtype: DType::Bool,
             shape: &[],
             bytes: &flag,
         };

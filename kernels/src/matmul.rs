@@ -13,6 +13,8 @@
 mod pack;
 mod words;
 
+pub(crate) use words::Words;
+
 use crate::check::Names;
 use crate::expr::{ExprId, Exprs, Index, Size};
 use crate::lower::{ExprCx, compute_elem, memory_elem};

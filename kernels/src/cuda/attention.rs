@@ -6,7 +6,7 @@
 //! rows, maxima and sums are joined by shuffles, and the result is rescaled in registers.
 //! Exponentials are `ex2.approx` of the special function unit.
 
-use super::matmul::coordinates;
+use super::gemm::coordinates;
 use super::nest::{divide, long};
 use super::{GpuKernel, Ports, dim, entry};
 use crate::Size;

@@ -6,11 +6,14 @@
 //! scratch; and the launch's integer parameters as i64.
 
 mod attention;
+mod conv;
+mod gemm;
 mod group;
 mod matmul;
 mod nest;
 mod tail;
 mod vectors;
+mod words;
 
 pub(crate) use group::Group;
 
@@ -52,12 +55,9 @@ pub fn emit(spec: &KernelSpec, entry: &str, target: &GpuTarget) -> Result<GpuKer
     spec.check()?;
     match spec {
         KernelSpec::Nest(nest) => nest::emit(nest, entry, target),
-        KernelSpec::MatMul(product) => matmul::emit(product, entry, target),
+        KernelSpec::MatMul(product) => Ok(matmul::emit(product, entry, target)),
         KernelSpec::Attention(attention) => attention::emit(attention, entry, target),
-        KernelSpec::Conv(_) => Err(SpecError(format!(
-            "no GPU kernel of this family yet, for {}",
-            target.name
-        ))),
+        KernelSpec::Conv(conv) => conv::emit(conv, entry, target),
     }
 }
 

@@ -211,6 +211,10 @@ fn whole(n: &mut NestEmitter, e: &mut Emitter, kinds: &Runs, first: Val, run: u3
         let low = e.op2("arith.andi", address, mask);
         bits = e.op2("arith.ori", bits, low);
     }
+    // A sum's run may begin anywhere: those of a group of filters do.
+    let mask = e.i64(i64::from(run) - 1);
+    let low = e.op2("arith.andi", first, mask);
+    bits = e.op2("arith.ori", bits, low);
     let zero = e.i64(0);
     let aligned = e.cmp(Cmp::Eq, bits, zero, false);
     if matches!(n.nest.axes[last], Size::Const(c) if c % i64::from(run) == 0) {

@@ -602,6 +602,7 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
         steps.push(Step::Launch(Launch {
             variants,
             args: launch_args,
+            writes: 1,
             label: describe(self.graph, n),
             flops,
             bytes: moved,

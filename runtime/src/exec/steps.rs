@@ -2,6 +2,7 @@
 
 use super::Model;
 use super::bind::check_guards;
+use super::device::DeviceRun;
 use super::launch::{Ready, count_launches, ready};
 use super::layout::{MAX_BYTES, memory, too_large};
 use crate::error::{Error, Result};
@@ -27,6 +28,8 @@ pub(crate) struct Run<'a> {
     pub(crate) cancel: &'a AtomicBool,
     pub(crate) profile: Option<&'a mut Profile>,
     pub(crate) strings: &'a mut Table,
+    /// Where kernels run, if not here.
+    pub(super) device: Option<DeviceRun<'a>>,
 }
 
 impl Run<'_> {
@@ -35,16 +38,19 @@ impl Run<'_> {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(Error::run("K0721", "the run was cancelled"));
             }
+            if self.device.is_some() {
+                self.cross(step)?;
+            }
             match step {
                 Step::Launch(l) => {
                     let index = *launch;
                     *launch += 1;
                     match self.ready.get(index).and_then(Option::as_ref) {
                         // SAFETY of lifetimes: `ready` outlives the run.
-                        Some(r) => self.launch(l, r)?,
+                        Some(r) => self.launch(l, r, index)?,
                         None => {
-                            let r = ready(l, &self.binding)?;
-                            self.launch(l, &r)?;
+                            let r = ready(l, &self.binding, self.gpu())?;
+                            self.launch(l, &r, index)?;
                         }
                     }
                 }
@@ -129,6 +135,11 @@ impl Run<'_> {
                 Ok(unsafe { from.offset(o as isize) })
             }
             _ => {
+                let here = |d: &DeviceRun| d.spaces().space(buffer).host;
+                if !self.device.as_ref().is_none_or(here) {
+                    let message = format!("buffer {buffer} has no place on the host");
+                    return Err(Error::run("K0725", message));
+                }
                 let dim = &self.entry.buffers[i].bytes;
                 let n = dim
                     .eval(&self.binding)
@@ -156,6 +167,9 @@ impl Run<'_> {
     }
 
     pub(super) fn copy(&mut self, from: u32, to: u32, bytes: &Dim) -> Result<()> {
+        if self.device.is_some() {
+            return self.copy_across(from, to, bytes);
+        }
         let n = bytes
             .eval(&self.binding)
             .map_err(|e| Error::run("K0720", e.to_string()))?;

@@ -6,12 +6,26 @@ use kiln_kernels::KernelSpec;
 use kiln_kernels::cuda::{self, GpuKernel, STATUS_BYTES};
 use kiln_runtime::sim::{Launch, Memory, Module, Window, launch};
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A module of kernels on the interpreter.
 pub struct Gpu {
     kernels: Vec<GpuKernel>,
     refused: BTreeSet<String>,
     module: Module,
+}
+
+/// Writes the kernels for every target, to be assembled.
+fn write_all(all: &[(String, KernelSpec)], folder: &Path) {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    for target in GpuTarget::all() {
+        let one = |(symbol, spec): &(String, KernelSpec)| cuda::emit(spec, symbol, &target).ok();
+        let kernels: Vec<GpuKernel> = all.iter().filter_map(one).collect();
+        let path = folder.join(format!("module{n}.{}.ptx", target.name));
+        std::fs::write(path, cuda::module(&kernels, &target)).unwrap();
+    }
 }
 
 impl Gpu {
@@ -29,8 +43,8 @@ impl Gpu {
             }
         }
         let text = cuda::module(&kernels, &target);
-        if let Ok(path) = std::env::var("KILN_TEST_PTX") {
-            std::fs::write(path, &text).unwrap();
+        if let Some(folder) = std::env::var_os("KILN_TEST_PTX") {
+            write_all(all, Path::new(&folder));
         }
         let module = Module::parse(&text).unwrap_or_else(|e| panic!("{e}"));
         Gpu {
@@ -91,7 +105,6 @@ impl Gpu {
             cluster: kernel.cluster,
             shared: kernel.shared,
             windows,
-            threads: std::env::var("ONE").map_or(0, |_| 1),
             ..Launch::default()
         };
         let entry = self.module.kernel(symbol).expect("an entry of this name");

@@ -36,6 +36,8 @@ pub struct Options {
     pub panel: usize,
     /// The type that products read: f32, bf16 or f16.
     pub precision: DType,
+    /// Whether every target has kernels of transformed filters (Winograd).
+    pub transformed_filters: bool,
 }
 
 impl Default for Options {
@@ -44,6 +46,7 @@ impl Default for Options {
             exact: false,
             panel: 64,
             precision: DType::F32,
+            transformed_filters: true,
         }
     }
 }

@@ -133,7 +133,10 @@ pub fn plan(mut module: Module, options: &Options) -> Result<Compiled, CompileEr
         verify: options.verify,
         ..Manager::default()
     };
-    manager.run(pipeline::COMPILE, &mut module, &options.passes)?;
+    let mut passes = options.passes.clone();
+    // One plan serves all targets, and GPUs have no kernel of transformed filters.
+    passes.transformed_filters &= options.gpu.is_empty();
+    manager.run(pipeline::COMPILE, &mut module, &passes)?;
     let lowered = lower::lower(&module).map_err(CompileError::Lower)?;
     Ok(Compiled {
         module,

@@ -1,7 +1,7 @@
 //! Launches what `kernels.json` describes on the PTX interpreter.
 //!
-//! DATA holds `NAME.K.bin`, the bytes of buffer K of each kernel to check; the results
-//! come as `NAME.out.bin`, the statuses and faults as `done.json`. Only results may be
+//! DATA holds `names.json`, a list of kernels, and `NAME.K.bin`, the bytes of buffer K of
+//! each; the results come as `NAME.out.bin`, the statuses and faults as `done.json`. Only results may be
 //! written, and any fault of the interpreter is reported: accesses out of bounds, reads
 //! of what nothing wrote, races, missing waits.
 
@@ -9,13 +9,16 @@ use kiln_runtime::sim::{Launch, Memory, Module, Window, launch};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// Launches every kernel to check; says how many.
+/// Launches the listed kernels; says how many.
 pub fn run(folder: &Path, target: &str, data: &Path) -> Result<String, String> {
     let text = read_text(&folder.join("kernels.json"))?;
     let all: Value = serde_json::from_str(&text).map_err(|e| format!("kernels.json: {e}"))?;
     let ptx = read_text(&folder.join(format!("kernels.{target}.ptx")))?;
     let module = Module::parse(&ptx).map_err(|e| e.to_string())?;
     let status_bytes = whole(&all["status_bytes"])? as usize;
+    let names = read_text(&data.join("names.json"))?;
+    let names: Vec<String> =
+        serde_json::from_str(&names).map_err(|e| format!("names.json: {e}"))?;
     let mut done = Map::new();
     for kernel in list(&all["kernels"])? {
         let name = kernel["name"].as_str().ok_or("a kernel without a name")?;
@@ -23,7 +26,7 @@ pub fn run(folder: &Path, target: &str, data: &Path) -> Result<String, String> {
         if module.kernel(name).is_none() {
             return Err(format!("kernels.{target}.ptx lacks {name}"));
         }
-        if kernel["purpose"] == "check" {
+        if names.iter().any(|n| n == name) {
             let of = Kernel {
                 name,
                 described: kernel,
@@ -35,6 +38,9 @@ pub fn run(folder: &Path, target: &str, data: &Path) -> Result<String, String> {
             };
             done.insert(name.to_string(), said);
         }
+    }
+    if let Some(missing) = names.iter().find(|n| !done.contains_key(*n)) {
+        return Err(format!("kernels.json lacks {missing}"));
     }
     let n = done.len();
     let path = data.join("done.json");

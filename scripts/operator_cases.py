@@ -323,6 +323,22 @@ def borders():
              {"none": np.zeros(0, np.float32), "sizes": np.array([2, 3, 1, 2])}, opset=11)
 
 
-for group in [features, linear, support_vectors, trees, determinants, unique, deformable, regions, blocks, convolutions, borders]:
+def meetings():
+    """Extents that data decides, which may be 1 and then broadcast."""
+    one, four = np.zeros(5, np.float32), np.array([1, 3, 1, 7, 4], np.float32)
+    kept = plain("Unique", "x", "u")
+    each = [{"x": one, "y": f32(4)}, {"x": four, "y": f32(4)}, {"x": four, "y": f32(1)}, {"x": one, "y": f32(1)}]
+    case("meets-caller", [kept, plain("Sub", "u y", "z")], "x:f[n] y:f[m]", "z", each)
+    case("meets-caller-none", [kept, plain("Sub", "u y", "z")], "x:f[n] y:f[m]", "z", {"x": one, "y": f32(0)})
+    case("meets-constant", [kept, plain("Max", "u c", "z")], "x:f[n]", "z", [{"x": one}, {"x": four}], {"c": f32(3, 4)})
+    both = [{"x": a, "y": b} for a in (one, four) for b in (one, four)]
+    twice = [kept, plain("Unique", "y", "v"), plain("Less", "u v", "l"), plain("Where", "l u v", "w"), plain("Mul", "w u", "z")]
+    case("meets-data", twice, "x:f[n] y:f[m]", "z", both)
+    wide = [{"x": a, "k": np.array([2, k])} for a, k in ((one, 4), (four, 4), (four, 1), (one, 1))]
+    case("meets-expand", [kept, plain("Expand", "u k", "z")], "x:f[n] k:i[2]", "z", wide)
+
+
+for group in [features, linear, support_vectors, trees, determinants, unique, deformable, regions, blocks, convolutions, borders,
+              meetings]:
     group()
 print(W.count, "cases written")

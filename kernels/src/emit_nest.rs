@@ -9,8 +9,9 @@
 //!       join the lanes of its accumulators
 //! ```
 
+use crate::cuda::Group;
 use crate::expr::compute_dtype;
-use crate::lower::{ExprCx, TempPlace, compute_elem, constant, is_unsigned};
+use crate::lower::{ExprCx, TempPlace, and, compute_elem, constant, is_unsigned};
 use crate::math;
 use crate::nest::{
     Effect, LANES, LoopNest, Reducer, SCRATCH_HEAD, SpecError, Stage, identity, temp_element_bytes,
@@ -46,6 +47,7 @@ pub fn emit(symbol: &str, nest: &LoopNest, target: &CpuTarget) -> Result<String,
             schedule: nest.schedule(),
             extents,
             temp_bases: vec![],
+            group: None,
             cx,
         };
         nest.place_temps(e);
@@ -59,7 +61,9 @@ pub(crate) struct NestEmitter<'a> {
     pub(crate) nest: &'a LoopNest,
     pub(crate) schedule: Schedule,
     pub(crate) extents: Vec<Val>,
-    temp_bases: Vec<Val>,
+    pub(crate) temp_bases: Vec<Val>,
+    /// The threads that share a work unit, where they do.
+    pub(crate) group: Option<Group>,
     pub(crate) cx: ExprCx<'a>,
 }
 
@@ -272,7 +276,7 @@ impl<'a> NestEmitter<'a> {
         out
     }
 
-    fn stages(&mut self, e: &mut Emitter) {
+    pub(crate) fn stages(&mut self, e: &mut Emitter) {
         let nest = self.nest;
         for stage in &nest.stages {
             self.stage(e, stage);
@@ -302,6 +306,9 @@ impl<'a> NestEmitter<'a> {
         if inner.is_some() {
             self.join_lanes(e, stage);
         }
+        if (self.group.as_ref()).is_some_and(|g| stage.axes.contains(&g.axis)) {
+            self.join_threads(e, stage);
+        }
         self.cx.vector = outer_vector;
     }
 
@@ -325,6 +332,12 @@ impl<'a> NestEmitter<'a> {
             let known = self.nest.axes[axis as usize].as_const();
             return self.vector_loop(e, axis, (zero, extent, known), carried, |s, e, c| {
                 s.loops(e, stage, rest, accs, c)
+            });
+        }
+        if let Some(group) = self.group.as_ref().filter(|g| g.axis == axis) {
+            let (first, step) = (group.first, group.step);
+            return e.for_loop(first, extent, step, carried, |e, i, c| {
+                self.in_loop(axis, i, None, |s| s.loops(e, stage, rest, accs, c))
             });
         }
         if let Some(points) = self.unrolled(stage, axes) {
@@ -412,6 +425,11 @@ impl<'a> NestEmitter<'a> {
                 } => {
                     let t = self.nest.args[*arg as usize];
                     let when = when.map(|w| self.cx.value(e, w));
+                    let when = match &self.group {
+                        // What no thread has a part of, one of them stores.
+                        Some(g) if !stage.axes.contains(&g.axis) => Some(and(e, when, g.leads)),
+                        _ => when,
+                    };
                     let v = self.cx.value(e, *value);
                     match update {
                         None => self.cx.store(e, *arg, t, index, v, when),
@@ -567,7 +585,13 @@ pub fn combine(e: &mut Emitter, by: Reducer, t: DType, a: Val, b: Val) -> Val {
 
 /// Whether candidate `(v, p)` takes the place of `(best, at)`. Position −1 says
 /// that there is none yet; the order is total, so lanes join in any order.
-fn beats(e: &mut Emitter, how: &Effect, t: DType, new: (Val, Val), old: (Val, Val)) -> Val {
+pub(crate) fn beats(
+    e: &mut Emitter,
+    how: &Effect,
+    t: DType,
+    new: (Val, Val),
+    old: (Val, Val),
+) -> Val {
     let Effect::ArgReduce { largest, last, .. } = how else {
         unreachable!("only arg reductions compare positions")
     };

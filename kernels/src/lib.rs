@@ -10,6 +10,7 @@ mod cases;
 mod check;
 pub mod conv;
 pub mod crossed;
+pub mod cuda;
 pub mod depthwise;
 mod dot;
 pub mod emit_nest;

@@ -13,6 +13,8 @@
 mod pack;
 mod words;
 
+pub(crate) use words::Words;
+
 use crate::check::Names;
 use crate::expr::{ExprId, Exprs, Index, Size};
 use crate::lower::{ExprCx, compute_elem, memory_elem};
@@ -139,7 +141,7 @@ impl MatMulSpec {
     }
 
     /// Whether the batch axes are rows of one contraction.
-    fn shared(&self) -> bool {
+    pub(crate) fn shared(&self) -> bool {
         self.b_batch.iter().all(|&s| s == Size::ZERO)
     }
 

@@ -99,7 +99,8 @@ fn pack(cx: &mut PassCx, graph: &Graph, n: NodeId, op: &Conv) -> Option<Packed> 
     if depthwise && taps > MOST_DEPTHWISE_TAPS || taps > 1 << 16 {
         return None;
     }
-    let winograd = !cx.options.exact && tiles_pay(op, &ty, graph.shape(node.results[0]));
+    let winograd = (cx.options.transformed_filters && !cx.options.exact)
+        && tiles_pay(op, &ty, graph.shape(node.results[0]));
     let mut packed = PackedConv {
         filters,
         groups: op.groups,

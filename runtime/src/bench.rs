@@ -1,9 +1,10 @@
 //! `bench`: times an entry, then profiles it against what the machine can do.
 
 use crate::cli::{Request, gather, peak_bytes, refs};
+use crate::device::Name;
 use crate::error::{Error, Result};
 use crate::npy::{self, Array};
-use crate::profile::Profile;
+use crate::profile::{Lane, Profile};
 use crate::roofline::{FmaLoop, Roofline};
 use crate::scaling;
 use crate::trace::trace;
@@ -25,7 +26,8 @@ struct Measured {
     /// Milliseconds of each run, sorted.
     times: Vec<f64>,
     peak: u64,
-    roofline: Roofline,
+    /// What the CPU can do; none where kernels run elsewhere.
+    roofline: Option<Roofline>,
     profile: Profile,
 }
 
@@ -42,32 +44,32 @@ pub(crate) fn bench(
         return scaling::sessions(r, model, entry, &inputs);
     }
     let own;
-    let fma = match &r.fma {
-        Some(f) => f,
-        None => {
+    let fma = match (&r.fma, r.device) {
+        (_, Name::Cuda(_) | Name::Sim) if !r.scaling => None,
+        (Some(f), _) => Some(f),
+        (None, _) => {
             own = FmaLoop::of_runtime().ok_or_else(|| {
                 let message = "this machine has no fused multiply-add to measure against";
                 Error::run("K0704", message)
             })?;
-            &own
+            Some(&own)
         }
     };
-    if r.scaling {
+    if let (true, Some(fma)) = (r.scaling, fma) {
         return scaling::scaling(r, model, entry, fma, &inputs);
     }
-    let mut session = Session::new(model.clone(), r.threads.clone())?;
+    let mut session = r.session(model.clone())?;
     let threads = session.threads();
     let m = measure(r, &mut session, entry, fma, &inputs)?;
     if let Some(path) = &r.profile {
         let name = &model.program().entries[entry].name;
         let title = format!("{} @{name}", r.artifact.display());
-        let text = trace(&m.profile, &m.roofline, &title).to_string();
+        let text = trace(&m.profile, m.roofline.as_ref(), threads, &title).to_string();
         npy::write_whole(path, &[text.as_bytes()])?;
     }
-    let level = model.level();
     Ok(match r.json {
-        true => document(r, &m, threads, level, loaded),
-        false => text(&m, threads, level, loaded),
+        true => document(r, &m, &session, loaded),
+        false => text(&m, &session, loaded),
     })
 }
 
@@ -75,14 +77,14 @@ fn measure(
     r: &Request,
     session: &mut Session,
     entry: usize,
-    fma: &FmaLoop,
+    fma: Option<&FmaLoop>,
     inputs: &[(&str, Input)],
 ) -> Result<Measured> {
     session.run_with(entry, inputs)?;
     session.run_with(entry, inputs)?;
     // Every buffer is there now; what the roofline reads is not the model's memory.
     let peak = peak_bytes();
-    let roofline = Roofline::measure(fma, session.threads());
+    let roofline = fma.map(|fma| Roofline::measure(fma, session.threads()));
     // Not before: the threads that measure the roofline would be pinned as well.
     let _pinned = session.pin_caller()?;
     // Reading all that memory has emptied the caches.
@@ -135,26 +137,44 @@ impl Measured {
     }
 }
 
-fn document(r: &Request, m: &Measured, threads: usize, level: &str, loaded: &Loaded) -> String {
+/// Copies between the host and the device in one run.
+fn crossings(m: &Measured) -> [(usize, i64); 2] {
+    [Lane::ToDevice, Lane::ToHost].map(|lane| m.profile.crossings(lane))
+}
+
+fn document(r: &Request, m: &Measured, session: &Session, loaded: &Loaded) -> String {
     let steps: Vec<serde_json::Value> = (m.profile.steps.iter())
         .map(|s| {
-            let (share, bound) = m.roofline.share(s.flops, s.bytes, s.ns);
-            serde_json::json!({
+            let share = (m.roofline.as_ref()).map(|r| r.share(s.flops, s.bytes, s.ns));
+            let mut doc = serde_json::json!({
                 "label": s.label, "kernel": s.kernel, "ns": s.ns, "flops": s.flops,
-                "bytes": s.bytes, "share": share, "bound": bound,
-            })
+                "bytes": s.bytes, "share": share.map(|s| s.0), "bound": share.map(|s| s.1),
+            });
+            if session.device_bytes().is_some() {
+                doc["lane"] = serde_json::json!(s.lane);
+                doc["counts"] = serde_json::json!(s.counts);
+            }
+            doc
         })
         .collect();
+    let [up, down] = crossings(m);
+    let device = session.device_bytes().map(|bytes| {
+        serde_json::json!({
+            "name": r.device.to_string(), "bytes": bytes,
+            "copies_up": up.0, "bytes_up": up.1, "copies_down": down.0, "bytes_down": down.1,
+        })
+    });
     serde_json::json!({
         "median_ms": m.median(), "min_ms": m.times[0], "compile_ms": r.compile_ms,
         "load_ms": loaded.ms, "before_bytes": loaded.before, "peak_bytes": m.peak,
-        "flops": m.flops(), "bytes": m.bytes(), "runs": m.times.len(), "threads": threads,
-        "level": level, "roofline": m.roofline, "per_step": steps,
+        "flops": m.flops(), "bytes": m.bytes(), "runs": m.times.len(), "threads": session.threads(),
+        "level": session.runs(), "device": device, "roofline": m.roofline, "per_step": steps,
     })
     .to_string()
 }
 
-fn text(m: &Measured, threads: usize, level: &str, loaded: &Loaded) -> String {
+fn text(m: &Measured, session: &Session, loaded: &Loaded) -> String {
+    let (threads, level) = (session.threads(), session.runs());
     let steps = &m.profile.steps;
     let mut order: Vec<_> = steps.iter().collect();
     order.sort_by_key(|s| std::cmp::Reverse(s.ns));
@@ -168,20 +188,34 @@ fn text(m: &Measured, threads: usize, level: &str, loaded: &Loaded) -> String {
         m.peak as f64 / 1e6,
         m.flops() as f64 / median / 1e6
     );
-    let roof = &m.roofline;
-    text += &format!(
-        "roofline {:.1} GFLOP/s (f32, {}), {:.1} GB/s read\n",
-        roof.fma_gflops, roof.fma_loop, roof.read_gb_s
-    );
-    for s in order.iter().take(12) {
-        let (share, bound) = roof.share(s.flops, s.bytes, s.ns);
+    if let Some(roof) = &m.roofline {
         text += &format!(
-            "{:5.1} %  {:9.1} µs  {:7.1} GFLOP/s  {:6.1} GB/s  {:4.0} % of {bound:<10}  {}\n",
+            "roofline {:.1} GFLOP/s (f32, {}), {:.1} GB/s read\n",
+            roof.fma_gflops, roof.fma_loop, roof.read_gb_s
+        );
+    }
+    if let Some(bytes) = session.device_bytes() {
+        let [up, down] = crossings(m);
+        text += &format!(
+            "{:.1} MB on the device; a profiled run copies {} times up, {:.3} MB, and {} times down, {:.3} MB\n",
+            bytes as f64 / 1e6,
+            up.0,
+            up.1 as f64 / 1e6,
+            down.0,
+            down.1 as f64 / 1e6
+        );
+    }
+    for s in order.iter().take(12) {
+        let share = m.roofline.as_ref().map_or(String::new(), |roof| {
+            let (share, bound) = roof.share(s.flops, s.bytes, s.ns);
+            format!("{:4.0} % of {bound:<10}  ", 100.0 * share)
+        });
+        text += &format!(
+            "{:5.1} %  {:9.1} µs  {:7.1} GFLOP/s  {:6.1} GB/s  {share}{}\n",
             100.0 * s.ns as f64 / total.max(1) as f64,
             s.ns as f64 / 1e3,
             s.flops as f64 / s.ns as f64,
             s.bytes as f64 / s.ns as f64,
-            100.0 * share,
             s.label
         );
     }

@@ -2,6 +2,7 @@
 //! `kiln-rt` is these alone; `kiln` takes them over for artifacts.
 
 use crate::bench::{self, Loaded};
+use crate::device::Name;
 use crate::error::{Error, Result};
 use crate::npy::{self, Array};
 use crate::roofline::FmaLoop;
@@ -11,19 +12,26 @@ use lexopt::prelude::*;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 const USAGE: &str = "kiln-rt: run compiled Kiln artifacts
 
 usage:
   kiln-rt run ARTIFACT [--input NAME=FILE.npy]... [--inputs FILE.npz] [--output-dir DIR]
+                       [--device cpu|cuda|cuda:N] [--target sm_NN] [--no-graphs]
                        [--entry NAME] [--threads N] [--pin none|auto|LIST] [--json]
   kiln-rt bench ARTIFACT [--dim NAME=N]... [--input NAME=FILE.npy]... [--inputs FILE.npz]
+                       [--device cpu|cuda|cuda:N] [--target sm_NN] [--no-graphs]
                        [--entry NAME] [--threads N] [--pin none|auto|LIST] [--json]
                        [--runs N] [--profile TRACE.json] | --scaling | --sessions N
   kiln-rt plan ARTIFACT [--dim NAME=N]... [--entry NAME] [--threads N] [--json]
+                       [--device cpu|cuda|cuda:N] [--target sm_NN]
   kiln-rt --version
 
+--device    where kernels run; cpu if not given
+--target    which of the artifact's GPU targets; the best that the device runs if not given
+--no-graphs start every kernel by itself, also in runs that repeat
 --threads   as many as the process may use, if not given
 --pin       keep threads on processors: auto, or a list such as 0,2-3
 --scaling   bench: one thread against all, beside arithmetic in registers
@@ -50,6 +58,12 @@ pub struct Request {
     pub dims: Vec<(String, i64)>,
     /// `--threads` and `--pin`.
     pub threads: Threads,
+    /// `--device`.
+    pub device: Name,
+    /// `--target`, for a device.
+    pub target: Option<String>,
+    /// `--no-graphs`.
+    pub no_graphs: bool,
     /// `--runs`; 0: chosen by time.
     pub runs: usize,
     /// `--json`.
@@ -65,6 +79,20 @@ pub struct Request {
     /// The loop that `bench` measures the machine's arithmetic with; none: the
     /// runtime's own.
     pub fma: Option<FmaLoop>,
+}
+
+impl Request {
+    /// A session as the request wants it.
+    pub(crate) fn session(&self, model: Arc<Model>) -> Result<Session> {
+        self.session_of(model, self.threads.clone())
+    }
+
+    /// The same with other threads.
+    pub(crate) fn session_of(&self, model: Arc<Model>, threads: Threads) -> Result<Session> {
+        let mut session = Session::on(model, threads, self.device, self.target.as_deref())?;
+        session.set_graphs(!self.no_graphs);
+        Ok(session)
+    }
 }
 
 enum Stop {
@@ -141,6 +169,12 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
                 let pin = text(parser.value().map_err(usage)?)?.parse();
                 r.threads.pin = pin.map_err(|e| Stop::Usage(format!("`--pin`: {e}")))?
             }
+            Long("device") => {
+                let name = text(parser.value().map_err(usage)?)?.parse();
+                r.device = name.map_err(Stop::Usage)?
+            }
+            Long("target") => r.target = Some(text(parser.value().map_err(usage)?)?),
+            Long("no-graphs") => r.no_graphs = true,
             Long("scaling") => r.scaling = true,
             Long("sessions") => {
                 let n = number(text(parser.value().map_err(usage)?)?)?;
@@ -174,6 +208,11 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
         let message = "`--profile`, `--scaling` and `--sessions` exclude each other";
         return Err(Stop::Usage(message.into()));
     }
+    if r.device == Name::Cpu && (r.target.is_some() || r.no_graphs) {
+        return Err(Stop::Usage(
+            "`--target` and `--no-graphs` are for a `--device`".into(),
+        ));
+    }
     match (positional.next(), positional.next()) {
         (Some(a), None) => r.artifact = a.into(),
         _ => return Err(Stop::Usage(format!("`{}` takes one artifact", r.command))),
@@ -185,7 +224,7 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
 pub fn run(r: &Request) -> Result<String> {
     let before = status_bytes("VmRSS:");
     let start = Instant::now();
-    let model = Model::load(&r.artifact)?;
+    let model = Model::load_for(&r.artifact, r.device)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let entry = model.entry(r.entry.as_deref())?;
     match &r.command[..] {
@@ -218,14 +257,9 @@ pub(crate) fn refs(arrays: &[(String, Array)]) -> Vec<(&str, Input<'_>)> {
     arrays.iter().map(|(n, a)| (&n[..], a.input())).collect()
 }
 
-fn run_once(
-    r: &Request,
-    model: std::sync::Arc<Model>,
-    entry: usize,
-    load_ms: f64,
-) -> Result<String> {
+fn run_once(r: &Request, model: Arc<Model>, entry: usize, load_ms: f64) -> Result<String> {
     let arrays = gather(r)?;
-    let mut session = Session::new(model.clone(), r.threads.clone())?;
+    let mut session = r.session(model.clone())?;
     let threads = session.threads();
     let _pinned = session.pin_caller()?;
     let start = Instant::now();
@@ -258,13 +292,13 @@ fn run_once(
         outputs.push(serde_json::json!({ "name": port.name, "dtype": port.dtype.name(), "shape": shape, "file": file }));
     }
     if r.json {
-        let doc = serde_json::json!({ "outputs": outputs, "load_ms": load_ms, "run_ms": run_ms, "threads": threads, "level": model.level() });
+        let doc = serde_json::json!({ "outputs": outputs, "load_ms": load_ms, "run_ms": run_ms, "threads": threads, "level": session.runs(), "device": r.device.to_string(), "device_bytes": session.device_bytes() });
         return Ok(doc.to_string());
     }
     lines.push(format!(
         "loaded in {load_ms:.1} ms, ran in {run_ms:.2} ms ({} threads, {})",
         threads,
-        model.level()
+        session.runs()
     ));
     Ok(lines.join("\n"))
 }
@@ -325,13 +359,28 @@ fn plan(r: &Request, model: &Model, entry: usize, threads: usize) -> Result<Stri
             })?;
         }
     }
-    let m = model.predict_memory(entry, &binding, threads)?;
+    let gpu = match r.device {
+        Name::Cpu => None,
+        Name::Cuda(_) | Name::Sim => Some(model.gpu_code(r.target.as_deref())?),
+    };
+    let m = model.predict_memory(entry, &binding, threads, gpu)?;
     if r.json {
         return serde_json::to_string(&m).map_err(|e| Error::run("K0707", e.to_string()));
     }
     let mb = |n: usize| n as f64 / 1e6;
+    let device = m.device.map_or(String::new(), |d| {
+        format!(
+            "\n  on the device\n  arena    {:10.3} MB\n  inputs   {:10.3} MB\n  outputs  {:10.3} MB\n  globals  {:10.3} MB\n  scratch  {:10.3} MB\n  total    {:10.3} MB",
+            mb(d.arena),
+            mb(d.inputs),
+            mb(d.outputs),
+            mb(d.globals),
+            mb(d.scratch),
+            mb(d.total)
+        )
+    });
     Ok(format!(
-        "@{} with {} threads\n  arena    {:10.3} MB\n  inputs   {:10.3} MB\n  outputs  {:10.3} MB\n  state    {:10.3} MB\n  code     {:10.3} MB\n  scratch  {:10.3} MB\n  artifact {:10.3} MB (weights {:.3} MB)\n  total    {:10.3} MB",
+        "@{} with {} threads\n  arena    {:10.3} MB\n  inputs   {:10.3} MB\n  outputs  {:10.3} MB\n  state    {:10.3} MB\n  code     {:10.3} MB\n  scratch  {:10.3} MB\n  artifact {:10.3} MB (weights {:.3} MB)\n  total    {:10.3} MB{device}",
         e.name,
         threads,
         mb(m.arena),

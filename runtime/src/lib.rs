@@ -4,9 +4,11 @@
 pub mod artifact;
 pub mod bench;
 pub mod cli;
+pub mod device;
 pub mod elf;
 pub mod error;
 pub mod exec;
+pub mod gpu;
 mod host_steps;
 pub mod input;
 pub mod memory;

@@ -4,6 +4,7 @@
 //! Every index in here is checked by [`Program::validate`] before anything runs.
 
 use crate::error::{Error, Result};
+pub use crate::gpu::{Gpu, GpuKernel};
 use kiln_ir::ops::strings::StringFn;
 use kiln_ir::strings::Pattern;
 use kiln_ir::{DType, Dim};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the plan. An artifact of another version is refused: it is made
 /// anew from its model.
-pub const PLAN_VERSION: u32 = 3;
+pub const PLAN_VERSION: u32 = 5;
 
 /// Everything an artifact holds besides bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -20,10 +21,13 @@ pub struct Program {
     pub version: u32,
     /// Weights and state.
     pub globals: Vec<Global>,
-    /// Kernel symbols; objects of every level define all of them.
+    /// Kernel symbols; the code for every level and GPU target defines all of them.
     pub kernels: Vec<String>,
     /// Objects by CPU level, best first.
     pub objects: Vec<Object>,
+    /// PTX by GPU target, best first. One plan serves CPUs and GPUs.
+    #[serde(default)]
+    pub gpu: Vec<Gpu>,
     /// Entry points.
     pub entries: Vec<Entry>,
     /// The section of the string constants, where there are any. String elements of
@@ -183,6 +187,11 @@ pub enum Step {
         /// Names and values, all from the sizes before this step.
         sizes: Vec<(String, Dim)>,
     },
+    /// Fails if one of these conditions does not hold (K0716).
+    Check {
+        /// On sizes that data decides, all of which have values here.
+        guards: Vec<Guard>,
+    },
     /// Between elements of less than a byte as files have them and one byte each
     /// as kernels do (integers sign-extended).
     Repack {
@@ -284,8 +293,10 @@ pub struct Launch {
     /// Variants in order of preference: taken where every guard holds; the last
     /// has none.
     pub variants: Vec<Variant>,
-    /// Buffers and byte offsets.
+    /// Buffers and byte offsets: what is read, then what is written.
     pub args: Vec<(u32, Dim)>,
+    /// How many of the last arguments are written.
+    pub writes: u32,
     /// What it stems from, for errors and profiles.
     pub label: String,
     /// Floating-point operations.
@@ -396,6 +407,9 @@ impl Program {
         {
             return bad("an object lies in a section that is not there".into());
         }
+        for g in &self.gpu {
+            g.validate(self.kernels.len(), sections).or_else(bad)?;
+        }
         for e in &self.entries {
             for (i, b) in e.buffers.iter().enumerate() {
                 let ok = match &b.place {
@@ -438,11 +452,14 @@ impl Program {
                     {
                         return bad("a launch names no kernel");
                     }
+                    if l.writes as usize > l.args.len() {
+                        return bad("a launch writes more than its arguments");
+                    }
                 }
                 Step::WriteDims { to, .. } => buffers.push(*to),
                 Step::Copy { from, to, .. } => buffers.extend([*from, *to]),
                 Step::BindDim { from, .. } => buffers.push(*from),
-                Step::SetDims { .. } => {}
+                Step::SetDims { .. } | Step::Check { .. } => {}
                 Step::Repack {
                     from, to, dtype, ..
                 } => {

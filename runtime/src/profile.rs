@@ -4,6 +4,21 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
+/// Whose time a step takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lane {
+    /// The host's.
+    #[default]
+    Host,
+    /// The device's, by its own clock.
+    Device,
+    /// A copy from the host to the device.
+    ToDevice,
+    /// A copy from the device to the host, with what it waits for.
+    ToHost,
+}
+
 /// One step of a profiled run.
 #[derive(Clone, Debug)]
 pub struct StepTime {
@@ -21,6 +36,10 @@ pub struct StepTime {
     pub bytes: i64,
     /// Which threads worked on it.
     pub work: Vec<Work>,
+    /// Whose time it is.
+    pub lane: Lane,
+    /// What the device counted while it ran, where it counts.
+    pub counts: Option<serde_json::Value>,
 }
 
 /// One thread's part of a step.
@@ -80,7 +99,22 @@ impl Profile {
             flops: step.flops,
             bytes: step.bytes,
             work: watch.parts.into_iter().filter_map(part).collect(),
+            lane: Lane::Host,
+            counts: None,
         });
+    }
+
+    /// Adds what the device counted to the step that was added last.
+    pub(crate) fn count(&mut self, counts: serde_json::Value) {
+        if let Some(step) = self.steps.last_mut() {
+            step.counts = Some(counts);
+        }
+    }
+
+    /// Copies between the host and the device: how many, and their bytes.
+    pub fn crossings(&self, lane: Lane) -> (usize, i64) {
+        let copies = self.steps.iter().filter(|s| s.lane == lane);
+        copies.fold((0, 0), |(n, bytes), s| (n + 1, bytes + s.bytes))
     }
 
     fn since(&self) -> u64 {

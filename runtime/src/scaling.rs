@@ -3,6 +3,7 @@
 //! turns, so that a machine whose clock or load changes changes all alike.
 
 use crate::cli::Request;
+use crate::device::Name;
 use crate::error::{Error, Result};
 use crate::profile::StepTime;
 use crate::roofline::{FmaLoop, rate};
@@ -54,6 +55,12 @@ pub(crate) fn scaling(
     fma: &FmaLoop,
     inputs: &[(&str, Input)],
 ) -> Result<String> {
+    if r.device != Name::Cpu {
+        return Err(
+            Error::input("K0733", "`--scaling` is about the CPU's threads")
+                .help("leave --device out"),
+        );
+    }
     let mut one = Session::new(model.clone(), 1)?;
     let mut many = Session::new(model, r.threads.clone())?;
     let count = many.threads();
@@ -157,7 +164,7 @@ pub(crate) fn sessions(
 ) -> Result<String> {
     let sessions = r.sessions;
     let mut all: Vec<Session> = (0..sessions)
-        .map(|_| Session::new(model.clone(), r.threads.clone()))
+        .map(|_| r.session(model.clone()))
         .collect::<Result<_>>()?;
     let mut runs = 0;
     for s in &mut all {

@@ -2,16 +2,23 @@
 //! open: <https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU>.
 //!
 //! Track 0 is the caller's thread: the run, in it the steps, in each what the caller
-//! itself worked on. Each further track is a thread of the pool.
+//! itself worked on. Each further track is a thread of the pool, and the last one the
+//! device, by its own clock, if kernels run on one.
 
-use crate::profile::{Profile, StepTime};
+use crate::profile::{Lane, Profile, StepTime};
 use crate::roofline::Roofline;
 use serde_json::{Value, json};
 
-/// The trace of one run.
-pub fn trace(profile: &Profile, roofline: &Roofline, title: &str) -> Value {
+/// The device's track.
+const DEVICE: usize = 9999;
+
+/// The trace of one run on so many threads; shares of a roofline where there is one.
+pub fn trace(profile: &Profile, roofline: Option<&Roofline>, threads: usize, title: &str) -> Value {
     let mut events = vec![meta("process_name", 0, title)];
-    for thread in 0..roofline.threads {
+    if profile.steps.iter().any(|s| s.lane == Lane::Device) {
+        events.push(meta("thread_name", DEVICE, "the device"));
+    }
+    for thread in 0..threads {
         let name = match thread {
             0 => "steps, on the caller's thread".to_string(),
             n => format!("thread {n} of the pool"),
@@ -35,15 +42,17 @@ pub fn trace(profile: &Profile, roofline: &Roofline, title: &str) -> Value {
     json!({ "traceEvents": events, "displayTimeUnit": "ns", "otherData": { "roofline": roofline } })
 }
 
-fn step_event(index: usize, s: &StepTime, roofline: &Roofline) -> Value {
-    let (share, bound) = roofline.share(s.flops, s.bytes, s.ns);
+fn step_event(index: usize, s: &StepTime, roofline: Option<&Roofline>) -> Value {
+    let share = roofline.map(|r| r.share(s.flops, s.bytes, s.ns));
+    let (share, bound) = (share.map(|s| s.0), share.map(|s| s.1));
+    let track = if s.lane == Lane::Device { DEVICE } else { 0 };
     json!({
-        "ph": "X", "name": s.label, "cat": "step", "pid": 1, "tid": 0,
+        "ph": "X", "name": s.label, "cat": "step", "pid": 1, "tid": track,
         "ts": micro(s.start), "dur": micro(s.ns),
         "args": {
             "step": index, "kernel": s.kernel, "flops": s.flops, "bytes": s.bytes,
             "gflops": s.flops as f64 / s.ns as f64, "gb_s": s.bytes as f64 / s.ns as f64,
-            "share": share, "bound": bound,
+            "share": share, "bound": bound, "lane": s.lane, "counts": s.counts,
         },
     })
 }
@@ -109,7 +118,7 @@ mod tests {
             fma_loop: "",
         };
         let p = profile();
-        let text = trace(&p, &roofline, "model").to_string();
+        let text = trace(&p, Some(&roofline), 2, "model").to_string();
         let doc: Value = serde_json::from_str(&text).unwrap();
         let all = doc["traceEvents"].as_array().unwrap();
         let of = |cat: &str| -> Vec<&Value> { all.iter().filter(|e| e["cat"] == cat).collect() };

@@ -34,7 +34,11 @@ fn seeds_load_and_a_change_behind_their_hashes_is_loaded_too() {
         let load = |bytes: &[u8]| Model::from_artifact(Artifact::from_bytes("seed", bytes)?);
         let model = load(&bytes).unwrap();
         let sizes: Binding = ["B", "b", "n"].map(|s| (s.into(), 2)).into();
-        model.predict_memory(0, &sizes, 2).unwrap();
+        model.predict_memory(0, &sizes, 2, None).unwrap();
+        for gpu in 0..model.program().gpu.len() {
+            let m = model.predict_memory(0, &sizes, 2, Some(gpu)).unwrap();
+            assert!(m.device.unwrap().total > 0);
+        }
         // A name in the plan: the file is another one, and sound once sealed.
         let name = model.program().entries[0].name.as_bytes().to_vec();
         let quoted = [b"\"".as_slice(), &name, b"\""].concat();

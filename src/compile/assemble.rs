@@ -3,11 +3,12 @@
 //! and the file's bytes are the same for any number of them.
 
 use super::contents::{self, Bytes, Contents};
+use super::gpu::GpuCode;
 use super::{CompileError, Compiled, Options};
 use kiln_codegen::CpuTarget;
 use kiln_ir::{DType, Module};
 use kiln_runtime::ArtifactWriter;
-use kiln_runtime::plan::{GlobalData, Object, Program};
+use kiln_runtime::plan::{GlobalData, Gpu, Object, Program};
 use kiln_runtime::strings::Collector;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,12 +29,14 @@ const AT_ONCE: u64 = 128 << 20;
 pub fn assemble(
     compiled: &mut Compiled,
     code: &[Code],
+    gpu: &[GpuCode],
     options: &Options,
     out: &Path,
 ) -> Result<(), CompileError> {
     let mut writer = ArtifactWriter::create(out)?;
     let program = &mut compiled.lowered.program;
     write_code(program, code, &mut writer)?;
+    write_gpu(program, gpu, &mut writer)?;
     let contents = &compiled.lowered.contents;
     let mut strings = Collector::default();
     let mut jobs = vec![];
@@ -94,6 +97,25 @@ fn write_code(
             level: level.target.name.clone(),
             requires: level.target.requires.clone(),
             sections,
+        });
+    }
+    Ok(())
+}
+
+/// The PTX of each target, the best first.
+fn write_gpu(
+    program: &mut Program,
+    gpu: &[GpuCode],
+    writer: &mut ArtifactWriter,
+) -> Result<(), CompileError> {
+    program.gpu.clear();
+    let mut best_first: Vec<&GpuCode> = gpu.iter().collect();
+    best_first.sort_by_key(|c| std::cmp::Reverse(c.target.capability));
+    for code in best_first {
+        program.gpu.push(Gpu {
+            target: code.target.name.clone(),
+            section: writer.section(code.text.as_bytes())?,
+            kernels: code.kernels.clone(),
         });
     }
     Ok(())

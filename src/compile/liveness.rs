@@ -35,7 +35,7 @@ impl FunctionLowerer<'_, '_> {
                 }
                 Step::WriteDims { to, .. } => touch(&[*to], *at, live),
                 Step::Copy { from, to, .. } => touch(&[*from, *to], *at, live),
-                Step::SetDims { .. } => {}
+                Step::SetDims { .. } | Step::Check { .. } => {}
                 Step::Repack { from, to, .. } => touch(&[*from, *to], *at, live),
                 Step::BindDim { from, .. } => touch(&[*from], *at, live),
                 Step::NonZero { from, to, .. } => touch(&[*from, *to], *at, live),

@@ -1,7 +1,7 @@
 //! From a module whose functions are groups to a plan: buffers, steps, kernels.
 
 use super::contents::Contents;
-use super::group;
+use super::{group, guards};
 use kiln_ir::{
     DType, Def, Dim, GlobalKind, Graph, Module, NodeId, Op, PortKind, RegionId, Relation, Tensor,
     Value,
@@ -258,10 +258,7 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                 bytes,
             });
         }
-        l.place_outputs(&outputs);
-        let returned: Vec<u32> = outputs.iter().map(|p| p.buffer).collect();
-        l.liveness(&steps, &returned);
-        let guards = graph
+        let conditions: Vec<plan::Guard> = graph
             .guards
             .iter()
             .map(|g| plan::Guard {
@@ -271,11 +268,19 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                 because: g.because.clone(),
             })
             .collect();
+        let mut known = BTreeSet::new();
+        for d in (graph.body().params.iter()).flat_map(|&v| graph.shape(v)) {
+            d.symbols(&mut known);
+        }
+        guards::place(&mut steps, &conditions, &mut known);
+        l.place_outputs(&outputs);
+        let returned: Vec<u32> = outputs.iter().map(|p| p.buffer).collect();
+        l.liveness(&steps, &returned);
         Entry {
             name: graph.name.to_string(),
             inputs,
             outputs,
-            guards,
+            guards: conditions,
             buffers: l.buffers,
             steps,
         }
@@ -597,6 +602,7 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
         steps.push(Step::Launch(Launch {
             variants,
             args: launch_args,
+            writes: 1,
             label: describe(self.graph, n),
             flops,
             bytes: moved,

@@ -5,14 +5,16 @@
 mod assemble;
 pub mod contents;
 mod control;
+pub mod gpu;
 pub mod group;
+mod guards;
 mod liveness;
 pub mod lower;
 pub mod objects;
 pub mod scalar;
 
 pub use assemble::{Code, assemble};
-use kiln_codegen::{CodegenError, CpuTarget};
+use kiln_codegen::{CodegenError, CpuTarget, GpuTarget};
 use kiln_ir::Module;
 use kiln_passes::{Manager, PassError, Timing, pipeline};
 use kiln_runtime::Error as RuntimeError;
@@ -25,6 +27,8 @@ use std::path::Path;
 pub struct Options {
     /// CPU levels, best first.
     pub targets: Vec<CpuTarget>,
+    /// GPU targets, besides.
+    pub gpu: Vec<GpuTarget>,
     /// What passes may do.
     pub passes: kiln_passes::Options,
     /// Verify after every pass.
@@ -43,6 +47,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             targets: CpuTarget::host().into_iter().collect(),
+            gpu: vec![],
             passes: kiln_passes::Options::default(),
             verify: cfg!(debug_assertions),
             workers: objects::Workers::default(),
@@ -58,6 +63,8 @@ pub enum CompileError {
     Pass(PassError),
     /// Parts of the model have no kernel.
     Lower(Vec<LowerError>),
+    /// Parts of the model have no kernel for a GPU target.
+    Gpu(Vec<gpu::GpuError>),
     /// Code generation failed.
     Codegen(CodegenError),
     /// A constant could not be computed.
@@ -70,20 +77,24 @@ impl fmt::Display for CompileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CompileError::Pass(e) => e.fmt(f),
-            CompileError::Lower(all) => {
-                for (i, e) in all.iter().take(20).enumerate() {
-                    write!(f, "{}{e}", if i > 0 { "\n" } else { "" })?;
-                }
-                if all.len() > 20 {
-                    write!(f, "\nand {} more", all.len() - 20)?;
-                }
-                Ok(())
-            }
+            CompileError::Lower(all) => list(f, all),
+            CompileError::Gpu(all) => list(f, all),
             CompileError::Codegen(e) => e.fmt(f),
             CompileError::Constant(e) => write!(f, "K0504: a constant cannot be computed: {e}"),
             CompileError::Write(e) => e.fmt(f),
         }
     }
+}
+
+/// The first of several errors.
+fn list(f: &mut fmt::Formatter<'_>, all: &[impl fmt::Display]) -> fmt::Result {
+    for (i, e) in all.iter().take(20).enumerate() {
+        write!(f, "{}{e}", if i > 0 { "\n" } else { "" })?;
+    }
+    if all.len() > 20 {
+        write!(f, "\nand {} more", all.len() - 20)?;
+    }
+    Ok(())
 }
 
 impl std::error::Error for CompileError {}
@@ -122,7 +133,11 @@ pub fn plan(mut module: Module, options: &Options) -> Result<Compiled, CompileEr
         verify: options.verify,
         ..Manager::default()
     };
-    manager.run(pipeline::COMPILE, &mut module, &options.passes)?;
+    let mut passes = options.passes.clone();
+    // One plan serves all targets, and GPUs have no kernel of transformed filters.
+    passes.transformed_filters &= options.gpu.is_empty();
+    passes.panels &= options.gpu.is_empty() || !options.targets.is_empty();
+    manager.run(pipeline::COMPILE, &mut module, &passes)?;
     let lowered = lower::lower(&module).map_err(CompileError::Lower)?;
     Ok(Compiled {
         module,
@@ -141,6 +156,10 @@ pub fn compile(module: Module, options: &Options, out: &Path) -> Result<Compiled
 
 /// Generates code and writes the artifact.
 pub fn write(compiled: &mut Compiled, options: &Options, out: &Path) -> Result<(), CompileError> {
+    // The quick one first: it may refuse.
+    let gpu = (options.gpu.iter())
+        .map(|target| gpu::compile(&compiled.lowered, target).map_err(CompileError::Gpu))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut code = vec![];
     for target in &options.targets {
         let kernels = &compiled.lowered.kernels;
@@ -149,5 +168,5 @@ pub fn write(compiled: &mut Compiled, options: &Options, out: &Path) -> Result<(
             objects: objects::compile(kernels, target, &options.workers, options.progress)?,
         });
     }
-    assemble(compiled, &code, options, out)
+    assemble(compiled, &code, &gpu, options, out)
 }

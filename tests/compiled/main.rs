@@ -393,6 +393,52 @@ func @f(%x: f32[A], %y: i64[1, B]) -> (z: i64[1, B]) {
     }
 }
 
+#[test]
+fn guards_inside_loops_and_branches_are_met() {
+    // Step i keeps what is above i: as many as %y has, or the step fails.
+    let text = "kir 1
+func @f(%x: f32[A], %y: i64[1, B], %n: i64[], %on: bool[], %way: bool[]) -> (z: i64[]) {
+  %none = constant {value = i64[] (0)}
+  %last, %all = loop %n, %on, %none {carried = 1, symbol = <steps>} (%i: i64[], %sum: i64[]) {
+    %j = cast %i {to = f32}
+    %above = gt %x, %j
+    %m = cast %above {to = f32}
+    %found = if %way () {
+      %k = nonzero %m {symbol = \"found\"}
+      %s = add %y, %k
+      %t = reduce_sum %s {axes = [0, 1], keep = false}
+      yield %t
+    } () {
+      yield %i
+    }
+    %next = add %sum, %found
+    yield %on, %next, %next
+  }
+  return %last
+}";
+    let module = parse_module(text, &NoFiles).unwrap_or_else(|e| panic!("{}", e.message));
+    assert_eq!(module.function("f").unwrap().guards.len(), 1);
+    for target in levels() {
+        let path = artifact(module.clone(), target, "inner-guard");
+        let mut session = Session::new(Model::load(&path).unwrap(), 1).unwrap();
+        std::fs::remove_file(path).unwrap();
+        let y = Tensor::from_i64(DType::I64, [1, 2], &[10, 20]).unwrap();
+        let on = Tensor::from_i64(DType::Bool, [], &[1]).unwrap();
+        let mut sum = |x: &[f32], n: i64, way: i64| {
+            let x = Tensor::from_f32([3], x).unwrap();
+            let n = Tensor::scalar_i64(DType::I64, n);
+            let way = Tensor::from_i64(DType::Bool, [], &[way]).unwrap();
+            let inputs = [("x", &x), ("y", &y), ("n", &n), ("on", &on), ("way", &way)];
+            try_run(&mut session, "f", &inputs).map(|out| out[0].to_i64())
+        };
+        assert_eq!(sum(&[9.0, 0.0, 9.0], 2, 1).unwrap(), [64]);
+        let refused = sum(&[9.0, 0.0, 1.0], 2, 1).unwrap_err();
+        assert_eq!(refused.code, "K0716", "{refused}");
+        assert_eq!(sum(&[9.0, 0.0, 1.0], 2, 0).unwrap(), [1]);
+        assert_eq!(sum(&[9.0, 9.0, 0.0], 2, 1).unwrap(), [62]);
+    }
+}
+
 /// Elements for a port whose first axis, where it has a name, is the batch.
 fn batched(ty: &kiln::ir::TensorType, batch: usize) -> Tensor {
     let extent = |(i, d): (usize, &kiln::ir::Dim)| match d.as_const() {

@@ -163,7 +163,8 @@ impl Plant {
             objects,
         };
         let path = std::env::temp_dir().join(format!("kiln-{file}-{}.kiln", std::process::id()));
-        compile::assemble(&mut compiled, &[code], &Default::default(), &path).expect("an artifact");
+        compile::assemble(&mut compiled, &[code], &[], &Default::default(), &path)
+            .expect("an artifact");
         let session = Session::new(Model::load(&path).expect("a model"), 1).expect("a session");
         let session = RefCell::new(session);
         let run = |f: &str, x: &[Tensor]| call(&mut session.borrow_mut(), module, f, x);

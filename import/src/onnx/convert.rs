@@ -11,7 +11,7 @@ use crate::diagnostic::{Diagnostic, code};
 use kiln_ir::graph::{Origin, Origins, Value};
 use kiln_ir::{Builder, Globals, Graph, Module};
 use onnx_protobuf::{FunctionProto, GraphProto, ModelProto, NodeProto};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Opsets from before this one are not read.
@@ -51,6 +51,8 @@ pub(crate) struct Importer<'m> {
     pub(crate) options: &'m ImportOptions,
     constants: HashMap<Key, Const>,
     globals: Globals,
+    /// The sizes that the caller's inputs decide.
+    pub(crate) sizes: BTreeSet<Arc<str>>,
     diagnostics: Vec<Diagnostic>,
     functions: HashMap<(&'m str, &'m str, &'m str), &'m FunctionProto>,
     nodes: usize,
@@ -79,6 +81,7 @@ impl<'m> Importer<'m> {
             options,
             constants: by_key,
             globals,
+            sizes: BTreeSet::new(),
             diagnostics,
             functions,
             nodes: 0,

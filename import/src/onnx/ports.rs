@@ -58,6 +58,9 @@ impl<'m> Importer<'m> {
         if let Some(d) = symbols.unused() {
             self.say(d, "");
         }
+        for d in (b.graph.body().params.iter()).flat_map(|&v| b.graph.shape(v)) {
+            d.symbols(&mut self.sizes);
+        }
         self.nodes(b, &mut scope, &graph.node, env);
         let mut names = HashSet::new();
         for output in &graph.output {

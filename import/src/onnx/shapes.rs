@@ -5,7 +5,9 @@ use super::cx::{Cx, Fail};
 use crate::diagnostic::code;
 use kiln_ir::graph::{Guard, Relation, SymValue, Value};
 use kiln_ir::ops::index::BindDim;
+use kiln_ir::ops::source::Iota;
 use kiln_ir::{BinaryFn, Builder, DType, Dim, Op, Tensor, TensorType, Tri};
+use std::collections::BTreeSet;
 
 /// Elements of one value: what is beyond needs terabytes.
 const MAX_ELEMENTS: u128 = 1 << 38;
@@ -83,25 +85,78 @@ pub(crate) fn settle(b: &mut Builder, v: Value) -> Result<Value, Fail> {
     Ok(b.cast(sizes, ty.dtype)?)
 }
 
-/// The shape that two shapes broadcast to. Where it is not known whether sizes
-/// are equal, the second's stands; ops that need them equal guard it.
-pub(crate) fn broadcast(a: &[Dim], b: &[Dim]) -> Vec<Dim> {
-    let rank = a.len().max(b.len());
-    let at = |s: &[Dim], i: usize| match (i + s.len()).checked_sub(rank) {
-        Some(j) => s[j].clone(),
-        None => Dim::ONE,
-    };
-    (0..rank)
-        .map(|i| {
-            let (x, y) = (at(a, i), at(b, i));
-            let takes_first = y == Dim::ONE
-                || (x.as_const().is_some() && x != Dim::ONE && y.as_const().is_none());
-            if takes_first { x } else { y }
-        })
-        .collect()
+/// A shape's extent at axis `i` of the shape of this rank that it broadcasts to.
+fn extent(shape: &[Dim], i: usize, rank: usize) -> Dim {
+    let at = (i + shape.len()).checked_sub(rank);
+    at.map_or(Dim::ONE, |j| shape[j].clone())
 }
 
 impl Cx<'_, '_, '_> {
+    /// Whether an extent hangs on data, not on the caller's sizes alone.
+    fn hangs_on_data(&self, d: &Dim) -> bool {
+        let mut symbols = BTreeSet::new();
+        d.symbols(&mut symbols);
+        !symbols.is_subset(&self.imp.sizes)
+    }
+
+    /// The shape that shapes broadcast to. Extents of the caller's sizes that may or may
+    /// not be equal are taken as equal, under a guard of the op that wants it; one that
+    /// hangs on data may also turn out to be 1 ([`Cx::meet`]).
+    pub(crate) fn broadcast(&self, shapes: &[Vec<Dim>]) -> Vec<Dim> {
+        let rank = shapes.iter().map(Vec::len).max().unwrap_or(0);
+        let joined = |x: Dim, y: Dim| match (x.as_const(), y.as_const()) {
+            (_, Some(1)) | (Some(_), _) if x != Dim::ONE => x,
+            (Some(1), _) | (_, Some(_)) => y,
+            _ if x == y || !(self.hangs_on_data(&x) || self.hangs_on_data(&y)) => y,
+            // The one that is not 1; 0 if either is.
+            _ => x.maximum(&y) * x.minimum(&y).minimum(&Dim::ONE),
+        };
+        let axis = |i| {
+            shapes
+                .iter()
+                .map(|s| extent(s, i, rank))
+                .fold(Dim::ONE, joined)
+        };
+        (0..rank).map(axis).collect()
+    }
+
+    /// Values as they broadcast against each other: an extent that hangs on data and
+    /// may be 1 becomes what the others have.
+    pub(crate) fn meet(&mut self, values: &[Value]) -> Result<Vec<Value>, Fail> {
+        let shapes: Vec<_> = values.iter().map(|&v| self.shape(v)).collect();
+        let shape = self.broadcast(&shapes);
+        values.iter().map(|&v| self.stretch(v, &shape)).collect()
+    }
+
+    /// A value whose extents are the shape's or 1 as the program stands, not only
+    /// once it runs.
+    pub(crate) fn stretch(&mut self, v: Value, shape: &[Dim]) -> Result<Value, Fail> {
+        let mut x = v;
+        for (axis, d) in self.shape(v).into_iter().enumerate() {
+            let to = extent(shape, axis + shape.len() - self.rank(v), shape.len());
+            let apart = d != Dim::ONE && d != to && (d.as_const().is_none() || to != Dim::ONE);
+            if !(apart && (self.hangs_on_data(&d) || self.hangs_on_data(&to))) {
+                continue;
+            }
+            self.b.graph.add_guard(Guard {
+                left: (d.clone() - to.clone()) * (d.clone() - Dim::ONE),
+                relation: Relation::Eq,
+                right: Dim::ZERO,
+                because: "extents do not broadcast".into(),
+            });
+            let counted = Iota {
+                shape: vec![to],
+                axis: 0,
+                dtype: DType::I64,
+            };
+            let counted = self.b.one(counted, &[])?;
+            let last = self.scalar_dim(d - Dim::ONE)?;
+            let index = self.b.binary(BinaryFn::Min, counted, last)?;
+            x = self.b.gather(x, index, axis)?;
+        }
+        Ok(x)
+    }
+
     /// The sizes that an integer value holds; those that only running tells get
     /// names.
     pub(crate) fn sizes(&mut self, v: Value) -> Result<Vec<Dim>, Fail> {

@@ -19,7 +19,7 @@ pub(super) const KC_BYTES: i64 = 2048;
 
 /// What is summed a word at a time.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Words {
+pub(crate) enum Words {
     /// Four bytes, exactly.
     Bytes(Signs),
     /// Two bf16, in f32.
@@ -28,7 +28,7 @@ pub(super) enum Words {
 
 impl Words {
     /// Elements of a word.
-    pub(super) fn group(self) -> i64 {
+    pub(crate) fn group(self) -> i64 {
         match self {
             Words::Bytes(_) => GROUP,
             Words::Pairs => PAIR,
@@ -82,7 +82,7 @@ pub(super) struct Place<'a> {
 
 impl MatMulSpec {
     /// What it sums a word at a time, if it does: neighbours along k lie together in A.
-    pub(super) fn words(&self) -> Option<Words> {
+    pub(crate) fn words(&self) -> Option<Words> {
         let byte = |t: DType| matches!(t, DType::I8 | DType::U8);
         let runs = self.a.last() == Some(&Size::ONE) && !matches!(self.b, Columns::Packed);
         let (a, b) = (self.args[0], self.args[1]);

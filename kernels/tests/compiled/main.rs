@@ -5,6 +5,7 @@ mod attention;
 mod cases;
 mod conv;
 mod crossed;
+mod gpu;
 mod math;
 mod matmul;
 mod nest;

@@ -1,5 +1,6 @@
 //! Loads objects and runs kernels the way the runtime does.
 
+use crate::gpu::Gpu;
 use kiln_codegen::CpuTarget;
 use kiln_ir::{Binding, DType, Dim};
 use kiln_kernels::nest::SCRATCH_HEAD;
@@ -192,6 +193,24 @@ pub fn check(cases: Vec<Case>) {
             }
         }
     }
+    let gpu = Gpu::new(&kernels);
+    for (case, (symbol, spec)) in cases.iter().zip(&kernels) {
+        let mut want = case.buffers.clone();
+        let expected = reference::run(&case.nest, &mut want, &case.params);
+        let mut got = case.buffers.clone();
+        let status = gpu.run(symbol, spec, &mut got, &case.params);
+        assert_eq!(
+            status != 0,
+            expected.is_err(),
+            "{symbol}: status {status}, {expected:?}"
+        );
+        if expected.is_ok() {
+            for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                let at = format!("{symbol} on a GPU, buffer {i}: {:?}", case.nest);
+                compare(case.nest.args[i], g, w, &at);
+            }
+        }
+    }
 }
 
 /// Integers equal, floats within rounding of the buffer's largest value.
@@ -281,6 +300,17 @@ pub fn at_every_level(cases: &[&Launch], see: &mut dyn FnMut(&str, usize, &[u8])
                 None => first.push(last),
             }
         }
+    }
+    let gpu = Gpu::new(&kernels);
+    for (i, c) in cases.iter().enumerate() {
+        let (symbol, spec) = &kernels[i];
+        if gpu.refuses(symbol) {
+            continue;
+        }
+        let mut buffers = c.buffers.clone();
+        let status = gpu.run(symbol, spec, &mut buffers, &c.params);
+        assert_eq!(status, 0, "{symbol} on a GPU");
+        see("sim", i, &buffers.pop().unwrap());
     }
     first
 }

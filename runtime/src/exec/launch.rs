@@ -4,8 +4,9 @@ use super::bind::holds;
 use super::layout::memory;
 use super::steps::Run;
 use crate::error::{Error, Result};
+use crate::gpu::Extent;
 use crate::memory::Block;
-use crate::plan::{Launch, Step};
+use crate::plan::{Gpu, Launch, Step};
 use kiln_ir::{Binding, Dim};
 
 /// Work below this (floating-point operations plus bytes) is done by one thread.
@@ -13,14 +14,16 @@ const SERIAL_WORK: i64 = 60_000;
 
 /// A launch with its sizes evaluated.
 pub(super) struct Ready {
-    kernel: u32,
-    params: Vec<i64>,
+    pub(super) kernel: u32,
+    pub(super) params: Vec<i64>,
     tiles: i64,
     scratch: usize,
-    offsets: Vec<i64>,
+    pub(super) offsets: Vec<i64>,
     work: i64,
-    flops: i64,
-    bytes: i64,
+    pub(super) flops: i64,
+    pub(super) bytes: i64,
+    /// Blocks and scratch on a device; what is wrong with them, and so without one.
+    pub(super) extent: std::result::Result<Extent, String>,
 }
 
 /// The steps inside a step, in the order in which launches are counted.
@@ -35,6 +38,7 @@ fn inside(step: &Step) -> [&[Step]; 2] {
         | Step::Copy { .. }
         | Step::BindDim { .. }
         | Step::SetDims { .. }
+        | Step::Check { .. }
         | Step::Repack { .. }
         | Step::NonZero { .. }
         | Step::TopK { .. }
@@ -65,8 +69,20 @@ pub(super) fn max_scratch(steps: &[Step], binding: &Binding) -> usize {
 }
 
 /// The launches in order, with their sizes where those are known.
-pub(super) fn prepare(steps: &[Step], binding: &Binding, out: &mut Vec<Option<Ready>>) {
-    each_launch(steps, &mut |l| out.push(ready(l, binding).ok()));
+pub(super) fn prepare(
+    steps: &[Step],
+    binding: &Binding,
+    gpu: Option<&Gpu>,
+    out: &mut Vec<Option<Ready>>,
+) {
+    each_launch(steps, &mut |l| out.push(ready(l, binding, gpu).ok()));
+}
+
+/// What the launch at this place among all of them stems from.
+pub(super) fn label(steps: &[Step], index: usize) -> Option<&str> {
+    let mut labels = vec![];
+    each_launch(steps, &mut |l| labels.push(&l.label[..]));
+    labels.get(index).copied()
 }
 
 pub(super) fn count_launches(steps: &[Step]) -> usize {
@@ -75,7 +91,8 @@ pub(super) fn count_launches(steps: &[Step]) -> usize {
     count
 }
 
-pub(super) fn ready(l: &Launch, binding: &Binding) -> Result<Ready> {
+/// A launch's sizes; `gpu` is the code that runs, if it runs on a device.
+pub(super) fn ready(l: &Launch, binding: &Binding, gpu: Option<&Gpu>) -> Result<Ready> {
     let value = |d: &Dim| {
         d.eval(binding)
             .map_err(|e| Error::run("K0720", format!("{}: {e}", l.label)))
@@ -87,9 +104,15 @@ pub(super) fn ready(l: &Launch, binding: &Binding) -> Result<Ready> {
         }
         if fits {
             let (flops, bytes) = (value(&l.flops)?, value(&l.bytes)?);
+            let params = v.params.iter().map(value).collect::<Result<Vec<i64>>>()?;
+            let extent = match gpu {
+                Some(gpu) => gpu.kernels[v.kernel as usize].extent(&params),
+                None => Err(String::new()),
+            };
             return Ok(Ready {
                 kernel: v.kernel,
-                params: v.params.iter().map(value).collect::<Result<_>>()?,
+                params,
+                extent,
                 tiles: value(&v.tiles)?,
                 scratch: usize::try_from(value(&v.scratch)?).unwrap_or(0),
                 offsets: l.args.iter().map(|a| value(&a.1)).collect::<Result<_>>()?,
@@ -106,7 +129,10 @@ pub(super) fn ready(l: &Launch, binding: &Binding) -> Result<Ready> {
 }
 
 impl Run<'_> {
-    pub(super) fn launch(&mut self, l: &Launch, r: &Ready) -> Result<()> {
+    pub(super) fn launch(&mut self, l: &Launch, r: &Ready, index: usize) -> Result<()> {
+        if self.device.is_some() {
+            return self.launch_on_device(l, r, index);
+        }
         // Sizes that came up during the run may ask for more than was planned.
         if self.scratch.iter().any(|s| s.len() < r.scratch) {
             for s in self.scratch.iter_mut() {
@@ -143,19 +169,20 @@ impl Run<'_> {
         self.note(watch, &l.label, name, r.flops, r.bytes);
         match status {
             0 => Ok(()),
-            1 => Err(
-                Error::run("K0723", format!("an index is out of range in {}", l.label)).help(
-                    "check the values of integer inputs against the sizes of what they index",
-                ),
-            ),
-            2 => Err(Error::run(
-                "K0723",
-                format!("a division by zero in {}", l.label),
-            )),
-            n => Err(Error::run(
-                "K0724",
-                format!("a kernel gave up with status {n} in {}", l.label),
-            )),
+            code => Err(status_error(code, &l.label)),
         }
+    }
+}
+
+/// What a kernel's status other than 0 says.
+pub(super) fn status_error(status: i32, label: &str) -> Error {
+    match status {
+        1 => Error::run("K0723", format!("an index is out of range in {label}"))
+            .help("check the values of integer inputs against the sizes of what they index"),
+        2 => Error::run("K0723", format!("a division by zero in {label}")),
+        n => Error::run(
+            "K0724",
+            format!("a kernel gave up with status {n} in {label}"),
+        ),
     }
 }

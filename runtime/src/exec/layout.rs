@@ -17,7 +17,12 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn of(entry: &Entry, binding: &Binding) -> Result<Layout> {
+    /// Sizes of all buffers, and places for those in the arena that are `here`.
+    pub(super) fn of(
+        entry: &Entry,
+        binding: &Binding,
+        here: &dyn Fn(u32) -> bool,
+    ) -> Result<Layout> {
         let mut sizes = Vec::with_capacity(entry.buffers.len());
         for b in &entry.buffers {
             sizes.push(match b.bytes.eval(binding) {
@@ -35,7 +40,7 @@ impl Layout {
         let mut requests = vec![];
         let mut which = vec![];
         for (i, b) in entry.buffers.iter().enumerate() {
-            if let (Place::Arena, Some(size)) = (&b.place, sizes[i]) {
+            if let (Place::Arena, Some(size), true) = (&b.place, sizes[i], here(i as u32)) {
                 requests.push(Request {
                     size,
                     first: b.live.0,

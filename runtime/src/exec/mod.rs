@@ -3,12 +3,15 @@
 
 mod bind;
 mod control;
+mod device;
 mod launch;
 mod layout;
 mod model;
 mod session;
 mod steps;
 
+pub use device::{DeviceMemory, best_target};
+use launch::Ready;
 pub use model::{MemoryReport, Model};
 pub use session::{Session, TensorRef};
 pub(crate) use steps::Run;

@@ -1,8 +1,10 @@
 //! A loaded artifact: its plan and its code for this machine.
 
+use super::device::{DeviceMemory, predict};
 use super::launch::max_scratch;
 use super::layout::Layout;
 use crate::artifact::Artifact;
+use crate::device::Name;
 use crate::elf::{Code, Kernel};
 use crate::error::{Error, Result};
 use crate::plan::{Place, Port, Program};
@@ -28,6 +30,36 @@ impl Model {
         Model::from_artifact(Artifact::open(path)?)
     }
 
+    /// Opens an artifact to run on a device; its machine code is loaded if that is the
+    /// CPU.
+    pub fn load_for(path: &Path, device: Name) -> Result<Arc<Model>> {
+        let artifact = Artifact::open(path)?;
+        match device {
+            Name::Cpu => Model::from_artifact(artifact),
+            Name::Cuda(_) | Name::Sim => Ok(Model::without_code(artifact)),
+        }
+    }
+
+    /// An opened artifact without machine code: for devices, and to look into it.
+    pub fn without_code(artifact: Artifact) -> Arc<Model> {
+        Arc::new(Model {
+            patterns: strings::patterns(&artifact.program.entries),
+            artifact,
+            code: vec![],
+            kernels: vec![],
+            level: String::new(),
+        })
+    }
+
+    /// K0704 if the model was loaded without code for the CPU.
+    pub(super) fn has_code(&self) -> Result<()> {
+        if self.kernels.len() == self.program().kernels.len() {
+            return Ok(());
+        }
+        let message = "the model was loaded without code for the CPU";
+        Err(Error::run("K0704", message).help("load it with `Model::load`"))
+    }
+
     /// Loads the best code of an opened artifact for this machine.
     pub fn from_artifact(artifact: Artifact) -> Result<Arc<Model>> {
         let object = artifact
@@ -36,12 +68,10 @@ impl Model {
             .iter()
             .find(|o| o.requires.iter().all(|f| machine_has(f)));
         let Some(object) = object else {
-            let levels: Vec<&str> = artifact
-                .program
-                .objects
-                .iter()
-                .map(|o| &o.level[..])
-                .collect();
+            let program = &artifact.program;
+            let cpu = program.objects.iter().map(|o| &o.level[..]);
+            let gpu = program.gpu.iter().map(|g| &g.target[..]);
+            let levels: Vec<&str> = cpu.chain(gpu).collect();
             return Err(Error::run(
                 "K0704",
                 format!(
@@ -49,7 +79,7 @@ impl Model {
                     levels.join(", ")
                 ),
             )
-            .help("compile with --target x86-64-v3"));
+            .help("compile with --target x86-64-v3, or run on a device with --device"));
         };
         let code: Vec<Code> = object
             .sections
@@ -114,15 +144,41 @@ impl Model {
         })
     }
 
-    /// What running an entry under a binding takes.
+    /// The number of a GPU target's code, of the named one or the first; K0804 if it is
+    /// not there.
+    pub fn gpu_code(&self, target: Option<&str>) -> Result<usize> {
+        let gpu = &self.program().gpu;
+        let found = match target {
+            Some(t) => gpu.iter().position(|g| g.target == t),
+            None => (!gpu.is_empty()).then_some(0),
+        };
+        found.ok_or_else(|| {
+            let names: Vec<&str> = gpu.iter().map(|g| &g.target[..]).collect();
+            let have = match names.is_empty() {
+                true => "has no code for a GPU".to_string(),
+                false => format!("has code for {}", names.join(", ")),
+            };
+            Error::run("K0804", format!("the artifact {have}"))
+                .help("compile with --target sm_80, sm_89 or sm_90a")
+        })
+    }
+
+    /// What running an entry under a binding takes; with the number of a GPU target's
+    /// code, on a device that runs that.
     pub fn predict_memory(
         &self,
         entry: usize,
         binding: &Binding,
         threads: usize,
+        gpu: Option<usize>,
     ) -> Result<MemoryReport> {
         let e = &self.program().entries[entry];
-        let layout = Layout::of(e, binding)?;
+        let on_device = gpu
+            .map(|code| predict(self, entry, binding, code))
+            .transpose()?;
+        let spaces = on_device.as_ref().map(|d| &d.0);
+        let here = |b: u32| spaces.is_none_or(|s| s.space(b).host);
+        let layout = Layout::of(e, binding, &here)?;
         let sum = |ports: &[Port]| -> usize {
             total(
                 ports
@@ -141,7 +197,10 @@ impl Model {
             let globals = globals.filter(|(g, used)| **used && g.state == state);
             total(globals.map(|(g, _)| g.bytes as usize))
         };
-        let scratch = max_scratch(&e.steps, binding).saturating_mul(threads);
+        let scratch = match gpu {
+            Some(_) => 0,
+            None => max_scratch(&e.steps, binding).saturating_mul(threads),
+        };
         let mut report = MemoryReport {
             arena: layout.arena,
             inputs: sum(&e.inputs),
@@ -152,6 +211,7 @@ impl Model {
             scratch,
             file: self.artifact.len(),
             total: 0,
+            device: on_device.map(|d| d.1),
         };
         // The file is mapped and read whole when it is opened (every section is
         // hashed), so weights count through it.
@@ -194,6 +254,9 @@ pub struct MemoryReport {
     pub file: usize,
     /// All of it.
     pub total: usize,
+    /// Bytes on the device, besides; none on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceMemory>,
 }
 
 /// Whether this machine has a CPU feature.

@@ -2,9 +2,11 @@
 
 use super::Model;
 use super::bind::{bind, check_guards};
+use super::device::{DeviceRun, OnDevice};
 use super::launch::{Ready, max_scratch, prepare};
 use super::layout::{Layout, memory};
 use super::steps::Run;
+use crate::device::Name;
 use crate::error::{Error, Result};
 use crate::input::{Input, StringsRef};
 use crate::memory::Block;
@@ -35,7 +37,10 @@ pub struct TensorRef<'a> {
 /// A remembered binding.
 struct Bound {
     key: Vec<i64>,
+    /// On the host.
     layout: Layout,
+    /// On the device, if kernels run there.
+    device: Option<Layout>,
     binding: Binding,
     /// By position among all launches in program order; `None`: not known before
     /// it runs.
@@ -58,12 +63,29 @@ pub struct Session {
     strings: Table,
     /// Of each output of the last run that is of strings.
     texts: Vec<Vec<String>>,
+    device: Option<Box<OnDevice>>,
 }
 
 impl Session {
-    /// A session with its own threads and fresh state. `threads` is a number of them,
-    /// or [`Threads`] with the processors that they stay on.
+    /// A session on the CPU with its own threads and fresh state. `threads` is a number
+    /// of them, or [`Threads`] with the processors that they stay on.
     pub fn new(model: Arc<Model>, threads: impl Into<Threads>) -> Result<Session> {
+        Session::on(model, threads, Name::Cpu, None)
+    }
+
+    /// A session on a device, with threads for the steps that the host computes.
+    /// `target` names the code that runs; without it, that is the best of the artifact's
+    /// that the device runs. K0801 to K0806 where the device or the code is missing, and
+    /// K0704 for the CPU if the model was loaded without its code.
+    pub fn on(
+        model: Arc<Model>,
+        threads: impl Into<Threads>,
+        device: Name,
+        target: Option<&str>,
+    ) -> Result<Session> {
+        if device == Name::Cpu {
+            model.has_code()?;
+        }
         let threads = threads.into();
         let (count, places) = threads.places()?;
         // Who names processors knows who else uses them.
@@ -78,6 +100,10 @@ impl Session {
             });
         }
         let entries = program.entries.len();
+        let device = match device {
+            Name::Cpu => None,
+            name => Some(Box::new(OnDevice::open(&model, name, target, &state)?)),
+        };
         Ok(Session {
             pool: Pool::new(count, places.as_deref(), own)?,
             arena: memory(0)?,
@@ -91,6 +117,7 @@ impl Session {
             profile: None,
             strings: Table::new(model.artifact.strings.clone()),
             texts: vec![],
+            device,
             model,
         })
     }
@@ -127,28 +154,61 @@ impl Session {
         self.profile.take()
     }
 
-    /// The bytes of a state value.
-    pub fn state(&self, name: &str) -> Option<&[u8]> {
-        let i = self
-            .model
-            .program()
-            .globals
-            .iter()
-            .position(|g| g.name == name && g.state)?;
-        self.state[i].as_ref().map(Block::bytes)
+    /// The code that runs: the CPU level, or the target and the device.
+    pub fn runs(&self) -> String {
+        match &self.device {
+            None => self.model.level().to_string(),
+            Some(d) => d.describe(&self.model),
+        }
+    }
+
+    /// Bytes that the session has allocated on its device; none on the CPU.
+    pub fn device_bytes(&self) -> Option<usize> {
+        self.device.as_ref().map(|d| d.bytes())
+    }
+
+    /// Whether runs that repeat are recorded and done again as a whole, on devices that
+    /// can; on at first. For debugging.
+    pub fn set_graphs(&mut self, on: bool) {
+        if let Some(d) = &mut self.device {
+            d.graphs = on;
+            d.forget_graphs();
+        }
+    }
+
+    #[cfg(all(test, feature = "sim"))]
+    pub(super) fn on_device(&self) -> Option<&OnDevice> {
+        self.device.as_deref()
+    }
+
+    fn state_index(&self, name: &str) -> Option<usize> {
+        let mut globals = self.model.program().globals.iter();
+        globals.position(|g| g.name == name && g.state)
+    }
+
+    /// The bytes of a state value, brought from the device if they are there; K0711 if
+    /// there is no such value.
+    pub fn state(&mut self, name: &str) -> Result<&[u8]> {
+        let none = || Error::input("K0711", format!("there is no state @{name}"));
+        let i = self.state_index(name).ok_or_else(none)?;
+        let block = self.state[i].as_mut().ok_or_else(none)?;
+        if let Some(d) = &mut self.device {
+            d.fetch_state(i, block)?;
+        }
+        Ok(block.bytes())
     }
 
     /// Overwrites a state value.
     pub fn set_state(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let found = self
-            .model
-            .program()
-            .globals
-            .iter()
-            .position(|g| g.name == name && g.state);
+        let found = self.state_index(name);
         let block = found.and_then(|i| self.state[i].as_mut());
         match block {
-            Some(b) if b.len() == bytes.len() => b.bytes_mut().copy_from_slice(bytes),
+            Some(b) if b.len() == bytes.len() => {
+                b.bytes_mut().copy_from_slice(bytes);
+                if let (Some(d), Some(i)) = (&mut self.device, found) {
+                    d.state_changed(i);
+                }
+            }
             Some(b) => {
                 return Err(Error::input(
                     "K0712",
@@ -162,9 +222,13 @@ impl Session {
 
     /// Gives every state value its initial contents again.
     pub fn reset(&mut self) -> Result<()> {
-        for (g, slot) in self.model.program().globals.iter().zip(&mut self.state) {
+        let globals = self.model.program().globals.iter().enumerate();
+        for ((i, g), slot) in globals.zip(&mut self.state) {
             if g.state {
                 *slot = Some(initial(&self.model, g)?);
+                if let Some(d) = &mut self.device {
+                    d.state_changed(i);
+                }
             }
         }
         Ok(())
@@ -198,7 +262,18 @@ impl Session {
         self.make_room(e, entry, at)?;
         let bound = &self.bounds[entry][at];
         let outputs = &mut self.outputs[entry];
-        let mut base = places(&model, e, bound, &self.arena, &self.state);
+        let mut device = match (&mut self.device, &bound.device) {
+            (Some(on), Some(layout)) => Some(DeviceRun::begin(
+                on,
+                (e, entry),
+                layout,
+                &bound.ready,
+                &bound.binding,
+            )?),
+            _ => None,
+        };
+        let here = |b: u32| device.as_ref().is_none_or(|d| d.spaces().space(b).host);
+        let mut base = places(&model, e, bound, &self.arena, &self.state, &here);
         let mut handles = vec![];
         for (p, t) in e.inputs.iter().zip(&ordered) {
             base[p.buffer as usize] = match t {
@@ -211,6 +286,7 @@ impl Session {
         }
         for (p, block) in e.outputs.iter().zip(outputs.iter()) {
             if matches!(e.buffers[p.buffer as usize].place, Place::Output)
+                && here(p.buffer)
                 && bound.layout.sizes[p.buffer as usize].is_some()
             {
                 base[p.buffer as usize] = block.ptr();
@@ -221,6 +297,9 @@ impl Session {
             if let (Place::View { of, offset }, true) = (&b.place, base[i].is_null()) {
                 base[i] = view(base[*of as usize], offset, &bound.binding);
             }
+        }
+        if let Some(d) = &mut device {
+            e.inputs.iter().for_each(|p| d.given(p.buffer));
         }
         self.cancel.store(false, Ordering::Relaxed);
         if let Some(p) = &mut self.profile {
@@ -239,18 +318,14 @@ impl Session {
             cancel: &self.cancel,
             profile: self.profile.as_mut(),
             strings: &mut self.strings,
+            device,
         };
         let _busy = Busy::begin();
-        let mut launch = 0;
-        run.entry_steps(&mut launch)?;
-        self.shapes.clear();
-        for (p, output) in e.outputs.iter().zip(outputs) {
-            self.shapes.push(hand_over(&mut run, p, output)?);
-            let handles = output.bytes().chunks_exact(8);
-            let handles = handles.filter(|_| p.dtype == DType::Str);
-            let text = |h: &[u8]| Ok(run.strings.text(read_i64(DType::I64, h, 0))?.to_string());
-            self.texts.push(handles.map(text).collect::<Result<_>>()?);
+        let done = run.whole(&bound.key, outputs, &mut self.shapes, &mut self.texts);
+        if let Some(d) = run.device.take() {
+            d.end();
         }
+        done?;
         self.last = entry;
         Ok(())
     }
@@ -262,15 +337,28 @@ impl Session {
             return Ok(at);
         }
         check_guards(&e.guards, &binding)?;
-        let layout = Layout::of(e, &binding)?;
+        let spaces = self.device.as_ref().map(|d| d.spaces(entry));
+        let space = |b: u32| spaces.map(|s| s.space(b));
+        let layout = Layout::of(e, &binding, &|b| space(b).is_none_or(|s| s.host))?;
+        let device = match &self.device {
+            Some(_) => Some(Layout::of(e, &binding, &|b| {
+                space(b).is_some_and(|s| s.device)
+            })?),
+            None => None,
+        };
+        let gpu = self
+            .device
+            .as_ref()
+            .map(|d| &self.model.program().gpu[d.code]);
         let mut ready = vec![];
-        prepare(&e.steps, &binding, &mut ready);
+        prepare(&e.steps, &binding, gpu, &mut ready);
         if self.bounds[entry].len() == REMEMBERED {
             self.bounds[entry].remove(0);
         }
         self.bounds[entry].push(Bound {
             key,
             layout,
+            device,
             binding,
             ready,
         });
@@ -292,6 +380,9 @@ impl Session {
                 Some(block) => *block = memory(size)?,
                 None => outputs.push(memory(size)?),
             }
+        }
+        if self.device.is_some() {
+            return Ok(());
         }
         let scratch = max_scratch(&e.steps, &bound.binding);
         if self.scratch.len() < self.pool.threads()
@@ -350,7 +441,38 @@ impl Session {
     }
 }
 
-/// Where an entry's buffers are, but for inputs and outputs and what views those; null
+impl Run<'_> {
+    /// The entry's steps, and what the caller gets.
+    fn whole(
+        &mut self,
+        key: &[i64],
+        outputs: &mut [Block],
+        shapes: &mut Vec<Vec<usize>>,
+        texts: &mut Vec<Vec<String>>,
+    ) -> Result<()> {
+        let mut launch = 0;
+        if self.device.is_some() {
+            self.device_steps(key, &mut launch)?;
+        } else {
+            self.steps(&self.entry.steps, &mut launch)?;
+        }
+        shapes.clear();
+        let entry = self.entry;
+        for (p, output) in entry.outputs.iter().zip(outputs) {
+            shapes.push(hand_over(self, p, output)?);
+            let handles = output.bytes().chunks_exact(8);
+            let handles = handles.filter(|_| p.dtype == DType::Str);
+            let text = |h: &[u8]| Ok(self.strings.text(read_i64(DType::I64, h, 0))?.to_string());
+            texts.push(handles.map(text).collect::<Result<_>>()?);
+        }
+        match self.device.is_some() {
+            true => self.end_on_device(),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Where an entry's buffers are that are here, but for inputs and outputs and what views those; null
 /// where that is not known yet.
 fn places(
     model: &Model,
@@ -358,9 +480,14 @@ fn places(
     bound: &Bound,
     arena: &Block,
     state: &[Option<Block>],
+    here: &dyn Fn(u32) -> bool,
 ) -> Vec<*mut u8> {
     let mut base = vec![std::ptr::null_mut(); e.buffers.len()];
     for (i, b) in e.buffers.iter().enumerate() {
+        // Globals have a home on the host in any case.
+        if !here(i as u32) && !matches!(b.place, Place::Global(_)) {
+            continue;
+        }
         base[i] = match &b.place {
             // SAFETY: the offset lies inside the arena by `assign`.
             Place::Arena => match bound.layout.sizes[i] {
@@ -413,6 +540,10 @@ fn hand_over(run: &mut Run, p: &Port, output: &mut Block) -> Result<Vec<usize>> 
     let bytes = p.dtype.bytes_for(count).unwrap_or(0);
     if output.len() != bytes {
         *output = memory(bytes)?;
+    }
+    if run.device.is_some() {
+        run.fetch(p.buffer, output.bytes_mut())?;
+        return Ok(shape);
     }
     let from = run.pointer(p.buffer)?;
     if from != output.ptr() && bytes > 0 {

@@ -2,17 +2,16 @@
 
 use super::Model;
 use super::bind::check_guards;
+use super::device::DeviceRun;
 use super::launch::{Ready, count_launches, ready};
 use super::layout::{MAX_BYTES, memory, too_large};
 use crate::error::{Error, Result};
 use crate::memory::Block;
-use crate::plan::{Entry, Guard, Place, Step};
+use crate::plan::{Entry, Place, Step};
 use crate::pool::Pool;
 use crate::profile::{Facts, Profile, Watch};
 use crate::strings::Table;
 use kiln_ir::{Binding, Dim};
-use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the steps of one run share.
@@ -29,56 +28,18 @@ pub(crate) struct Run<'a> {
     pub(crate) cancel: &'a AtomicBool,
     pub(crate) profile: Option<&'a mut Profile>,
     pub(crate) strings: &'a mut Table,
-}
-
-/// Sizes that a step outside loops and branches gives values to.
-fn minted(step: &Step) -> Vec<&str> {
-    match step {
-        Step::BindDim { symbol, .. }
-        | Step::NonZero { symbol, .. }
-        | Step::SplitStrings { symbol, .. } => vec![symbol],
-        Step::SetDims { sizes } => sizes.iter().map(|(name, _)| &**name).collect(),
-        Step::Loop(l) => l.symbol.as_deref().into_iter().collect(),
-        Step::Launch(_)
-        | Step::WriteDims { .. }
-        | Step::Copy { .. }
-        | Step::Repack { .. }
-        | Step::TopK { .. }
-        | Step::Strings { .. }
-        | Step::If { .. } => vec![],
-    }
+    /// Where kernels run, if not here.
+    pub(super) device: Option<DeviceRun<'a>>,
 }
 
 impl Run<'_> {
-    /// Runs the entry's steps. Where data has decided a size, the guards on it are
-    /// checked (K0716), as those on the caller's sizes were before. Sizes inside loops
-    /// and branches are not: they have other values in the next iteration.
-    pub(super) fn entry_steps(&mut self, launch: &mut usize) -> Result<()> {
-        let entry = self.entry;
-        if entry.steps.iter().all(|s| minted(s).is_empty()) {
-            return self.steps(&entry.steps, launch);
-        }
-        let mut known: BTreeSet<Arc<str>> = self.binding.keys().cloned().collect();
-        for step in &entry.steps {
-            self.steps(std::slice::from_ref(step), launch)?;
-            let new = minted(step);
-            known.extend(new.iter().map(|&s| s.into()));
-            let about = |g: &&Guard| {
-                let mut symbols = BTreeSet::new();
-                g.left.symbols(&mut symbols);
-                g.right.symbols(&mut symbols);
-                symbols.is_subset(&known) && new.iter().any(|&s| symbols.contains(s))
-            };
-            let guards = entry.guards.iter().filter(|_| !new.is_empty());
-            check_guards(guards.filter(about), &self.binding)?;
-        }
-        Ok(())
-    }
-
     pub(super) fn steps(&mut self, steps: &[Step], launch: &mut usize) -> Result<()> {
         for step in steps {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(Error::run("K0721", "the run was cancelled"));
+            }
+            if self.device.is_some() {
+                self.cross(step)?;
             }
             match step {
                 Step::Launch(l) => {
@@ -86,10 +47,10 @@ impl Run<'_> {
                     *launch += 1;
                     match self.ready.get(index).and_then(Option::as_ref) {
                         // SAFETY of lifetimes: `ready` outlives the run.
-                        Some(r) => self.launch(l, r)?,
+                        Some(r) => self.launch(l, r, index)?,
                         None => {
-                            let r = ready(l, &self.binding)?;
-                            self.launch(l, &r)?;
+                            let r = ready(l, &self.binding, self.gpu())?;
+                            self.launch(l, &r, index)?;
                         }
                     }
                 }
@@ -119,6 +80,7 @@ impl Run<'_> {
                     self.binding.insert(symbol.as_str().into(), n);
                 }
                 Step::SetDims { sizes } => self.set_dims(sizes)?,
+                Step::Check { guards } => check_guards(guards, &self.binding)?,
                 Step::Repack {
                     from,
                     to,
@@ -173,6 +135,11 @@ impl Run<'_> {
                 Ok(unsafe { from.offset(o as isize) })
             }
             _ => {
+                let here = |d: &DeviceRun| d.spaces().space(buffer).host;
+                if !self.device.as_ref().is_none_or(here) {
+                    let message = format!("buffer {buffer} has no place on the host");
+                    return Err(Error::run("K0725", message));
+                }
                 let dim = &self.entry.buffers[i].bytes;
                 let n = dim
                     .eval(&self.binding)
@@ -200,6 +167,9 @@ impl Run<'_> {
     }
 
     pub(super) fn copy(&mut self, from: u32, to: u32, bytes: &Dim) -> Result<()> {
+        if self.device.is_some() {
+            return self.copy_across(from, to, bytes);
+        }
         let n = bytes
             .eval(&self.binding)
             .map_err(|e| Error::run("K0720", e.to_string()))?;

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use kiln::runtime::Pin;
+use kiln::runtime::device::Name;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -42,7 +43,7 @@ pub enum Command {
         output: Option<PathBuf>,
         #[command(flatten)]
         options: CompileArgs,
-        /// Print a stage instead: kir, mlir, llvm, asm; =FILE writes it there.
+        /// Print a stage instead: kir, mlir, llvm, asm, ptx; =FILE writes it there.
         #[arg(long, value_name = "STAGE[=FILE]")]
         emit: Vec<String>,
         #[arg(long)]
@@ -110,9 +111,13 @@ pub enum Command {
         #[arg(long)]
         interpreter: bool,
         /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4, both also with -vnni
-        /// (products of bytes), x86-64-v4-bf16 (and of bf16). May be repeated.
+        /// (products of bytes), x86-64-v4-bf16 (and of bf16); or GPU, with --device:
+        /// sm_80, sm_89, sm_90a. May be repeated.
         #[arg(long)]
         target: Vec<String>,
+        /// Where to run: cpu, cuda, cuda:N, sim (a PTX interpreter).
+        #[arg(long, default_value_t = Name::Cpu)]
+        device: Name,
         #[arg(long, default_value_t = 1)]
         threads: usize,
         #[arg(long)]
@@ -265,7 +270,8 @@ pub struct QuantizeArgs {
 #[derive(Args, Clone, Default)]
 pub struct CompileArgs {
     /// CPU level: cpu (this machine's), x86-64-v3, x86-64-v4, both also with -vnni
-    /// (products of bytes), x86-64-v4-bf16 (and of bf16). May be repeated.
+    /// (products of bytes), x86-64-v4-bf16 (and of bf16); or GPU: sm_80, sm_89, sm_90a.
+    /// May be repeated.
     #[arg(long)]
     pub target: Vec<String>,
     /// Fix or give a size, or how many elements the input sequence NAME has, NAME=N;
@@ -307,9 +313,13 @@ pub struct RunArgs {
     /// Which entry point.
     #[arg(long)]
     pub entry: Option<String>,
-    /// Where to run: cpu.
-    #[arg(long, default_value = "cpu")]
-    pub device: String,
+    /// Where to run: cpu, cuda, cuda:N, sim (a PTX interpreter; --target says which code
+    /// it runs).
+    #[arg(long, default_value_t = Name::Cpu)]
+    pub device: Name,
+    /// On a GPU, start every kernel by itself, also in runs that repeat.
+    #[arg(long)]
+    pub no_graphs: bool,
     /// Threads; as many as the process may use if not given.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,

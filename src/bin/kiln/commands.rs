@@ -12,7 +12,8 @@ use clap::CommandFactory;
 use kiln::compile;
 use kiln::ir::print::{PrintOptions, print_graph, print_module};
 use kiln::ir::{Graph, Tensor};
-use kiln::runtime::{Model, Threads, cli};
+use kiln::runtime::device::{self, Name};
+use kiln::runtime::{Artifact, Threads, cli};
 use kiln_codegen::CpuTarget;
 use std::path::{Path, PathBuf};
 
@@ -88,6 +89,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             atol,
             interpreter,
             target,
+            device,
             threads,
             json,
         } => verify::run(&verify::Request {
@@ -98,6 +100,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             atol,
             interpreter,
             targets: target,
+            device,
             threads,
             json,
         }),
@@ -107,10 +110,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             run,
             rtol,
             reference,
-        } => {
-            device(&run.device)?;
-            diff::run(&model, &options, &run, rtol, reference.as_deref())
-        }
+        } => diff::run(&model, &options, &run, rtol, reference.as_deref()),
         Command::Quantize(args) => quantize::run(&args),
         Command::Opt {
             file,
@@ -274,8 +274,8 @@ fn write_text(path: &Path, text: &str) -> Result<(), Failure> {
 }
 
 fn inspect_artifact(path: &Path, json: bool) -> Result<u8, Failure> {
-    let model = Model::load(path)?;
-    let p = model.program();
+    let artifact = Artifact::open(path)?;
+    let p = &*artifact.program;
     if json {
         outln!(
             "{}",
@@ -306,12 +306,30 @@ fn inspect_artifact(path: &Path, json: bool) -> Result<u8, Failure> {
             }
         }
     }
+    for g in &p.gpu {
+        let bytes = artifact.section(g.section).len();
+        outln!("{}: {bytes} bytes of PTX", g.target);
+        for (name, k) in p.kernels.iter().zip(&g.kernels) {
+            let cluster = match k.cluster {
+                [1, 1, 1] => String::new(),
+                c => format!(", clusters of {c:?}"),
+            };
+            outln!(
+                "  {name}: grid {:?}, blocks of {:?}{cluster}, {} bytes of shared memory, {} of scratch",
+                k.grid,
+                k.block,
+                k.shared,
+                k.scratch
+            );
+        }
+    }
     let weights: u64 = p.globals.iter().filter(|g| !g.state).map(|g| g.bytes).sum();
-    let levels: Vec<&str> = p.objects.iter().map(|o| &o.level[..]).collect();
+    let cpu = p.objects.iter().map(|o| &o.level[..]);
+    let targets: Vec<&str> = cpu.chain(p.gpu.iter().map(|g| &g.target[..])).collect();
     outln!(
         "{} kernels for {}, {} globals, {:.1} MB of weights",
         p.kernels.len(),
-        levels.join(", "),
+        targets.join(", "),
         p.globals.len(),
         weights as f64 / 1e6
     );
@@ -355,7 +373,7 @@ fn compile(
                 "artifact": out.display().to_string(), "bytes": bytes, "kernels": kernels,
                 "compile_ms": total_ms, "import_ms": import_ms, "passes_ms": plan_ms,
                 "peak_bytes": cli::peak_bytes(),
-                "targets": options.targets.iter().map(|t| &t.name).collect::<Vec<_>>(),
+                "targets": target_names(&options),
             });
             outln!("{doc}");
         } else if emit.iter().all(|e| e.contains('=')) {
@@ -381,6 +399,12 @@ fn compile(
     Ok(0)
 }
 
+/// The CPU levels and GPU targets that code is made for.
+fn target_names(options: &compile::Options) -> Vec<&str> {
+    let cpu = options.targets.iter().map(|t| &t.name[..]);
+    cpu.chain(options.gpu.iter().map(|t| &t.name[..])).collect()
+}
+
 fn stage_text(
     stage: &str,
     compiled: &compile::Compiled,
@@ -400,17 +424,24 @@ fn stage_text(
         "mlir" => Dump::Mlir,
         "llvm" => Dump::Llvm,
         "asm" => Dump::Asm,
-        "ptx" => return Err(Failure::usage("--emit ptx is not available yet")),
+        "ptx" => {
+            let target = options.gpu.first().ok_or_else(|| {
+                Failure::usage("--emit ptx needs --target sm_80, sm_89 or sm_90a")
+            })?;
+            let code = compile::gpu::compile(&compiled.lowered, target);
+            return Ok(code.map_err(compile::CompileError::Gpu)?.text);
+        }
         other => {
             return Err(Failure::usage(format!(
-                "there is no stage `{other}`: kir, mlir, llvm, asm"
+                "there is no stage `{other}`: kir, mlir, llvm, asm, ptx"
             )));
         }
     };
-    let target = options
-        .targets
-        .first()
-        .ok_or_else(|| Failure::usage("this machine is below x86-64-v3: give --target"))?;
+    let target = options.targets.first().ok_or_else(|| {
+        Failure::usage(format!(
+            "--emit {stage} needs a CPU target: give --target x86-64-v3"
+        ))
+    })?;
     kiln_kernels::dump(&compiled.lowered.kernels, target, what)
         .map_err(|e| Failure::run(e.to_string()))
 }
@@ -422,7 +453,11 @@ fn execute(
     run: &RunArgs,
     rest: cli::Request,
 ) -> Result<u8, Failure> {
-    device(&run.device)?;
+    let artifact_target = model::gpu_target(args);
+    let args = &match model::is_artifact(path) {
+        true => args.clone(),
+        false => model::for_device(args, run.device)?,
+    };
     let (artifact, _temporary, compile_ms) = model::artifact(path, args)?;
     let mut inputs = vec![];
     for text in &run.input {
@@ -441,23 +476,15 @@ fn execute(
             count: run.threads,
             pin: run.pin.clone(),
         },
+        device: run.device,
+        target: artifact_target.filter(|_| run.device != Name::Cpu),
+        no_graphs: run.no_graphs,
         json: run.json,
         compile_ms,
         ..rest
     };
     outln!("{}", cli::run(&request)?);
     Ok(0)
-}
-
-fn device(name: &str) -> Result<(), Failure> {
-    match name {
-        "cpu" => Ok(()),
-        "sim" => Err(Failure::run("K0801: the device `sim` is not available yet")),
-        d if d == "cuda" || d.starts_with("cuda:") => Err(Failure::run(
-            "K0801: the device `cuda` is not available yet: this build has no GPU code",
-        )),
-        other => Err(Failure::usage(format!("there is no device `{other}`"))),
-    }
 }
 
 /// The entry that a comparison runs, and its inputs in order.
@@ -582,11 +609,16 @@ fn doctor(json: bool) -> Result<u8, Failure> {
         .collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let cache = model::cache_dir();
+    let gpus = device::gpus();
     if json {
         let doc = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"), "cores": threads,
             "cpu_levels": levels.iter().filter(|l| l.1).map(|l| &l.0).collect::<Vec<_>>(),
-            "devices": ["cpu"], "kernel_cache": cache,
+            "devices": device_names(gpus.as_ref().map_or(0, |g| g.1.len())),
+            "gpus": gpus.as_ref().map_or(&[][..], |g| &g.1),
+            "cuda_driver": gpus.as_ref().ok().map(|g| g.0),
+            "cuda_error": gpus.as_ref().err().map(|e| e.to_string()),
+            "kernel_cache": cache,
         });
         outln!("{doc}");
         return Ok(0);
@@ -603,10 +635,37 @@ fn doctor(json: bool) -> Result<u8, Failure> {
             }
         );
     }
-    outln!("devices: cpu (cuda and sim are not built yet)");
+    match &gpus {
+        Ok((driver, gpus)) => {
+            outln!("NVIDIA driver: of CUDA {}.{}", driver.0, driver.1);
+            for g in gpus {
+                outln!(
+                    "cuda:{}: {}, compute capability {}.{} (--target {}), {:.1} GB",
+                    g.number,
+                    g.name,
+                    g.capability.0,
+                    g.capability.1,
+                    kiln::runtime::exec::best_target(Some(g.capability)),
+                    g.memory as f64 / 1e9
+                );
+            }
+        }
+        Err(e) => outln!("NVIDIA driver: {}", e.message),
+    }
+    let count = gpus.as_ref().map_or(0, |g| g.1.len());
+    outln!("devices: {}", device_names(count).join(", "));
     match cache {
         Some(d) => outln!("kernel cache: {}", d.display()),
         None => outln!("kernel cache: none (neither KILN_CACHE_DIR nor HOME is set)"),
     }
     Ok(0)
+}
+
+/// The devices that runs may name.
+fn device_names(gpus: usize) -> Vec<String> {
+    let cuda = (0..gpus).map(|n| format!("cuda:{n}"));
+    ["cpu".to_string(), "sim".to_string()]
+        .into_iter()
+        .chain(cuda)
+        .collect()
 }

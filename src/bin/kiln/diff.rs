@@ -121,8 +121,9 @@ fn compiled_against(
             results.into_iter().map(Some).collect()
         }
     };
-    let options = model::options(args)?;
-    let ran = verify::run_compiled(module, &entry, &inputs, &options, run.threads)?;
+    let options = model::options(&model::for_device(args, run.device)?)?;
+    let (device, threads) = (run.device, run.threads);
+    let ran = verify::run_compiled(module, &entry, &inputs, &options, device, threads)?;
     let got: BTreeMap<String, Tensor> = ran.into_iter().collect();
     let mut compared = vec![];
     for i in order {

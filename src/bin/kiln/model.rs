@@ -4,6 +4,8 @@ use crate::args::CompileArgs;
 use kiln::compile::{self, CompileError, objects::Workers};
 use kiln::import::{Diagnostic, ImportOptions, Interface, Keep, import_onnx};
 use kiln::ir::{DType, Dim, Graph, Module, PortKind, Value};
+use kiln::runtime::device::Name;
+use kiln_codegen::{CpuTarget, GpuTarget};
 use std::path::{Path, PathBuf};
 
 /// Why a command failed: the text for people, and the exit status.
@@ -151,7 +153,7 @@ impl From<kiln::runtime::Error> for Failure {
 impl From<CompileError> for Failure {
     fn from(e: CompileError) -> Failure {
         let exit = match &e {
-            CompileError::Lower(_) | CompileError::Constant(_) => 2,
+            CompileError::Lower(_) | CompileError::Gpu(_) | CompileError::Constant(_) => 2,
             CompileError::Pass(_) | CompileError::Codegen(_) => 1,
             CompileError::Write(e) => e.exit_code(),
         };
@@ -326,22 +328,18 @@ pub fn options(args: &CompileArgs) -> Result<compile::Options, Failure> {
         true => vec!["cpu"],
         false => args.target.iter().map(String::as_str).collect(),
     };
-    let targets = names
-        .into_iter()
-        .map(|name| {
-            kiln_codegen::CpuTarget::by_name(name).ok_or_else(|| {
-                let gpu = name.starts_with("sm_");
-                Failure::usage(match gpu {
-                    true => format!(
-                        "the target {name} is not available yet: x86-64-v3, x86-64-v4, each also with -vnni, x86-64-v4-bf16, and cpu are"
-                    ),
-                    false => {
-                        format!("there is no target `{name}`: x86-64-v3, x86-64-v4, each also with -vnni, x86-64-v4-bf16, and cpu are")
-                    }
-                })
-            })
-        })
-        .collect::<Result<_, _>>()?;
+    let (mut targets, mut gpu) = (vec![], vec![]);
+    for name in names {
+        match (CpuTarget::by_name(name), GpuTarget::named(name)) {
+            (Some(cpu), _) => targets.push(cpu),
+            (None, Some(g)) => gpu.push(g),
+            (None, None) => {
+                return Err(Failure::usage(format!(
+                    "there is no target `{name}`: x86-64-v3, x86-64-v4, each also with -vnni, x86-64-v4-bf16, cpu, sm_80, sm_89 and sm_90a are"
+                )));
+            }
+        }
+    }
     let passes = kiln::passes::Options {
         exact: args.deterministic,
         precision: precision(args.precision.as_deref())?,
@@ -356,11 +354,47 @@ pub fn options(args: &CompileArgs) -> Result<compile::Options, Failure> {
     };
     Ok(compile::Options {
         targets,
+        gpu,
         progress: crate::output::progress,
         passes,
         verify: args.verify_passes,
         workers,
     })
+}
+
+/// The arguments with a target for the device, if they name none; an error where a
+/// device or its target is missing, before anything is compiled.
+pub fn for_device(args: &CompileArgs, device: Name) -> Result<CompileArgs, Failure> {
+    let named = args.target.iter().any(|t| GpuTarget::named(t).is_some());
+    let only_gpu = named && args.target.iter().all(|t| GpuTarget::named(t).is_some());
+    let mut args = args.clone();
+    let capability = match device {
+        Name::Cpu if only_gpu => {
+            let message = format!("--target {} is for a --device", args.target.join(", "));
+            return Err(Failure::usage(message));
+        }
+        Name::Cpu => {
+            args.target.retain(|t| GpuTarget::named(t).is_none());
+            return Ok(args);
+        }
+        Name::Cuda(number) => {
+            let (_, gpus) = kiln::runtime::device::gpus()?;
+            gpus.get(number as usize).map(|g| g.capability)
+        }
+        Name::Sim => None,
+    };
+    if !named {
+        let best = kiln::runtime::exec::best_target(capability);
+        args.target = vec![best.into()];
+    }
+    args.target.retain(|t| GpuTarget::named(t).is_some());
+    Ok(args)
+}
+
+/// The GPU target that a run on a device asks for.
+pub fn gpu_target(args: &CompileArgs) -> Option<String> {
+    let mut gpu = args.target.iter().filter(|t| GpuTarget::named(t).is_some());
+    gpu.next().cloned()
 }
 
 /// Where compiled kernels are kept.

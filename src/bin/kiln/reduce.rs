@@ -11,6 +11,7 @@ use crate::verify::Machine;
 use kiln::compile;
 use kiln::ir::filetest::same_results;
 use kiln::ir::{Module, PortKind, Tensor, files, print::PrintOptions, shrink};
+use kiln::runtime::device::Name;
 use std::cell::{Cell, RefCell};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -162,7 +163,7 @@ pub fn check(file: &Path, args: &CompileArgs, rtol: f64) -> Result<u8, Failure> 
             verify: true,
             ..options.clone()
         };
-        let machine = match Machine::compile(module.clone(), &options) {
+        let machine = match Machine::compile(module.clone(), &options, Name::Cpu) {
             Ok(machine) => machine,
             Err(e) => {
                 let text = e.render();

@@ -130,7 +130,8 @@ impl Work {
                 Step::Copy { .. }
                 | Step::Repack { .. }
                 | Step::BindDim { .. }
-                | Step::SetDims { .. } => {}
+                | Step::SetDims { .. }
+                | Step::Check { .. } => {}
             }
         }
     }

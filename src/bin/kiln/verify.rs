@@ -8,6 +8,7 @@ use kiln::compile;
 use kiln::import::{DataSet, Diagnostic, Interface, import_onnx, read_data_set};
 use kiln::ir::interp::Interpreter;
 use kiln::ir::{DType, Graph, Module, Op, Tensor};
+use kiln::runtime::device::Name;
 use kiln::runtime::{Input, Model, Session};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,6 +24,8 @@ pub struct Request {
     pub interpreter: bool,
     /// CPU levels to compile for, one after the other; this machine's if empty.
     pub targets: Vec<String>,
+    /// Where compiled code runs.
+    pub device: Name,
     pub threads: usize,
     pub json: bool,
 }
@@ -104,26 +107,34 @@ pub fn run_compiled(
     entry: &str,
     inputs: &[(String, Tensor)],
     options: &compile::Options,
+    device: Name,
     threads: usize,
 ) -> Result<Vec<(String, Tensor)>, Failure> {
-    Machine::compile(module, options)?.run(entry, inputs, threads)
+    Machine::compile(module, options, device)?.run(entry, inputs, threads)
 }
 
 /// A compiled model. Its artifact is removed with it.
 pub struct Machine {
-    /// The CPU level.
+    /// The CPU level or GPU target.
     level: String,
+    device: Name,
     model: std::sync::Arc<Model>,
     _artifact: Temporary,
 }
 
 impl Machine {
-    /// Compiles for the first level of the options.
-    pub fn compile(module: Module, options: &compile::Options) -> Result<Machine, Failure> {
-        let level = options
-            .targets
-            .first()
-            .map_or(String::new(), |t| t.name.clone());
+    /// Compiles for the first level of the options, or the first GPU target if it is to
+    /// run on a device.
+    pub fn compile(
+        module: Module,
+        options: &compile::Options,
+        device: Name,
+    ) -> Result<Machine, Failure> {
+        let level = match device {
+            Name::Cpu => options.targets.first().map(|t| &t.name),
+            Name::Cuda(_) | Name::Sim => options.gpu.first().map(|t| &t.name),
+        };
+        let level = level.cloned().unwrap_or_default();
         // A process may have several at once, on one thread or on many.
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let (process, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
@@ -133,7 +144,8 @@ impl Machine {
         compile::compile(module, options, &out)?;
         Ok(Machine {
             level,
-            model: Model::load(&out)?,
+            device,
+            model: Model::load_for(&out, device)?,
             _artifact: artifact,
         })
     }
@@ -141,7 +153,8 @@ impl Machine {
     /// A session on so many threads, and the number of an entry.
     pub fn session(&self, entry: &str, threads: usize) -> Result<(Session, usize), Failure> {
         let index = self.model.entry(Some(entry))?;
-        let session = Session::new(self.model.clone(), threads.max(1))?;
+        let target = Some(&self.level[..]).filter(|_| self.device != Name::Cpu);
+        let session = Session::on(self.model.clone(), threads.max(1), self.device, target)?;
         Ok((session, index))
     }
 
@@ -182,10 +195,11 @@ pub enum Outcome {
 
 /// Runs `kiln verify`.
 pub fn run(r: &Request) -> Result<u8, Failure> {
-    let options = model::options(&CompileArgs {
+    let args = CompileArgs {
         target: r.targets.clone(),
         ..CompileArgs::default()
-    })?;
+    };
+    let options = model::options(&model::for_device(&args, r.device)?)?;
     if let Some(dir) = &r.suite {
         return suite::run(dir, r, options);
     }
@@ -284,14 +298,17 @@ impl Ready {
             Outcome::Skipped(first.lines().next().unwrap_or("").into())
         })?;
         let compiles = !r.interpreter || !r.targets.is_empty();
-        let one = |target: &kiln_codegen::CpuTarget| {
+        let one = |targets, gpu| {
             let options = compile::Options {
-                targets: vec![target.clone()],
+                targets,
+                gpu,
                 ..options.clone()
             };
-            Machine::compile(module.clone(), &options).map_err(|e| refused(&e))
+            Machine::compile(module.clone(), &options, r.device).map_err(|e| refused(&e))
         };
-        let machines = options.targets.iter().filter(|_| compiles).map(one);
+        let cpu = options.targets.iter().map(|t| (vec![t.clone()], vec![]));
+        let all = cpu.chain(options.gpu.iter().map(|t| (vec![], vec![t.clone()])));
+        let machines = all.filter(|_| compiles).map(|(cpu, gpu)| one(cpu, gpu));
         Ok(Ready {
             machines: machines.collect::<Result<_, _>>()?,
             special: frozen || !data.options.dims.is_empty() || !data.options.inputs.is_empty(),
@@ -348,7 +365,8 @@ fn judge(f: &Graph, got: &[Tensor], data: &DataSet, why: String) -> Outcome {
 /// What has no kernel yet is skipped; any other failure counts.
 fn refused(e: &Failure) -> Outcome {
     let text = e.render();
-    match text.contains("K0503") {
+    // K0505: none for the GPU target.
+    match text.contains("K0503") || text.contains("K0505") {
         true => Outcome::Skipped(text),
         false => Outcome::Failed(text.lines().next().unwrap_or("").to_string()),
     }

@@ -28,7 +28,8 @@ pub(crate) fn binary(cx: &mut Cx, f: BinaryFn) -> Out {
 fn two(cx: &mut Cx) -> Result<(Value, Value), Fail> {
     let (a, b) = (cx.arg(0)?, cx.arg(1)?);
     if cx.opset >= 7 || !cx.has("axis") {
-        return Ok((a, b));
+        let met = cx.meet(&[a, b])?;
+        return Ok((met[0], met[1]));
     }
     let (rank, mut shape) = (cx.rank(a), cx.shape(b));
     let axis = cx.axis_attr(0, rank)?;
@@ -46,6 +47,7 @@ pub(crate) fn compare(cx: &mut Cx, f: CompareFn) -> Out {
 
 pub(crate) fn variadic(cx: &mut Cx, f: BinaryFn) -> Out {
     let all = cx.all()?;
+    let all = cx.meet(&all)?;
     let mut acc = all[0];
     for &v in &all[1..] {
         acc = cx.b.binary(f, acc, v)?;
@@ -61,8 +63,9 @@ pub(crate) fn mean(cx: &mut Cx) -> Out {
 }
 
 pub(crate) fn select(cx: &mut Cx) -> Out {
-    let (c, a, b) = (cx.arg(0)?, cx.arg(1)?, cx.arg(2)?);
-    Ok(vec![cx.b.select(c, a, b)?])
+    let args = [cx.arg(0)?, cx.arg(1)?, cx.arg(2)?];
+    let met = cx.meet(&args)?;
+    Ok(vec![cx.b.select(met[0], met[1], met[2])?])
 }
 
 pub(crate) fn modulo(cx: &mut Cx) -> Out {

@@ -2,7 +2,6 @@
 
 use super::source::row_and_column;
 use crate::onnx::cx::{Cx, Fail, Out, resolve_axis};
-use crate::onnx::shapes;
 use kiln_ir::graph::Value;
 use kiln_ir::ops::layout::{Pad, PadMode, Slice, resolve_reshape};
 use kiln_ir::ops::source::Iota;
@@ -389,7 +388,8 @@ fn clamp_by_data(cx: &mut Cx, at: Value, n: Value, low: i64, high: i64) -> Resul
 pub(crate) fn expand(cx: &mut Cx) -> Out {
     let (x, target) = (cx.arg(0)?, cx.arg(1)?);
     let target = cx.sizes(target)?;
-    let shape = shapes::broadcast(&cx.shape(x), &target);
+    let shape = cx.broadcast(&[cx.shape(x), target]);
+    let x = cx.stretch(x, &shape)?;
     Ok(vec![cx.b.broadcast_to(x, &shape)?])
 }
 

@@ -2,7 +2,6 @@
 
 use super::eliminate;
 use crate::onnx::cx::{Cx, Fail, Out};
-use crate::onnx::shapes;
 use kiln_ir::graph::Value;
 use kiln_ir::{DType, Dim, ReduceFn};
 use std::collections::BTreeSet;
@@ -375,7 +374,7 @@ fn contract(
     let r =
         cx.b.reshape(right, &matrix(&sr, summed.len(), columns.len()))?;
     let y = cx.b.matmul(l, r)?;
-    let mut shape = shapes::broadcast(&sl[..n], &sr[..n]);
+    let mut shape = cx.broadcast(&[sl[..n].to_vec(), sr[..n].to_vec()]);
     shape.extend_from_slice(&sl[n..n + rows.len()]);
     shape.extend_from_slice(&sr[n + summed.len()..]);
     let value = cx.b.reshape(y, &shape)?;

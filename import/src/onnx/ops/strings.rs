@@ -2,7 +2,6 @@
 //! it takes numbers.
 
 use crate::onnx::cx::{Cx, Fail, Out};
-use crate::onnx::shapes;
 use kiln_ir::graph::Value;
 use kiln_ir::ops::index::NonZero;
 use kiln_ir::ops::strings::{StringFn, StringMap, StringSplit};
@@ -64,7 +63,9 @@ pub(crate) fn cast(cx: &mut Cx, x: Value, to: DType) -> One {
 /// Strings one after the other, broadcast to each other first.
 pub(crate) fn concat(cx: &mut Cx) -> Out {
     let (a, b) = (strings(cx, 0)?, strings(cx, 1)?);
-    let shape = shapes::broadcast(&cx.shape(a), &cx.shape(b));
+    let met = cx.meet(&[a, b])?;
+    let (a, b) = (met[0], met[1]);
+    let shape = cx.broadcast(&[cx.shape(a), cx.shape(b)]);
     let a = cx.b.broadcast_to(a, &shape)?;
     let b = cx.b.broadcast_to(b, &shape)?;
     Ok(vec![map(cx, StringFn::Concat, &[a, b])?])

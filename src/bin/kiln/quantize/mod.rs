@@ -13,6 +13,7 @@ use data::{Reader, Source};
 use kiln::import::{Diagnostic, Draft, Interface, Keep};
 use kiln::ir::{Module, Tensor};
 use kiln::quantize::{self, Kind, Method, Observed, Options, Plan};
+use kiln::runtime::device::Name;
 use kiln::runtime::{Input, Session};
 use report::Report;
 use std::collections::{BTreeMap, BTreeSet};
@@ -264,7 +265,7 @@ impl<'a> Runner<'a> {
         let function = function
             .ok_or_else(|| Failure::input("K0710: no entry"))?
             .clone();
-        let machine = Machine::compile(module, &model::options(&args.options)?)?;
+        let machine = Machine::compile(module, &model::options(&args.options)?, Name::Cpu)?;
         let threads = match args.threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             n => n,

@@ -1,12 +1,16 @@
 //! A typed builder of MLIR functions in the `scf`, `arith`, `vector` and `llvm`
-//! dialects.
+//! dialects; and, for scalars, of PTX: one lowering of expressions serves both.
 //!
 //! Every kernel has the one kernel ABI (DESIGN §5): `(args, params, begin, end,
 //! scratch) -> status`. Memory is reached through `llvm` loads and stores on raw
 //! pointers: explicit addresses, no memref descriptors to convert away. No
 //! fast-math flag is ever emitted, so results are the same at every level.
 
+mod gpu;
+
 use crate::CpuTarget;
+use crate::ptx::{self, Kernel};
+use gpu::Gpu;
 use std::fmt::{self, Write};
 
 /// The type of a lane.
@@ -150,10 +154,12 @@ pub struct KernelArgs {
     pub scratch: Val,
 }
 
-/// Builds the text of one MLIR function.
+/// Builds the text of one MLIR function, or the body of a GPU's kernel.
 pub struct Emitter {
     text: String,
     next: u32,
+    /// The kernel that scalars' operations go to instead.
+    gpu: Option<Box<Gpu>>,
     /// Whether the target has AVX-512's instructions.
     wide: bool,
     /// Whether it has those for bf16.
@@ -170,6 +176,7 @@ impl Emitter {
         let mut e = Emitter {
             text: String::new(),
             next: 5,
+            gpu: None,
             wide: target.vector_bits == 512,
             bf16: target.bf16_dots,
         };
@@ -192,6 +199,93 @@ impl Emitter {
         )
     }
 
+    /// Writes to a GPU's kernel while `body` runs: scalars only.
+    pub fn on_gpu(kernel: Kernel, body: impl FnOnce(&mut Emitter)) -> Kernel {
+        let mut e = Emitter {
+            text: String::new(),
+            next: 0,
+            gpu: Some(Box::new(Gpu::new(kernel))),
+            wide: false,
+            bf16: false,
+        };
+        body(&mut e);
+        debug_assert!(e.text.is_empty(), "MLIR in a GPU's kernel: {}", e.text);
+        match e.gpu {
+            Some(gpu) => gpu.kernel,
+            None => unreachable!("it was there at the start"),
+        }
+    }
+
+    /// The kernel that is written to, for what has no operation here.
+    pub fn kernel_mut(&mut self) -> &mut Kernel {
+        match &mut self.gpu {
+            Some(gpu) => &mut gpu.kernel,
+            None => unreachable!("no GPU's kernel is being built"),
+        }
+    }
+
+    /// On a GPU: the value that lane `lane ^ mask` of the warp has.
+    pub fn shuffle_xor(&mut self, x: Val, mask: u32) -> Val {
+        self.on().shuffle_xor(x, mask)
+    }
+
+    fn on(&mut self) -> &mut Gpu {
+        match &mut self.gpu {
+            Some(gpu) => gpu,
+            None => unreachable!("no GPU's kernel is being built"),
+        }
+    }
+
+    /// A 64-bit register as a value: an i64, or a pointer.
+    pub fn from_long(&mut self, r: ptx::Reg<ptx::B64>, elem: Elem) -> Val {
+        self.on().of(r, elem)
+    }
+
+    /// A word as an i32, as what it holds the bits of, or as a pointer to shared memory.
+    pub fn from_word(&mut self, r: ptx::Reg<ptx::B32>, elem: Elem) -> Val {
+        self.on().of(r, elem)
+    }
+
+    /// A register as an f32.
+    pub fn from_single(&mut self, r: ptx::Reg<ptx::F32>) -> Val {
+        self.on().of(r, Elem::F32)
+    }
+
+    /// A register as an f64.
+    pub fn from_double(&mut self, r: ptx::Reg<ptx::F64>) -> Val {
+        self.on().of(r, Elem::F64)
+    }
+
+    /// A predicate as a truth.
+    pub fn from_pred(&mut self, r: ptx::Reg<ptx::Pred>) -> Val {
+        self.on().of(r, Elem::I1)
+    }
+
+    /// The register of an i64 or a pointer.
+    pub fn long(&mut self, x: Val) -> ptx::Reg<ptx::B64> {
+        self.on().long(x)
+    }
+
+    /// The register of an i32, or of narrower bits.
+    pub fn word(&mut self, x: Val) -> ptx::Reg<ptx::B32> {
+        self.on().word(x)
+    }
+
+    /// The register of an f32.
+    pub fn single(&mut self, x: Val) -> ptx::Reg<ptx::F32> {
+        self.on().single(x)
+    }
+
+    /// The register of an f64.
+    pub fn double(&mut self, x: Val) -> ptx::Reg<ptx::F64> {
+        self.on().double(x)
+    }
+
+    /// The register of a truth.
+    pub fn pred(&mut self, x: Val) -> ptx::Reg<ptx::Pred> {
+        self.on().pred(x)
+    }
+
     fn fresh(&mut self, ty: Ty) -> Val {
         self.next += 1;
         Val {
@@ -209,6 +303,9 @@ impl Emitter {
 
     /// A constant, or a vector full of it. Integers are given as is, floats by value.
     pub fn float(&mut self, ty: Ty, value: f64) -> Val {
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.float(ty, value);
+        }
         let bits = match ty.elem {
             Elem::F64 => format!("0x{:016X}", value.to_bits()),
             _ => format!("0x{:08X}", (value as f32).to_bits()),
@@ -223,6 +320,9 @@ impl Emitter {
 
     /// An integer constant, or a vector full of it.
     pub fn int(&mut self, ty: Ty, value: i64) -> Val {
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.int(ty, value);
+        }
         let v = self.fresh(ty);
         let text = match ty.elem {
             Elem::I1 => (value != 0).to_string(),
@@ -258,6 +358,9 @@ impl Emitter {
 
     /// One-operand op whose result has another type.
     fn convert(&mut self, op: &str, x: Val, to: Ty) -> Val {
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.convert(op, x, to);
+        }
         let v = self.fresh(to);
         self.line(format_args!("{v} = {op} {x} : {} to {to}", x.ty));
         v
@@ -265,6 +368,9 @@ impl Emitter {
 
     /// Two-operand op of one type.
     pub fn op2(&mut self, op: &str, a: Val, b: Val) -> Val {
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.op2(op, a, b);
+        }
         let (a, b) = self.match_lanes(a, b);
         let v = self.fresh(a.ty);
         self.line(format_args!("{v} = {op} {a}, {b} : {}", a.ty));
@@ -273,6 +379,9 @@ impl Emitter {
 
     /// LLVM intrinsic op with operands and result of one type.
     pub fn intrinsic(&mut self, name: &str, xs: &[Val]) -> Val {
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.intrinsic(name, xs);
+        }
         let ty = xs[0].ty;
         let v = self.fresh(ty);
         let names: Vec<String> = xs.iter().map(Val::to_string).collect();
@@ -417,6 +526,9 @@ impl Emitter {
     /// Sign change, by type.
     pub fn neg(&mut self, x: Val) -> Val {
         if x.ty.elem.is_float() {
+            if let Some(gpu) = &mut self.gpu {
+                return gpu.neg_float(x);
+            }
             let v = self.fresh(x.ty);
             self.line(format_args!("{v} = arith.negf {x} : {}", x.ty));
             return v;
@@ -427,6 +539,9 @@ impl Emitter {
 
     /// Comparison; floats ordered (`Ne` unordered), integers signed unless told.
     pub fn cmp(&mut self, how: Cmp, a: Val, b: Val, unsigned: bool) -> Val {
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.cmp(how, a, b, unsigned);
+        }
         let (a, b) = self.match_lanes(a, b);
         let v = self.fresh(a.ty.with(Elem::I1));
         if a.ty.elem.is_float() {
@@ -459,6 +574,9 @@ impl Emitter {
 
     /// `a` where `cond`, else `b`.
     pub fn select(&mut self, cond: Val, a: Val, b: Val) -> Val {
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.select(cond, a, b);
+        }
         let lanes = cond.ty.lanes.max(a.ty.lanes).max(b.ty.lanes);
         let (cond, a, b) = (
             self.splat(cond, lanes),
@@ -508,6 +626,8 @@ impl Emitter {
     pub fn bitcast(&mut self, x: Val, elem: Elem) -> Val {
         if x.ty.elem == elem {
             x
+        } else if let Some(gpu) = &mut self.gpu {
+            gpu.bitcast(x, elem)
         } else {
             self.convert("arith.bitcast", x, x.ty.with(elem))
         }
@@ -532,7 +652,10 @@ impl Emitter {
                     let mid = self.cast(x, Elem::F32, false, false);
                     self.cast(mid, to, false, false)
                 }
-                (Elem::F32, Elem::BF16) => self.f32_to_bf16(x),
+                (Elem::F32, Elem::BF16) => match &mut self.gpu {
+                    Some(gpu) => gpu.to_bf16(x),
+                    None => self.f32_to_bf16(x),
+                },
                 (Elem::BF16, _) => {
                     let bits = self.bitcast(x, Elem::I16);
                     let wide = self.convert("arith.extui", bits, bits.ty.with(Elem::I32));
@@ -676,6 +799,9 @@ impl Emitter {
 
     /// `base + index` elements of this type.
     pub fn offset(&mut self, base: Val, index: Val, elem: Elem) -> Val {
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.offset(base, index, elem);
+        }
         let lanes = index.ty.lanes;
         let v = self.fresh(Ty {
             elem: Elem::Ptr,
@@ -700,6 +826,9 @@ impl Emitter {
         if ty.elem.is_half() {
             let bits = self.load(from, ty.with(Elem::I16));
             return self.bitcast(bits, ty.elem);
+        }
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.load(from, ty);
         }
         let v = self.fresh(ty);
         let align = ty.elem.bits() / 8;
@@ -735,7 +864,7 @@ impl Emitter {
     }
 
     /// The value as memory holds it: bools as bytes, half floats as their bits.
-    fn as_stored(&mut self, x: Val) -> Val {
+    pub fn as_stored(&mut self, x: Val) -> Val {
         match x.ty.elem {
             Elem::I1 => self.cast(x, Elem::I8, true, true),
             half if half.is_half() => self.bitcast(x, Elem::I16),
@@ -746,6 +875,9 @@ impl Emitter {
     /// Writes a scalar or a run of lanes.
     pub fn store(&mut self, x: Val, to: Val) {
         let x = self.as_stored(x);
+        if let Some(gpu) = &mut self.gpu {
+            return gpu.store(x, to);
+        }
         let align = x.ty.elem.bits() / 8;
         self.line(format_args!(
             "llvm.store {x}, {to} {{alignment = {align} : i64}} : {}, !llvm.ptr",
@@ -843,6 +975,12 @@ impl Emitter {
 
     /// Zero of any type.
     pub fn zero(&mut self, ty: Ty) -> Val {
+        if self.gpu.is_some() {
+            return match ty.elem.is_float() {
+                true => self.float(ty, 0.0),
+                false => self.int(ty, 0),
+            };
+        }
         let v = self.fresh(ty);
         self.line(format_args!("{v} = llvm.mlir.zero : {ty}"));
         v
@@ -904,6 +1042,9 @@ impl Emitter {
         init: &[Val],
         body: impl FnOnce(&mut Emitter, Val, &[Val]) -> Vec<Val>,
     ) -> Vec<Val> {
+        if self.gpu.is_some() {
+            return self.gpu_loop((low, high, step), init, body);
+        }
         let i = self.fresh(low.ty);
         let carried: Vec<Val> = init.iter().map(|v| self.fresh(v.ty)).collect();
         let out = self.fresh(low.ty).id;
@@ -949,8 +1090,104 @@ impl Emitter {
             .collect()
     }
 
+    /// On a GPU: `yes` where `cond` holds, else `no`, and what they give, of these types.
+    /// Both work on `cx`.
+    pub fn either<C: ?Sized>(
+        &mut self,
+        cond: Val,
+        types: &[Ty],
+        cx: &mut C,
+        yes: impl FnOnce(&mut Emitter, &mut C) -> Vec<Val>,
+        no: impl FnOnce(&mut Emitter, &mut C) -> Vec<Val>,
+    ) -> Vec<Val> {
+        let out: Vec<Val> = types.iter().map(|&ty| self.on().variable(ty)).collect();
+        let cond = self.pred(cond);
+        let (other, end) = self.kernel_mut().begin_either(cond);
+        let values = yes(self, cx);
+        self.on().write(&out, &values);
+        self.kernel_mut().otherwise(other, &end);
+        let values = no(self, cx);
+        self.on().write(&out, &values);
+        self.kernel_mut().end_of(end);
+        self.on().read(&out)
+    }
+
+    /// On a GPU: `n` neighbours (of 16 bytes together at most) as memory has them, from a
+    /// multiple of all their bytes.
+    pub fn load_few(&mut self, from: Val, elem: Elem, n: u32) -> Vec<Val> {
+        self.on().load_few(from, elem, n)
+    }
+
+    /// On a GPU: writes as many, as memory has them.
+    pub fn store_few(&mut self, xs: &[Val], to: Val) {
+        self.on().store_few(xs, to)
+    }
+
+    /// On a GPU: variables with these first values, to be written in place.
+    pub fn variables(&mut self, init: &[Val]) -> Vec<Val> {
+        self.on().variables(init)
+    }
+
+    /// On a GPU: writes variables, all from what was before.
+    pub fn assign(&mut self, variables: &[Val], values: &[Val]) {
+        self.on().write(variables, values);
+    }
+
+    /// On a GPU: `sum + a · b` into the variable, of floats with one rounding.
+    pub fn multiply_into(&mut self, sum: Val, a: Val, b: Val) {
+        self.on().multiply_into(sum, a, b);
+    }
+
+    /// On a GPU: an element where `cond` holds; zero elsewhere, where nothing is read.
+    pub fn load_where(&mut self, cond: Val, from: Val, ty: Ty) -> Val {
+        if ty.elem == Elem::I1 || ty.elem.is_half() {
+            let raw = if ty.elem == Elem::I1 {
+                Elem::I8
+            } else {
+                Elem::I16
+            };
+            let bits = self.load_where(cond, from, ty.with(raw));
+            return match ty.elem {
+                Elem::I1 => self.cast(bits, Elem::I1, true, true),
+                _ => self.bitcast(bits, ty.elem),
+            };
+        }
+        self.on().load_where(cond, from, ty)
+    }
+
+    fn gpu_loop(
+        &mut self,
+        (low, high, step): (Val, Val, Val),
+        init: &[Val],
+        body: impl FnOnce(&mut Emitter, Val, &[Val]) -> Vec<Val>,
+    ) -> Vec<Val> {
+        let carried = self.on().variables(init);
+        let counter = self.on().variables(&[low]);
+        let more = self.cmp(Cmp::Lt, low, high, false);
+        let more = self.pred(more);
+        let end = self.kernel_mut().skip_unless(more);
+        let top = self.kernel_mut().begin_loop();
+        let now = self.on().read(&carried);
+        let next = body(self, counter[0], &now);
+        debug_assert_eq!(next.len(), init.len());
+        self.on().write(&carried, &next);
+        let i = self.add(counter[0], step);
+        self.on().write(&counter, &[i]);
+        let again = self.cmp(Cmp::Lt, i, high, false);
+        let again = self.pred(again);
+        self.kernel_mut().end_loop(top, again);
+        self.kernel_mut().end_of(end);
+        self.on().read(&carried)
+    }
+
     /// Runs `body` if `cond`.
     pub fn if_then(&mut self, cond: Val, body: impl FnOnce(&mut Emitter)) {
+        if self.gpu.is_some() {
+            let cond = self.pred(cond);
+            let end = self.kernel_mut().skip_unless(cond);
+            body(self);
+            return self.kernel_mut().end_of(end);
+        }
         self.line(format_args!("scf.if {cond} {{"));
         body(self);
         self.line(format_args!("}}"));
@@ -977,7 +1214,7 @@ impl Emitter {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "llvm"))]
 mod tests {
     use super::*;
     use crate::{CpuTarget, Dump, dump};

@@ -1,0 +1,136 @@
+//! Tensor cores: `ldmatrix` and `mma.sync`.
+
+use super::Kernel;
+use super::reg::{B32, F32, Reg};
+
+/// Eight-bit integers with a sign or without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Byte {
+    /// i8.
+    Signed,
+    /// u8.
+    Unsigned,
+}
+
+impl Byte {
+    fn name(self) -> &'static str {
+        match self {
+            Byte::Signed => "s8",
+            Byte::Unsigned => "u8",
+        }
+    }
+}
+
+/// Halves that tensor cores multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// f16.
+    F16,
+    /// bf16.
+    Bf16,
+}
+
+impl Half {
+    fn name(self) -> &'static str {
+        match self {
+            Half::F16 => "f16",
+            Half::Bf16 => "bf16",
+        }
+    }
+}
+
+fn list(xs: &[impl ToString]) -> String {
+    let names: Vec<String> = xs.iter().map(ToString::to_string).collect();
+    format!("{{{}}}", names.join(", "))
+}
+
+impl Kernel {
+    /// Four 8 × 8 matrices of 16-bit elements from shared memory: lane `l` gives the
+    /// address of row `l % 8` of matrix `l / 8`, 16 bytes; and gets of each matrix the
+    /// word `l % 4` of row `l / 4`. All lanes of the warp.
+    pub fn load_matrices(&mut self, at: Reg<B32>, offset: i64) -> [Reg<B32>; 4] {
+        let to = [self.reg(), self.reg(), self.reg(), self.reg()];
+        let names = list(&to);
+        self.line(format_args!(
+            "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {names}, [{at}+{offset}]"
+        ));
+        to
+    }
+
+    /// `sums += a · b` of a 16 × 16 by a 16 × 8 matrix, in f32; fragments as
+    /// `mma.m16n8k16` has them. All lanes of the warp.
+    pub fn multiply_halves(
+        &mut self,
+        t: Half,
+        sums: [Reg<F32>; 4],
+        a: [Reg<B32>; 4],
+        b: [Reg<B32>; 2],
+    ) {
+        let (sums, a, b, t) = (list(&sums), list(&a), list(&b), t.name());
+        self.line(format_args!(
+            "mma.sync.aligned.m16n8k16.row.col.f32.{t}.{t}.f32 {sums}, {a}, {b}, {sums}"
+        ));
+    }
+
+    /// `sums += a · b` of a 16 × 32 by a 32 × 8 matrix of bytes, in i32 that wraps;
+    /// fragments as `mma.m16n8k32` has them. All lanes of the warp.
+    pub fn multiply_bytes(
+        &mut self,
+        types: (Byte, Byte),
+        sums: [Reg<B32>; 4],
+        a: [Reg<B32>; 4],
+        b: [Reg<B32>; 2],
+    ) {
+        let (sums, a, b) = (list(&sums), list(&a), list(&b));
+        let (ta, tb) = (types.0.name(), types.1.name());
+        self.line(format_args!(
+            "mma.sync.aligned.m16n8k32.row.col.s32.{ta}.{tb}.s32 {sums}, {a}, {b}, {sums}"
+        ));
+    }
+}
+
+/// Copies to shared memory that a thread does not wait for.
+impl Kernel {
+    /// Starts copying 16 bytes from global memory, of which the first `bytes` are read and
+    /// the others zeros. Both addresses are multiples of 16.
+    pub fn copy_async(
+        &mut self,
+        to: Reg<B32>,
+        offset: i64,
+        from: Reg<super::B64>,
+        bytes: Reg<B32>,
+    ) {
+        self.line(format_args!(
+            "cp.async.cg.shared.global [{to}+{offset}], [{from}], 16, {bytes}"
+        ));
+    }
+
+    /// Ends a group of copies.
+    pub fn end_copies(&mut self) {
+        self.line(format_args!("cp.async.commit_group"));
+    }
+
+    /// Waits until at most `groups` groups of the thread's copies are under way.
+    pub fn wait_copies(&mut self, groups: u32) {
+        self.line(format_args!("cp.async.wait_group {groups}"));
+    }
+
+    /// As [`Kernel::load_matrices`], each matrix turned: the lane gets the elements of
+    /// column `l / 4` of rows `2·(l % 4)` and the next.
+    pub fn load_matrices_turned(&mut self, at: Reg<B32>, offset: i64) -> [Reg<B32>; 4] {
+        let to = [self.reg(), self.reg(), self.reg(), self.reg()];
+        let names = list(&to);
+        self.line(format_args!(
+            "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {names}, [{at}+{offset}]"
+        ));
+        to
+    }
+
+    /// Two f32 rounded to halves of a word, `low` below `high`.
+    pub fn pack_halves(&mut self, t: Half, low: Reg<F32>, high: Reg<F32>) -> Reg<B32> {
+        let to = self.reg();
+        let t = t.name();
+        self.line(format_args!("cvt.rn.{t}x2.f32 {to}, {high}, {low}"));
+        to
+    }
+}

@@ -1,0 +1,161 @@
+//! Contractions as sums of products.
+
+use super::gemm::{self, Source, coordinates};
+use super::nest::divide;
+use super::{GpuKernel, dim, halves, tail, words};
+use crate::Size;
+use crate::lower::ExprCx;
+use crate::matmul::{Columns, MatMulSpec, advance};
+use kiln_codegen::{Emitter, GpuTarget, Val};
+use kiln_ir::{DType, Dim};
+
+pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> GpuKernel {
+    let axes = spec.batch.iter().copied().chain([spec.m, spec.n]).collect();
+    let out = (&spec.out, spec.value);
+    let nest = tail::nest(&spec.exprs, &spec.args, spec.params, axes, out);
+    if let Some(half) = halves::serves(spec) {
+        return halves::emit(spec, half, &nest, name, target);
+    }
+    match words::serves(spec) {
+        Some(of) => words::emit(spec, of, &nest, name, target),
+        None => gemm::emit(spec, &nest, name, target),
+    }
+}
+
+impl MatMulSpec {
+    fn batch_extents(&self, e: &mut Emitter, cx: &ExprCx) -> Vec<Val> {
+        self.batch.iter().map(|&s| cx.size(e, s)).collect()
+    }
+
+    /// The coordinates of a row: of each batch axis, then m.
+    fn row_point(&self, e: &mut Emitter, cx: &ExprCx, batch: Val, row: Val) -> Vec<Val> {
+        let extents = self.batch_extents(e, cx);
+        if !self.shared() {
+            let mut point = coordinates(e, batch, &extents);
+            point.push(row);
+            return point;
+        }
+        if extents.is_empty() {
+            return vec![row];
+        }
+        let m = cx.size(e, self.m);
+        let (rest, m) = divide(e, row, m, self.m.as_const());
+        let mut point = coordinates(e, rest, &extents);
+        point.push(m);
+        point
+    }
+}
+
+impl Source for MatMulSpec {
+    fn types(&self) -> [DType; 3] {
+        [self.args[0], self.args[1], self.acc]
+    }
+
+    fn dims(&self) -> [Dim; 4] {
+        let batch = self.batch.iter().fold(Dim::ONE, |n, &s| n * dim(s));
+        let [m, n, k] = [self.m, self.n, self.k].map(dim);
+        match self.shared() {
+            true => [batch * m, n, k, Dim::ONE],
+            false => [m, n, k, batch],
+        }
+    }
+
+    fn extents(&self, e: &mut Emitter, cx: &ExprCx) -> [Val; 4] {
+        let one = e.i64(1);
+        let batch = self.batch_extents(e, cx);
+        let batch = batch.iter().fold(one, |n, &s| e.mul(n, s));
+        let [m, n, k] = [self.m, self.n, self.k].map(|s| cx.size(e, s));
+        match self.shared() {
+            true => [e.mul(batch, m), n, k, one],
+            false => [m, n, k, batch],
+        }
+    }
+
+    fn width(&self) -> i64 {
+        1
+    }
+
+    fn row(&self, e: &mut Emitter, cx: &ExprCx, batch: Val, row: Val) -> Vec<Val> {
+        let zero = e.i64(0);
+        let at = self.row_point(e, cx, batch, row);
+        let offset = (at.iter().zip(&self.a)).fold(zero, |sum, (&c, &s)| advance(e, cx, sum, c, s));
+        vec![offset]
+    }
+
+    fn product(&self, e: &mut Emitter, cx: &ExprCx, k: Val) -> Vec<Val> {
+        let zero = e.i64(0);
+        vec![advance(e, cx, zero, k, self.a[self.batch.len() + 1])]
+    }
+
+    fn a(
+        &self,
+        e: &mut Emitter,
+        _: &ExprCx,
+        _: Val,
+        row: &[Val],
+        product: &[Val],
+    ) -> (Val, Option<Val>) {
+        (e.add(row[0], product[0]), None)
+    }
+
+    fn around(&self, _: &mut Emitter, _: &ExprCx) -> Option<Val> {
+        None
+    }
+
+    fn b(&self, e: &mut Emitter, cx: &ExprCx, batch: Val, k: Val, column: Val) -> Val {
+        let mut base = e.i64(0);
+        if !self.shared() {
+            let extents = self.batch_extents(e, cx);
+            let at = coordinates(e, batch, &extents);
+            for (&c, &s) in at.iter().zip(&self.b_batch) {
+                base = advance(e, cx, base, c, s);
+            }
+        }
+        let group = match (&self.b, self.words()) {
+            (Columns::Strided { row, column: step }, _) => {
+                let at = advance(e, cx, base, k, *row);
+                return advance(e, cx, at, column, *step);
+            }
+            (Columns::Grouped, Some(words)) => words.group(),
+            (Columns::Grouped | Columns::Packed, _) => 1,
+        };
+        let all = cx.size(e, self.k);
+        let at = panel_offset(e, (k, all), column, (self.nr, group));
+        e.add(base, at)
+    }
+
+    fn turned(&self) -> [bool; 2] {
+        let b =
+            matches!(self.b, Columns::Strided { row: Size::ONE, column } if column != Size::ONE);
+        [self.a[self.batch.len()] == Size::ONE, b]
+    }
+
+    fn point(&self, e: &mut Emitter, cx: &ExprCx, batch: Val, row: Val, column: Val) -> Vec<Val> {
+        let mut point = self.row_point(e, cx, batch, row);
+        point.push(column);
+        point
+    }
+}
+
+/// The element of product `k` of `all` and a column in panels `[n/nr][k/group][nr][group]`.
+pub(super) fn panel_offset(
+    e: &mut Emitter,
+    (k, all): (Val, Val),
+    column: Val,
+    (nr, group): (i64, i64),
+) -> Val {
+    let nr = e.i64(nr);
+    let panel = e.op2("arith.divui", column, nr);
+    let within = e.op2("arith.remui", column, nr);
+    let (less, size) = (e.i64(group - 1), e.i64(group));
+    let up = e.add(all, less);
+    let groups = e.op2("arith.divui", up, size);
+    let of = e.op2("arith.divui", k, size);
+    let part = e.op2("arith.remui", k, size);
+    let row = e.mul(panel, groups);
+    let row = e.add(row, of);
+    let at = e.mul(row, nr);
+    let at = e.add(at, within);
+    let at = e.mul(at, size);
+    e.add(at, part)
+}

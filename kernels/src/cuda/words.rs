@@ -1,0 +1,523 @@
+//! Contractions on tensor cores by `mma.sync`: of bf16 with sums in f32, of bytes with
+//! sums in i32.
+//!
+//! A word of 32 bits holds two bf16 or four bytes that are neighbours along k, in A as it
+//! lies and in B as it is packed, and the instructions' fragments are the same in words:
+//! so one kernel serves both. A block of 256 threads computes 128 × 128 sums, a warp 64 ×
+//! 32. Parts of [`DEPTH`] words are read into registers while the parts before them are
+//! multiplied, and go to shared memory (two parts, one barrier each), whose rows start on
+//! other banks: A's fragments come by `ldmatrix`, B's by plain loads. The epilogue reads
+//! the sums from shared memory.
+
+use super::gemm::{Shown, Source, store};
+use super::nest::{divide, long};
+use super::{GpuKernel, Ports, entry, tail};
+use crate::LoopNest;
+use crate::lower::ExprCx;
+use crate::matmul::{Columns, MatMulSpec, Words};
+use kiln_codegen::emit::Cmp;
+use kiln_codegen::ptx::{B32, Byte, F32, Half, Reg, Space};
+use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
+use kiln_ir::{DType, Dim};
+
+/// Threads of a block: 2 × 4 warps.
+const THREADS: i64 = 256;
+
+/// Rows and columns of a block.
+const ROWS: i64 = 128;
+const COLUMNS: i64 = 128;
+
+/// Rows and columns of a warp.
+const WARP_ROWS: i64 = 64;
+const WARP_COLUMNS: i64 = 32;
+
+/// Words along k between two barriers.
+const DEPTH: i64 = 16;
+
+/// Words between rows of A in shared memory, of B, and of sums.
+const A_PITCH: i64 = DEPTH + 4;
+const B_PITCH: i64 = COLUMNS + 8;
+const SUM_PITCH: i64 = COLUMNS + 4;
+
+/// Words of a part of A, and of one of B.
+const A_PART: i64 = ROWS * A_PITCH;
+const B_PART: i64 = DEPTH * B_PITCH;
+
+/// Words that an instruction multiplies along k.
+const STEP: i64 = 8;
+
+/// Words that one access moves.
+const CHUNK: i64 = 4;
+
+/// The contraction's words, if tensor cores serve it.
+pub(super) fn serves(spec: &MatMulSpec) -> Option<Words> {
+    match spec.b {
+        Columns::Grouped => spec.words(),
+        Columns::Packed | Columns::Strided { .. } => None,
+    }
+}
+
+pub(super) fn emit(
+    spec: &MatMulSpec,
+    words: Words,
+    nest: &LoopNest,
+    name: &str,
+    target: &GpuTarget,
+) -> GpuKernel {
+    let [rows, columns, _, batches] = spec.dims();
+    let (body, _) = entry(name, target, THREADS as u32, |e| {
+        Product { spec, words }.write(e, nest);
+    });
+    let parts = 2 * (A_PART + B_PART);
+    GpuKernel {
+        entry: name.to_string(),
+        body,
+        grid: [
+            batches * rows.ceil_div(&ROWS.into()),
+            columns.ceil_div(&COLUMNS.into()),
+            Dim::ONE,
+        ],
+        block: [THREADS as u32, 1, 1],
+        cluster: [1, 1, 1],
+        shared: 4 * parts.max(ROWS * SUM_PITCH) as u32,
+        scratch: Dim::ZERO,
+    }
+}
+
+struct Product<'a> {
+    spec: &'a MatMulSpec,
+    words: Words,
+}
+
+/// Where a block and a thread are.
+struct Place {
+    thread: Val,
+    batch: Val,
+    /// The block's first row, and all rows; columns likewise.
+    rows: (Val, Val),
+    columns: (Val, Val),
+    /// Products.
+    k: Val,
+    /// Whether rows of A start at multiples of 16 bytes and hold whole chunks.
+    aligned: Val,
+    /// The starts in A of the thread's rows; −1: no such row.
+    starts: Vec<Val>,
+    shared: Val,
+}
+
+/// A warp's sums: by 16 rows, then 8 columns.
+enum Sums {
+    Floats(Vec<[Reg<F32>; 4]>),
+    Ints(Vec<[Reg<B32>; 4]>),
+}
+
+impl Product<'_> {
+    /// Elements of a word.
+    fn group(&self) -> i64 {
+        self.words.group()
+    }
+
+    fn a_elem(&self) -> Elem {
+        match self.words {
+            Words::Bytes(_) => Elem::I8,
+            Words::Pairs => Elem::I16,
+        }
+    }
+
+    fn write(&self, e: &mut Emitter, nest: &LoopNest) {
+        let ports = Ports::declare(e, nest.args.len(), nest.params);
+        let cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
+        let [rows, columns, k, _] = self.spec.extents(e, &cx);
+        let thread = e.kernel_mut().thread();
+        let thread = long(e, thread);
+        let (x, y) = (e.kernel_mut().block(0), e.kernel_mut().block(1));
+        let (x, y) = (long(e, x), long(e, y));
+        let (less, high, wide) = (e.i64(ROWS - 1), e.i64(ROWS), e.i64(COLUMNS));
+        let up = e.add(rows, less);
+        let blocks = e.op2("arith.divui", up, high);
+        let (batch, block) = divide(e, x, blocks, None);
+        let first = e.mul(block, high);
+        let shared = e.kernel_mut().dynamic_shared();
+        let mut p = Place {
+            thread,
+            batch,
+            rows: (first, rows),
+            columns: (e.mul(y, wide), columns),
+            k,
+            aligned: self.aligned(e, &cx, k),
+            starts: vec![],
+            shared: e.from_word(shared, Elem::Ptr),
+        };
+        p.starts = self.starts(e, &cx, &p);
+        let sums = self.sums(e, &cx, &p);
+        self.share(e, &p, &sums);
+        e.kernel_mut().barrier();
+        self.finish(e, nest, cx, &p);
+    }
+
+    /// Whether all that A's rows start at is a multiple of 16 bytes.
+    fn aligned(&self, e: &mut Emitter, cx: &ExprCx, k: Val) -> Val {
+        let size = e.i64(i64::from(self.a_elem().bits() / 8));
+        let r = e.long(cx.args[0]);
+        let mut bits = e.from_long(r, Elem::I64);
+        let rank = self.spec.batch.len();
+        let strides: Vec<Val> = (self.spec.a[..=rank].iter())
+            .map(|&s| cx.size(e, s))
+            .collect();
+        for x in strides.into_iter().chain([k]) {
+            let bytes = e.mul(x, size);
+            bits = e.op2("arith.ori", bits, bytes);
+        }
+        let (mask, zero) = (e.i64(15), e.i64(0));
+        let low = e.op2("arith.andi", bits, mask);
+        e.cmp(Cmp::Eq, low, zero, false)
+    }
+
+    /// Row and chunk of the thread's chunk `j` of a part of A.
+    fn a_chunk(&self, e: &mut Emitter, thread: Val, j: i64) -> (Val, Val) {
+        let per_row = e.i64(DEPTH / CHUNK);
+        let row = e.op2("arith.divui", thread, per_row);
+        let skip = e.i64(j * THREADS * CHUNK / DEPTH);
+        (e.add(row, skip), e.op2("arith.remui", thread, per_row))
+    }
+
+    /// Product (in words) and chunk of columns of the thread's chunk `j` of a part of B.
+    fn b_chunk(&self, e: &mut Emitter, thread: Val, j: i64) -> (Val, Val) {
+        let per_row = e.i64(COLUMNS / CHUNK);
+        let row = e.op2("arith.divui", thread, per_row);
+        let skip = e.i64(j * THREADS * CHUNK / COLUMNS);
+        (e.add(row, skip), e.op2("arith.remui", thread, per_row))
+    }
+
+    fn starts(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) -> Vec<Val> {
+        (0..A_CHUNKS)
+            .map(|j| {
+                let (row, _) = self.a_chunk(e, p.thread, j);
+                let row = e.add(p.rows.0, row);
+                let exists = e.cmp(Cmp::Lt, row, p.rows.1, false);
+                let at = self.spec.row(e, cx, p.batch, row)[0];
+                let none = e.i64(-1);
+                e.select(exists, at, none)
+            })
+            .collect()
+    }
+
+    /// The thread's words of the parts from word `k0` on, chunk by chunk.
+    fn read(&self, e: &mut Emitter, cx: &ExprCx, p: &Place, k0: Val) -> [Vec<Val>; 2] {
+        let word = Ty::scalar(Elem::I32);
+        let (zero, group) = (e.i64(0), e.i64(self.group()));
+        let mut a = vec![];
+        for (j, &start) in (0..).zip(&p.starts) {
+            let (_, chunk) = self.a_chunk(e, p.thread, j);
+            let four = e.i64(CHUNK);
+            let at = e.mul(chunk, four);
+            let at = e.add(k0, at);
+            let k = e.mul(at, group);
+            let row_is = e.cmp(Cmp::Ge, start, zero, false);
+            let k_is = e.cmp(Cmp::Lt, k, p.k, false);
+            let exists = e.op2("arith.andi", row_is, k_is);
+            let from = e.add(start, k);
+            let words = e.either(
+                p.aligned,
+                &[word; CHUNK as usize],
+                &mut (),
+                |e, ()| {
+                    let from = e.offset(cx.args[0], from, self.a_elem());
+                    load_chunk(e, from, exists)
+                },
+                |e, ()| self.words_apart(e, cx, (from, k, p.k), exists),
+            );
+            a.extend(words);
+        }
+        let mut b = vec![];
+        let (less, nr) = (e.i64(self.group() - 1), e.i64(self.spec.nr));
+        let up = e.add(p.k, less);
+        let deep = e.op2("arith.divui", up, group);
+        for j in 0..B_CHUNKS {
+            let (k, chunk) = self.b_chunk(e, p.thread, j);
+            let k = e.add(k0, k);
+            let four = e.i64(CHUNK);
+            let column = e.mul(chunk, four);
+            let column = e.add(p.columns.0, column);
+            let column_is = e.cmp(Cmp::Lt, column, p.columns.1, false);
+            let k_is = e.cmp(Cmp::Lt, k, deep, false);
+            let exists = e.op2("arith.andi", column_is, k_is);
+            // A chunk lies in one panel, whose columns beyond the last are zeros.
+            let panel = e.op2("arith.divui", column, nr);
+            let within = e.op2("arith.remui", column, nr);
+            let row = e.mul(panel, deep);
+            let row = e.add(row, k);
+            let at = e.mul(row, nr);
+            let at = e.add(at, within);
+            let base = self.b_base(e, cx, p);
+            let from = e.offset(base, at, Elem::I32);
+            b.extend(load_chunk(e, from, exists));
+        }
+        [a, b]
+    }
+
+    /// B of the block's batch.
+    fn b_base(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) -> Val {
+        let zero = e.i64(0);
+        let at = match self.spec.shared() {
+            true => zero,
+            // The offset of the batch's first element.
+            false => self.spec.b(e, cx, p.batch, zero, zero),
+        };
+        e.offset(cx.args[1], at, self.a_elem())
+    }
+
+    /// Words of A element by element.
+    fn words_apart(
+        &self,
+        e: &mut Emitter,
+        cx: &ExprCx,
+        (from, k, all): (Val, Val, Val),
+        exists: Val,
+    ) -> Vec<Val> {
+        let bits = self.a_elem().bits();
+        (0..CHUNK)
+            .map(|w| {
+                let mut word = e.int(Ty::scalar(Elem::I32), 0);
+                for part in 0..self.group() {
+                    let skip = e.i64(w * self.group() + part);
+                    let at = e.add(k, skip);
+                    let k_is = e.cmp(Cmp::Lt, at, all, false);
+                    let there = e.op2("arith.andi", exists, k_is);
+                    let at = e.add(from, skip);
+                    let at = e.offset(cx.args[0], at, self.a_elem());
+                    let x = e.load_where(there, at, Ty::scalar(self.a_elem()));
+                    let x = e.cast(x, Elem::I32, true, true);
+                    let by = e.int(Ty::scalar(Elem::I32), part * i64::from(bits));
+                    let x = e.op2("arith.shli", x, by);
+                    word = e.op2("arith.ori", word, x);
+                }
+                word
+            })
+            .collect()
+    }
+
+    /// Writes what was read to shared memory.
+    fn keep(&self, e: &mut Emitter, p: &Place, read: &[Vec<Val>; 2], buffer: Val) {
+        let part = e.i64(A_PART + B_PART);
+        let start = e.mul(buffer, part);
+        for (j, words) in (0..).zip(read[0].chunks(CHUNK as usize)) {
+            let (row, chunk) = self.a_chunk(e, p.thread, j);
+            put_chunk(e, p, start, (row, A_PITCH), chunk, words);
+        }
+        let behind = e.i64(A_PART);
+        let start = e.add(start, behind);
+        for (j, words) in (0..).zip(read[1].chunks(CHUNK as usize)) {
+            let (row, chunk) = self.b_chunk(e, p.thread, j);
+            put_chunk(e, p, start, (row, B_PITCH), chunk, words);
+        }
+    }
+
+    fn sums(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) -> Sums {
+        let tiles = (WARP_ROWS / 16 * WARP_COLUMNS / 8) as usize;
+        let sums = match self.words {
+            Words::Pairs => Sums::Floats(
+                (0..tiles)
+                    .map(|_| std::array::from_fn(|_| e.kernel_mut().mov(0.0f32)))
+                    .collect(),
+            ),
+            Words::Bytes(_) => Sums::Ints(
+                (0..tiles)
+                    .map(|_| std::array::from_fn(|_| e.kernel_mut().mov(0i32)))
+                    .collect(),
+            ),
+        };
+        let (none, one, depth) = (e.i64(0), e.i64(1), e.i64(DEPTH));
+        let (less, group) = (e.i64(self.group() - 1), e.i64(self.group()));
+        let up = e.add(p.k, less);
+        let deep = e.op2("arith.divui", up, group);
+        let (row, _) = corner(e, p.thread);
+        let lowest = e.add(p.rows.0, row);
+        // Warps whose rows do not exist only help to read.
+        let works = e.cmp(Cmp::Lt, lowest, p.rows.1, false);
+        let buffer = e.variables(&[none])[0];
+        // The turn before the first product only reads, so that the text reads once.
+        let before = e.i64(-DEPTH);
+        e.for_loop(before, deep, depth, &[], |e, k0, _| {
+            let k1 = e.add(k0, depth);
+            let next = self.read(e, cx, p, k1);
+            let begun = e.cmp(Cmp::Ge, k0, none, false);
+            let multiplies = e.op2("arith.andi", works, begun);
+            e.if_then(multiplies, |e| self.multiply(e, p, buffer, &sums));
+            let other = e.sub(one, buffer);
+            self.keep(e, p, &next, other);
+            e.assign(&[buffer], &[other]);
+            e.kernel_mut().barrier();
+            vec![]
+        });
+        sums
+    }
+
+    /// Adds the products of the parts in a buffer to the warp's sums.
+    fn multiply(&self, e: &mut Emitter, p: &Place, buffer: Val, sums: &Sums) {
+        let part = e.i64(A_PART + B_PART);
+        let start = e.mul(buffer, part);
+        let (row, column) = corner(e, p.thread);
+        let lane = lane(e);
+        // Lane `l` gives row `l % 16` of 16, at its first or second four words.
+        let (sixteen, four) = (e.i64(16), e.i64(CHUNK));
+        let in_rows = e.op2("arith.remui", lane, sixteen);
+        let half = e.op2("arith.divui", lane, sixteen);
+        let r = e.add(row, in_rows);
+        let pitch = e.i64(A_PITCH);
+        let at = e.mul(r, pitch);
+        let at = e.add(at, start);
+        let skip = e.mul(half, four);
+        let at = e.add(at, skip);
+        let a0 = e.offset(p.shared, at, Elem::I32);
+        let a0 = e.word(a0);
+        // And has word `l % 4` of column `l / 4` of 8.
+        let t = e.op2("arith.remui", lane, four);
+        let g = e.op2("arith.divui", lane, four);
+        let pitch = e.i64(B_PITCH);
+        let at = e.mul(t, pitch);
+        let at = e.add(at, g);
+        let at = e.add(at, column);
+        let at = e.add(at, start);
+        let behind = e.i64(A_PART);
+        let at = e.add(at, behind);
+        let b0 = e.offset(p.shared, at, Elem::I32);
+        let b0 = e.word(b0);
+        let k = e.kernel_mut();
+        for step in 0..DEPTH / STEP {
+            let b: Vec<[Reg<B32>; 2]> = (0..WARP_COLUMNS / 8)
+                .map(|j| {
+                    [0, CHUNK].map(|half| {
+                        let skip = 4 * ((step * STEP + half) * B_PITCH + 8 * j);
+                        k.load::<B32, B32>(Space::Shared, b0, skip, 1)[0]
+                    })
+                })
+                .collect();
+            for i in 0..WARP_ROWS / 16 {
+                let a = k.load_matrices(a0, 4 * (16 * i * A_PITCH + step * STEP));
+                for (j, &b) in b.iter().enumerate() {
+                    let at = (i * WARP_COLUMNS / 8) as usize + j;
+                    match (sums, self.words) {
+                        (Sums::Floats(s), _) => k.multiply_halves(Half::Bf16, s[at], a, b),
+                        (Sums::Ints(s), Words::Bytes(signs)) => {
+                            let types = (byte(signs.a), byte(signs.b));
+                            k.multiply_bytes(types, s[at], a, b);
+                        }
+                        (Sums::Ints(_), Words::Pairs) => unreachable!("pairs have floats' sums"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes the warp's sums to shared memory, `[row][column]`.
+    fn share(&self, e: &mut Emitter, p: &Place, sums: &Sums) {
+        let (row, column) = corner(e, p.thread);
+        let lane = lane(e);
+        let (four, two) = (e.i64(4), e.i64(2));
+        let t = e.op2("arith.remui", lane, four);
+        let g = e.op2("arith.divui", lane, four);
+        let r = e.add(row, g);
+        let pitch = e.i64(SUM_PITCH);
+        let at = e.mul(r, pitch);
+        let c = e.mul(t, two);
+        let c = e.add(column, c);
+        let at = e.add(at, c);
+        let to = e.offset(p.shared, at, Elem::I32);
+        let to = e.word(to);
+        let k = e.kernel_mut();
+        for i in 0..WARP_ROWS / 16 {
+            for j in 0..WARP_COLUMNS / 8 {
+                let at = (i * WARP_COLUMNS / 8 + j) as usize;
+                for half in 0..2 {
+                    let skip = 4 * ((16 * i + 8 * half) * SUM_PITCH + 8 * j);
+                    let h = 2 * half as usize;
+                    match sums {
+                        Sums::Floats(s) => k.store(Space::Shared, to, skip, &s[at][h..h + 2]),
+                        Sums::Ints(s) => k.store(Space::Shared, to, skip, &s[at][h..h + 2]),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The epilogue, neighbours along a row together.
+    fn finish(&self, e: &mut Emitter, nest: &LoopNest, cx: ExprCx, p: &Place) {
+        let elem = match self.words {
+            Words::Bytes(_) => Elem::I32,
+            Words::Pairs => Elem::F32,
+        };
+        let run = tail::run(nest, CHUNK as u32);
+        let mut tail = tail::emitter(e, nest, cx);
+        let width = COLUMNS / i64::from(run);
+        let (threads, all) = (e.i64(THREADS), e.i64(ROWS * width));
+        e.for_loop(p.thread, all, threads, &[], |e, i, _| {
+            let width = e.i64(width);
+            let r = e.op2("arith.divui", i, width);
+            let c = e.op2("arith.remui", i, width);
+            let step = e.i64(i64::from(run));
+            let c = e.mul(c, step);
+            let sums = Shown {
+                at: p.shared,
+                pitch: SUM_PITCH,
+                elem,
+                run,
+            };
+            let within = [(p.rows, r), (p.columns, c)];
+            store(&mut tail, e, self.spec, p.batch, within, &sums);
+            vec![]
+        });
+    }
+}
+
+/// Chunks of a part of A that a thread reads, and of one of B.
+const A_CHUNKS: i64 = ROWS * DEPTH / CHUNK / THREADS;
+const B_CHUNKS: i64 = DEPTH * COLUMNS / CHUNK / THREADS;
+
+fn byte(t: DType) -> Byte {
+    match t {
+        DType::U8 => Byte::Unsigned,
+        _ => Byte::Signed,
+    }
+}
+
+fn lane(e: &mut Emitter) -> Val {
+    let lane = e.kernel_mut().lane();
+    long(e, lane)
+}
+
+/// The first row and column of the thread's warp in the block.
+fn corner(e: &mut Emitter, thread: Val) -> (Val, Val) {
+    let (size, across) = (e.i64(32), e.i64(COLUMNS / WARP_COLUMNS));
+    let warp = e.op2("arith.divui", thread, size);
+    let (rows, columns) = (e.i64(WARP_ROWS), e.i64(WARP_COLUMNS));
+    let row = e.op2("arith.divui", warp, across);
+    let column = e.op2("arith.remui", warp, across);
+    (e.mul(row, rows), e.mul(column, columns))
+}
+
+/// A chunk of words where it exists; zeros elsewhere.
+fn load_chunk(e: &mut Emitter, from: Val, exists: Val) -> Vec<Val> {
+    let (p, at) = (e.pred(exists), e.long(from));
+    let k = e.kernel_mut();
+    let to: Vec<Reg<B32>> = (0..CHUNK).map(|_| k.mov(0i32)).collect();
+    k.guarded(p, |k| k.load_to(Space::Global, at, 0, &to));
+    to.into_iter().map(|r| e.from_word(r, Elem::I32)).collect()
+}
+
+fn put_chunk(
+    e: &mut Emitter,
+    p: &Place,
+    start: Val,
+    (row, pitch): (Val, i64),
+    chunk: Val,
+    words: &[Val],
+) {
+    let (pitch, four) = (e.i64(pitch), e.i64(CHUNK));
+    let at = e.mul(row, pitch);
+    let skip = e.mul(chunk, four);
+    let at = e.add(at, skip);
+    let at = e.add(at, start);
+    let to = e.offset(p.shared, at, Elem::I32);
+    e.store_few(words, to);
+}

@@ -1,0 +1,121 @@
+//! The same kernels as PTX, on the interpreter.
+
+use kiln_codegen::GpuTarget;
+use kiln_ir::{Binding, Dim};
+use kiln_kernels::KernelSpec;
+use kiln_kernels::cuda::{self, GpuKernel, STATUS_BYTES};
+use kiln_runtime::sim::{Launch, Memory, Module, Window, launch};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A module of kernels on the interpreter.
+pub struct Gpu {
+    kernels: Vec<GpuKernel>,
+    refused: BTreeSet<String>,
+    module: Module,
+}
+
+/// Writes the kernels for every target, to be assembled.
+fn write_all(all: &[(String, KernelSpec)], folder: &Path) {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    for target in GpuTarget::all() {
+        let one = |(symbol, spec): &(String, KernelSpec)| cuda::emit(spec, symbol, &target).ok();
+        let kernels: Vec<GpuKernel> = all.iter().filter_map(one).collect();
+        let path = folder.join(format!("module{n}.{}.ptx", target.name));
+        std::fs::write(path, cuda::module(&kernels, &target)).unwrap();
+    }
+}
+
+impl Gpu {
+    /// Every kernel that there is for a GPU.
+    pub fn new(all: &[(String, KernelSpec)]) -> Gpu {
+        let name = std::env::var("KILN_TEST_GPU").unwrap_or("sm_80".into());
+        let target = GpuTarget::named(&name).expect("a target");
+        let (mut kernels, mut refused) = (vec![], BTreeSet::new());
+        for (symbol, spec) in all {
+            match cuda::emit(spec, symbol, &target) {
+                Ok(kernel) => kernels.push(kernel),
+                Err(_) => {
+                    refused.insert(symbol.clone());
+                }
+            }
+        }
+        let text = cuda::module(&kernels, &target);
+        if let Some(folder) = std::env::var_os("KILN_TEST_PTX") {
+            write_all(all, Path::new(&folder));
+        }
+        let module = Module::parse(&text).unwrap_or_else(|e| panic!("{e}"));
+        Gpu {
+            kernels,
+            refused,
+            module,
+        }
+    }
+
+    /// Whether this kernel has no form for a GPU.
+    pub fn refuses(&self, symbol: &str) -> bool {
+        self.refused.contains(symbol)
+    }
+
+    /// Runs a kernel over its buffers; gives the status.
+    pub fn run(
+        &self,
+        symbol: &str,
+        spec: &KernelSpec,
+        buffers: &mut [Vec<u8>],
+        params: &[i64],
+    ) -> i32 {
+        let kernel = self.kernels.iter().find(|k| k.entry == symbol);
+        let kernel = kernel.expect("a kernel of this name");
+        let names = (0..).map(|i| format!("p{i}").into());
+        let binding: Binding = names.zip(params.iter().copied()).collect();
+        let size = |d: &Dim| d.eval(&binding).expect("a size of the parameters");
+        let grid = [0, 1, 2].map(|i| size(&kernel.grid[i]) as u32);
+        if grid.contains(&0) {
+            return 0;
+        }
+        let mut memory = Memory::new();
+        let mut windows = vec![];
+        let mut block = |bytes: Option<&[u8]>, len: usize, memory: &mut Memory| {
+            let at = memory.alloc(len.max(1));
+            if let Some(bytes) = bytes {
+                memory.write(at, bytes).unwrap();
+            }
+            windows.push(Window {
+                start: at,
+                len: len as u64,
+                writable: true,
+            });
+            at
+        };
+        let places: Vec<u64> = buffers
+            .iter()
+            .map(|b| block(Some(b), b.len(), &mut memory))
+            .collect();
+        let status = block(Some(&[0; STATUS_BYTES]), STATUS_BYTES, &mut memory);
+        let scratch = block(None, size(&kernel.scratch) as usize, &mut memory);
+        let words = (places.iter().copied().chain([status, scratch]))
+            .chain(params.iter().map(|&p| p as u64));
+        let words: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        let how = Launch {
+            grid,
+            block: kernel.block,
+            cluster: kernel.cluster,
+            shared: kernel.shared,
+            windows,
+            ..Launch::default()
+        };
+        let entry = self.module.kernel(symbol).expect("an entry of this name");
+        if let Err(fault) = launch(&self.module, &mut memory, entry, &how, &words) {
+            panic!("{symbol}: {fault}\n{spec:?}");
+        }
+        for (b, &at) in buffers.iter_mut().zip(&places) {
+            memory.read(at, b).unwrap();
+        }
+        let mut code = [0; 4];
+        memory.read(status, &mut code).unwrap();
+        i32::from_le_bytes(code)
+    }
+}

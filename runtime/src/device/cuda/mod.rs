@@ -1,0 +1,552 @@
+//! NVIDIA GPUs through the driver's interface alone: no toolkit is needed, neither to
+//! build nor to run. A device has the GPU's primary context, which all of a process
+//! share, and a stream, a module and memory of its own.
+
+mod driver;
+mod staging;
+
+use super::{Device, Facts, GraphId, KernelId, Launch, Mark};
+use crate::error::{Error, Result};
+use crate::gpu::ptx_version;
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
+use driver::{check, describe, failed, no_device};
+use staging::Staging;
+use std::collections::BTreeSet;
+use std::ffi::{CString, c_void};
+use std::ptr::null_mut;
+
+/// Dynamic shared memory that needs no permission, in bytes.
+const PLAIN_SHARED: u32 = 48 << 10;
+/// Bytes of the log of a module that is refused.
+const LOG: usize = 16 << 10;
+/// Launch parameters given as one block of bytes (`CU_LAUNCH_PARAM_*` of `cuda.h`).
+const PARAM_END: *mut c_void = null_mut();
+const PARAM_POINTER: usize = 1;
+const PARAM_SIZE: usize = 2;
+
+/// A GPU that the driver has.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Gpu {
+    /// Its number, for `--device cuda:N`.
+    pub number: u32,
+    /// Its name.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Bytes of its memory.
+    pub memory: usize,
+}
+
+/// The driver's CUDA version, major and minor, and the GPUs that it has; an error that
+/// says what is missing.
+pub fn gpus() -> Result<((u32, u32), Vec<Gpu>)> {
+    let version = driver::version()?;
+    let all = (0..count()?).map(|number| Ok(facts(number)?.1));
+    Ok((version, all.collect::<Result<_>>()?))
+}
+
+fn count() -> Result<u32> {
+    let mut count = 0;
+    // SAFETY: the place outlives the call.
+    check(
+        unsafe { sys::cuDeviceGetCount(&mut count) },
+        "counting devices",
+    )?;
+    Ok(count.max(0) as u32)
+}
+
+fn facts(number: u32) -> Result<(sys::CUdevice, Gpu)> {
+    let mut device = 0;
+    let mut name = [0u8; 256];
+    let mut memory = 0;
+    // SAFETY: the places outlive the calls; the name's length leaves room for its end.
+    unsafe {
+        check(
+            sys::cuDeviceGet(&mut device, number as i32),
+            "opening the device",
+        )?;
+        let room = name.len() as i32 - 1;
+        let read = sys::cuDeviceGetName(name.as_mut_ptr().cast(), room, device);
+        check(read, "reading the device's name")?;
+        let read = sys::cuDeviceTotalMem_v2(&mut memory, device);
+        check(read, "reading the device's memory")?;
+    }
+    let major = attribute(
+        device,
+        Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+    )?;
+    let minor = attribute(
+        device,
+        Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+    )?;
+    let end = name.iter().position(|&b| b == 0).unwrap_or(name.len());
+    let gpu = Gpu {
+        number,
+        name: String::from_utf8_lossy(&name[..end]).into_owned(),
+        capability: (major, minor),
+        memory,
+    };
+    Ok((device, gpu))
+}
+
+fn attribute(device: sys::CUdevice, which: Attribute) -> Result<u32> {
+    let mut value = 0;
+    // SAFETY: the place outlives the call.
+    check(
+        unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) },
+        "reading an attribute of the device",
+    )?;
+    Ok(value.max(0) as u32)
+}
+
+/// A GPU in use by one session.
+pub(super) struct Cuda {
+    facts: Facts,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    module: sys::CUmodule,
+    kernels: Vec<sys::CUfunction>,
+    memory: BTreeSet<u64>,
+    /// Dynamic shared memory that a block may have, in bytes.
+    most_shared: u32,
+    staging: Option<Staging>,
+    marks: Vec<sys::CUevent>,
+    /// How many of the marks are in use.
+    marked: usize,
+    graphs: Vec<sys::CUgraphExec>,
+}
+
+// SAFETY: the driver's handles may be used by any thread that has made their context its
+// current one, which every method does first.
+unsafe impl Send for Cuda {}
+
+impl Cuda {
+    /// Opens the GPU of a number: K0801 without a driver, K0803 without such a GPU.
+    pub(super) fn open(number: u32) -> Result<Cuda> {
+        let version = driver::version()?;
+        let count = count()?;
+        if number >= count {
+            let have = match count {
+                1 => "one GPU, number 0".to_string(),
+                n => format!("{n} GPUs, from 0 on"),
+            };
+            return Err(no_device(format!(
+                "there is no GPU {number}: the driver has {have}"
+            )));
+        }
+        let (device, gpu) = facts(number)?;
+        let most_shared = attribute(
+            device,
+            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        )?;
+        let mut context = null_mut();
+        // SAFETY: the place outlives the call; what is retained is released in `drop`.
+        check(
+            unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) },
+            "opening the device's context",
+        )?;
+        let mut cuda = Cuda {
+            facts: Facts {
+                name: gpu.name,
+                capability: Some(gpu.capability),
+                driver: Some(version),
+            },
+            device,
+            context,
+            stream: null_mut(),
+            module: null_mut(),
+            kernels: vec![],
+            memory: BTreeSet::new(),
+            most_shared,
+            staging: None,
+            marks: vec![],
+            marked: 0,
+            graphs: vec![],
+        };
+        cuda.enter()?;
+        let kind = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: the place outlives the call.
+        check(
+            unsafe { sys::cuStreamCreate(&mut cuda.stream, kind) },
+            "making a stream",
+        )?;
+        Ok(cuda)
+    }
+
+    /// Makes the context the calling thread's.
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context is retained until `drop`.
+        check(
+            unsafe { sys::cuCtxSetCurrent(self.context) },
+            "entering the device's context",
+        )
+    }
+
+    fn release(&mut self) -> Result<()> {
+        self.enter()?;
+        self.staging = None;
+        // SAFETY: the handles are this device's own, and none is used after this.
+        unsafe {
+            sys::cuStreamSynchronize(self.stream).result().ok();
+            for graph in self.graphs.drain(..).filter(|g| !g.is_null()) {
+                sys::cuGraphExecDestroy(graph).result().ok();
+            }
+            for event in self.marks.drain(..) {
+                sys::cuEventDestroy_v2(event).result().ok();
+            }
+            for at in std::mem::take(&mut self.memory) {
+                sys::cuMemFree_v2(at).result().ok();
+            }
+            if !self.module.is_null() {
+                sys::cuModuleUnload(self.module).result().ok();
+            }
+            if !self.stream.is_null() {
+                sys::cuStreamDestroy_v2(self.stream).result().ok();
+            }
+            sys::cuDevicePrimaryCtxRelease_v2(self.device).result().ok();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // A device that is lost has nothing left to give back.
+        let _ = self.release();
+    }
+}
+
+impl Device for Cuda {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn memory(&self) -> Result<Option<(usize, usize)>> {
+        self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the places outlive the call.
+        check(
+            unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) },
+            "reading free memory",
+        )?;
+        Ok(Some((free, total)))
+    }
+
+    fn alloc(&mut self, bytes: usize) -> Result<u64> {
+        self.enter()?;
+        let mut at = 0;
+        // SAFETY: the place outlives the call; memory of no bytes is not given.
+        let code = unsafe { sys::cuMemAlloc_v2(&mut at, bytes.max(1)) };
+        if code == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let room = match self.memory()? {
+                Some((free, total)) => format!(": {free} of its {total} bytes are free"),
+                None => String::new(),
+            };
+            let name = &self.facts.name;
+            let message = format!("{name} has no memory for {bytes} more bytes{room}");
+            return Err(Error::run("K0806", message)
+                .help("give smaller inputs, or end what else uses the device"));
+        }
+        check(code, "allocating memory")?;
+        self.memory.insert(at);
+        Ok(at)
+    }
+
+    fn free(&mut self, at: u64) -> Result<()> {
+        if !self.memory.remove(&at) {
+            return Ok(());
+        }
+        self.enter()?;
+        // SAFETY: the memory is this device's; the driver waits for work that uses it.
+        check(unsafe { sys::cuMemFree_v2(at) }, "freeing memory")
+    }
+
+    fn upload(&mut self, to: u64, bytes: &[u8]) -> Result<()> {
+        self.enter()?;
+        if bytes.len() >= staging::LARGE {
+            if self.staging.is_none() {
+                self.staging = Some(Staging::new()?);
+            }
+            if let Some(staging) = &mut self.staging {
+                return staging.upload(to, bytes, self.stream);
+            }
+        }
+        // SAFETY: the bytes are read before this returns, as they are pageable.
+        check(
+            unsafe {
+                sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream)
+            },
+            "copying to the device",
+        )
+    }
+
+    fn download(&mut self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the bytes are borrowed until the stream is waited for.
+        unsafe {
+            let to = bytes.as_mut_ptr().cast();
+            let code = sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.stream);
+            check(code, "copying from the device")?;
+            check(
+                sys::cuStreamSynchronize(self.stream),
+                "waiting for the device",
+            )
+        }
+    }
+
+    fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.enter()?;
+        // SAFETY: addresses of device memory, which the driver checks.
+        check(
+            unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) },
+            "copying on the device",
+        )
+    }
+
+    fn fill(&mut self, at: u64, bytes: usize, value: u8) -> Result<()> {
+        self.enter()?;
+        // SAFETY: as above.
+        check(
+            unsafe { sys::cuMemsetD8Async(at, value, bytes, self.stream) },
+            "filling memory",
+        )
+    }
+
+    fn load(&mut self, ptx: &str) -> Result<()> {
+        self.enter()?;
+        if let (Some((ptx, needs)), Some(driver)) = (ptx_version(ptx), self.facts.driver)
+            && driver < needs
+        {
+            let message = format!(
+                "the code is PTX {}.{}, which drivers of CUDA {}.{} and later read, and this one is of CUDA {}.{}",
+                ptx.0, ptx.1, needs.0, needs.1, driver.0, driver.1
+            );
+            return Err(Error::run("K0802", message).help(
+                "install a newer driver, or compile with --target sm_80, whose PTX is the oldest",
+            ));
+        }
+        let text = CString::new(ptx).map_err(|_| {
+            Error::input("K0805", "the PTX holds a byte of 0").help("compile the model again")
+        })?;
+        let mut log = vec![0u8; LOG];
+        let mut options = [
+            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
+            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ];
+        // The size is given as the pointer's value.
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), LOG as *mut c_void];
+        // SAFETY: text, log and options outlive the call; the log's size is its own.
+        let code = unsafe {
+            sys::cuModuleLoadDataEx(
+                &mut self.module,
+                text.as_ptr().cast(),
+                options.len() as u32,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
+            )
+        };
+        if code != sys::CUresult::CUDA_SUCCESS {
+            let end = log.iter().position(|&b| b == 0).unwrap_or(log.len());
+            let log = String::from_utf8_lossy(&log[..end]);
+            let message = format!(
+                "{} refuses the PTX: {}\n{}",
+                self.facts.name,
+                describe(code),
+                log.trim()
+            );
+            return Err(Error::run("K0805", message.trim())
+                .help("a newer driver may read it; if not, this is a bug of a kernel"));
+        }
+        Ok(())
+    }
+
+    fn kernel(&mut self, name: &str, shared: u32) -> Result<KernelId> {
+        self.enter()?;
+        if shared > self.most_shared {
+            let (most, device) = (self.most_shared, &self.facts.name);
+            let message = format!(
+                "the kernel `{name}` asks for {shared} bytes of shared memory, and {device} has {most} a block"
+            );
+            return Err(Error::run("K0804", message)
+                .help("compile for the device's own target, see `kiln doctor`"));
+        }
+        let text = CString::new(name).unwrap_or_default();
+        let mut function = null_mut();
+        // SAFETY: the module is loaded, or null, which the driver refuses.
+        let code = unsafe { sys::cuModuleGetFunction(&mut function, self.module, text.as_ptr()) };
+        if code != sys::CUresult::CUDA_SUCCESS {
+            let message = format!("the artifact's PTX lacks the kernel `{name}`");
+            return Err(Error::input("K0705", message).help("compile the model again"));
+        }
+        if shared > PLAIN_SHARED {
+            let what = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of the loaded module.
+            let code = unsafe { sys::cuFuncSetAttribute(function, what, shared as i32) };
+            check(code, &format!("asking for shared memory for `{name}`"))?;
+        }
+        self.kernels.push(function);
+        Ok(KernelId(self.kernels.len() as u32 - 1))
+    }
+
+    fn launch(&mut self, l: &Launch) -> Result<Option<serde_json::Value>> {
+        self.enter()?;
+        let mut cluster = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: Default::default(),
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                    x: l.cluster[0],
+                    y: l.cluster[1],
+                    z: l.cluster[2],
+                },
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: l.grid[0],
+            gridDimY: l.grid[1],
+            gridDimZ: l.grid[2],
+            blockDimX: l.block[0],
+            blockDimY: l.block[1],
+            blockDimZ: l.block[2],
+            sharedMemBytes: l.shared,
+            hStream: self.stream,
+            attrs: &mut cluster,
+            // Devices before Hopper know no clusters.
+            numAttrs: (l.cluster != [1; 3]) as u32,
+        };
+        let mut size = l.params.len();
+        let mut extra = [
+            PARAM_POINTER as *mut c_void,
+            l.params.as_ptr().cast_mut().cast(),
+            PARAM_SIZE as *mut c_void,
+            (&raw mut size).cast(),
+            PARAM_END,
+        ];
+        let function = self.kernels[l.kernel.0 as usize];
+        // SAFETY: configuration and parameters are read before this returns.
+        let code =
+            unsafe { sys::cuLaunchKernelEx(&config, function, null_mut(), extra.as_mut_ptr()) };
+        match code {
+            sys::CUresult::CUDA_SUCCESS => Ok(None),
+            code => Err(failed(code, &format!("starting the kernel of {}", l.label))),
+        }
+    }
+
+    fn checks_windows(&self) -> bool {
+        false
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the stream is this device's.
+        check(
+            unsafe { sys::cuStreamSynchronize(self.stream) },
+            "waiting for the device",
+        )
+    }
+
+    fn mark(&mut self) -> Result<Mark> {
+        self.enter()?;
+        if self.marked == self.marks.len() {
+            let mut event = null_mut();
+            let kind = sys::CUevent_flags::CU_EVENT_DEFAULT as u32;
+            // SAFETY: the place outlives the call.
+            check(
+                unsafe { sys::cuEventCreate(&mut event, kind) },
+                "making an event",
+            )?;
+            self.marks.push(event);
+        }
+        // SAFETY: event and stream are this device's.
+        check(
+            unsafe { sys::cuEventRecord(self.marks[self.marked], self.stream) },
+            "recording an event",
+        )?;
+        self.marked += 1;
+        Ok(Mark(self.marked as u32 - 1))
+    }
+
+    fn elapsed(&mut self, from: Mark, to: Mark) -> Result<u64> {
+        self.enter()?;
+        let (from, to) = (self.marks[from.0 as usize], self.marks[to.0 as usize]);
+        let mut ms = 0.0f32;
+        // SAFETY: events of this device, both recorded.
+        unsafe {
+            check(sys::cuEventSynchronize(to), "waiting for an event")?;
+            check(
+                sys::cuEventElapsedTime(&mut ms, from, to),
+                "reading an event's time",
+            )?;
+        }
+        Ok((ms.max(0.0) as f64 * 1e6) as u64)
+    }
+
+    fn forget_marks(&mut self) {
+        self.marked = 0;
+    }
+
+    fn record(&mut self) -> Result<()> {
+        self.enter()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is this device's.
+        check(
+            unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) },
+            "recording a graph",
+        )
+    }
+
+    fn recorded(&mut self) -> Result<GraphId> {
+        self.enter()?;
+        let (mut graph, mut exec) = (null_mut(), null_mut());
+        // SAFETY: the stream records; the graph is not used after it was instantiated.
+        unsafe {
+            check(
+                sys::cuStreamEndCapture(self.stream, &mut graph),
+                "recording a graph",
+            )?;
+            let code = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0);
+            sys::cuGraphDestroy(graph).result().ok();
+            check(code, "instantiating a graph")?;
+        }
+        // Places of forgotten graphs are used again.
+        let free = self.graphs.iter().position(|g| g.is_null());
+        let place = free.unwrap_or(self.graphs.len());
+        match self.graphs.get_mut(place) {
+            Some(slot) => *slot = exec,
+            None => self.graphs.push(exec),
+        }
+        Ok(GraphId(place as u32))
+    }
+
+    fn abandon(&mut self) {
+        if self.enter().is_err() {
+            return;
+        }
+        let mut graph = null_mut();
+        // SAFETY: ending what does not record is refused, which changes nothing.
+        unsafe {
+            let ended = sys::cuStreamEndCapture(self.stream, &mut graph);
+            if ended == sys::CUresult::CUDA_SUCCESS && !graph.is_null() {
+                sys::cuGraphDestroy(graph).result().ok();
+            }
+        }
+    }
+
+    fn replay(&mut self, graph: &GraphId) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the graph was recorded by this device and not forgotten.
+        check(
+            unsafe { sys::cuGraphLaunch(self.graphs[graph.0 as usize], self.stream) },
+            "starting a graph",
+        )
+    }
+
+    fn forget(&mut self, graph: GraphId) {
+        let exec = std::mem::replace(&mut self.graphs[graph.0 as usize], null_mut());
+        if self.enter().is_ok() {
+            // SAFETY: the handle is used no more; work in flight finishes.
+            unsafe { sys::cuGraphExecDestroy(exec).result().ok() };
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Memory on a device: pieces that grow and stay, and what a run will need.
+
+use super::super::layout::Layout;
+use super::super::{Model, Ready, launch};
+use super::{OnDevice, Spaces};
+use crate::error::{Error, Result};
+use crate::plan::{Entry, Place};
+use kiln_ir::Binding;
+
+/// A piece of device memory: where it is, and its bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Piece {
+    pub(super) at: u64,
+    pub(super) room: usize,
+}
+
+/// Bytes that a run takes on a device, by purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct DeviceMemory {
+    /// Temporaries.
+    pub arena: usize,
+    /// Copies of inputs that kernels read.
+    pub inputs: usize,
+    /// Outputs that kernels write.
+    pub outputs: usize,
+    /// Weights and state that kernels of any entry touch.
+    pub globals: usize,
+    /// Scratch of the launch that needs most.
+    pub scratch: usize,
+    /// All of it.
+    pub total: usize,
+}
+
+/// Bytes of scratch that the launches whose sizes are known need at most.
+fn device_scratch(ready: &[Option<Ready>]) -> usize {
+    let sizes = ready
+        .iter()
+        .flatten()
+        .filter_map(|r| r.extent.as_ref().ok());
+    sizes.map(|e| e.scratch).max().unwrap_or(0)
+}
+
+/// What running an entry under a binding takes on a device that runs this code.
+pub(in super::super) fn predict(
+    model: &Model,
+    entry: usize,
+    binding: &Binding,
+    code: usize,
+) -> Result<(Spaces, DeviceMemory)> {
+    let program = model.program();
+    let e = &program.entries[entry];
+    let is_state = |g: u32| program.globals[g as usize].state;
+    let spaces = Spaces::of(e, is_state);
+    let layout = Layout::of(e, binding, &|b| spaces.space(b).device)?;
+    let mut ready = vec![];
+    launch::prepare(&e.steps, binding, program.gpu.get(code), &mut ready);
+    let mut used = vec![false; program.globals.len()];
+    for other in &program.entries {
+        let s = Spaces::of(other, is_state);
+        for (space, global) in s.of.iter().zip(&s.global) {
+            if let (true, Some(g)) = (space.device, global) {
+                used[*g as usize] = true;
+            }
+        }
+    }
+    let globals = program.globals.iter().zip(used).filter(|(_, used)| *used);
+    let globals = globals.map(|(g, _)| (g.bytes as usize).next_multiple_of(super::ALIGN));
+    let globals = globals.fold(0, usize::saturating_add);
+    let needs = needs(e, &spaces, &layout, &ready, globals);
+    Ok((spaces, needs))
+}
+
+fn needs(
+    e: &Entry,
+    spaces: &Spaces,
+    layout: &Layout,
+    ready: &[Option<Ready>],
+    globals: usize,
+) -> DeviceMemory {
+    let place = |input: bool| {
+        let buffers = e.buffers.iter().enumerate().filter(|(i, b)| {
+            let here = match b.place {
+                Place::Input => input,
+                Place::Output => !input,
+                _ => false,
+            };
+            here && spaces.space(*i as u32).device
+        });
+        let sizes = buffers.map(|(i, _)| layout.sizes[i].unwrap_or(0));
+        sizes.fold(0, usize::saturating_add)
+    };
+    let mut m = DeviceMemory {
+        arena: layout.arena,
+        inputs: place(true),
+        outputs: place(false),
+        globals,
+        scratch: device_scratch(ready),
+        total: 0,
+    };
+    let all = [m.arena, m.inputs, m.outputs, m.globals, m.scratch];
+    m.total = all.into_iter().fold(0, usize::saturating_add);
+    m
+}
+
+/// An error for want of memory with what the plan needs.
+pub(super) fn with_plan(mut e: Error, m: &DeviceMemory) -> Error {
+    if e.code == "K0806" {
+        e.message += &format!(
+            "; this run takes {} bytes on the device: {} of weights and state, {} of temporaries, {} of inputs, {} of outputs, {} of scratch",
+            m.total, m.globals, m.arena, m.inputs, m.outputs, m.scratch
+        );
+    }
+    e
+}
+
+impl OnDevice {
+    pub(super) fn needs(
+        &self,
+        e: &Entry,
+        spaces: &Spaces,
+        layout: &Layout,
+        ready: &[Option<Ready>],
+    ) -> DeviceMemory {
+        needs(e, spaces, layout, ready, self.weights.room)
+    }
+
+    /// A new piece for a purpose.
+    pub(super) fn piece(&mut self, bytes: usize, what: &str) -> Result<Piece> {
+        let held = self.bytes();
+        let at = self.device.alloc(bytes).map_err(|mut e| {
+            if e.code == "K0806" {
+                e.message += &format!(", for {what}; the session holds {held}");
+            }
+            e
+        })?;
+        self.epoch += 1;
+        Ok(Piece { at, room: bytes })
+    }
+
+    /// The piece with room for so many bytes: it, or another one in its place, without
+    /// its contents.
+    fn grown(&mut self, old: Piece, bytes: usize, what: &str) -> Result<Piece> {
+        if old.at != 0 && old.room >= bytes {
+            return Ok(old);
+        }
+        if old.at != 0 {
+            self.device.free(old.at)?;
+            self.epoch += 1;
+        }
+        self.piece(bytes, what)
+    }
+
+    /// Room for a run: arena, scratch, and inputs and outputs of known sizes.
+    pub(super) fn make_room(
+        &mut self,
+        e: &Entry,
+        entry: usize,
+        layout: &Layout,
+        ready: &[Option<Ready>],
+    ) -> Result<()> {
+        let old = std::mem::take(&mut self.arena);
+        self.arena = self.grown(old, layout.arena, "temporaries")?;
+        self.scratch_for(device_scratch(ready))?;
+        for (i, b) in e.buffers.iter().enumerate() {
+            let port = matches!(b.place, Place::Input | Place::Output);
+            if let (true, Some(size)) = (port, layout.sizes[i])
+                && self.spaces[entry].space(i as u32).device
+            {
+                self.own_piece(entry, i, size)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn scratch_for(&mut self, bytes: usize) -> Result<u64> {
+        let old = std::mem::take(&mut self.scratch);
+        self.scratch = self.grown(old, bytes, "scratch")?;
+        Ok(self.scratch.at)
+    }
+
+    /// A buffer's own memory, for so many bytes.
+    pub(super) fn own_piece(&mut self, entry: usize, buffer: usize, bytes: usize) -> Result<u64> {
+        let old = std::mem::take(&mut self.own[entry][buffer]);
+        let new = self.grown(old, bytes, "a buffer")?;
+        self.own[entry][buffer] = new;
+        Ok(new.at)
+    }
+
+    /// Room for so many bytes in a stack, the first `keep` of which stay.
+    pub(super) fn stack_piece(&mut self, stack: usize, bytes: usize, keep: usize) -> Result<u64> {
+        while self.stacks.len() <= stack {
+            self.stacks.push(Piece::default());
+        }
+        let old = self.stacks[stack];
+        if old.at != 0 && old.room >= bytes {
+            return Ok(old.at);
+        }
+        // Twice as much, so that a loop's copies add up to what it stacks.
+        let new = self.piece(bytes.max(old.room.saturating_mul(2)), "what a loop stacks")?;
+        if old.at != 0 {
+            if keep > 0 {
+                self.device.copy(old.at, new.at, keep)?;
+            }
+            self.device.free(old.at)?;
+        }
+        self.stacks[stack] = new;
+        Ok(new.at)
+    }
+}

@@ -1,0 +1,229 @@
+//! What a plan says about GPUs: the PTX of each target, and how its kernels are launched.
+
+use kiln_ir::{Binding, Dim};
+use serde::{Deserialize, Serialize};
+
+/// PTX for one GPU target.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Gpu {
+    /// The target's name, which is PTX's: `sm_80`, or `sm_90a` with what one
+    /// architecture alone has.
+    pub target: String,
+    /// The section that holds the text.
+    pub section: u32,
+    /// How each of the plan's kernels is launched, in their order.
+    pub kernels: Vec<GpuKernel>,
+}
+
+/// Bytes of a launch's status block, which is zeros: a kernel that fails sets the first
+/// four to its status.
+pub const STATUS_BYTES: usize = 256;
+
+/// How a kernel is launched. Its parameters are, in words of eight bytes: the launch's
+/// arguments' addresses, the address of its status block, that of its scratch memory,
+/// and the launch's integer parameters.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GpuKernel {
+    /// Blocks along x, y and z, over `p0`, `p1`, …: the launch's integer parameters.
+    /// Where one is 0, nothing is launched.
+    pub grid: [Dim; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Blocks of a cluster.
+    pub cluster: [u32; 3],
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared: u32,
+    /// Global scratch of a launch, in bytes, over `p0`, `p1`, …; it is not cleared.
+    pub scratch: Dim,
+}
+
+/// A launch's sizes as numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Bytes of scratch.
+    pub scratch: usize,
+}
+
+/// Blocks along x, y and z that CUDA allows.
+const MOST_BLOCKS: [i64; 3] = [i32::MAX as i64, 65535, 65535];
+/// Threads along x, y and z that CUDA allows.
+const MOST_THREADS: [u32; 3] = [1024, 1024, 64];
+/// Threads of a block that CUDA allows.
+const MOST_IN_BLOCK: u64 = 1024;
+/// Blocks of a cluster, where sizes that not every device has are allowed.
+const MOST_IN_CLUSTER: u64 = 16;
+/// Bytes of shared memory that a block may have on any architecture so far.
+const MOST_SHARED: u32 = 227 << 10;
+/// Largest scratch of a launch: beyond it, a size is a mistake.
+const MOST_SCRATCH: i64 = 1 << 40;
+
+impl GpuKernel {
+    /// The sizes of a launch with these parameters; an error where CUDA has no such
+    /// grid.
+    pub fn extent(&self, params: &[i64]) -> Result<Extent, String> {
+        let binding: Binding = (params.iter().enumerate())
+            .map(|(i, &p)| (format!("p{i}").into(), p))
+            .collect();
+        let value = |d: &Dim| d.eval(&binding).map_err(|e| e.to_string());
+        let mut grid = [0; 3];
+        for (axis, (to, d)) in grid.iter_mut().zip(&self.grid).enumerate() {
+            let n = value(d)?;
+            if !(0..=MOST_BLOCKS[axis]).contains(&n) {
+                let most = MOST_BLOCKS[axis];
+                return Err(format!(
+                    "{n} blocks along axis {axis} are outside 0..={most}"
+                ));
+            }
+            *to = n as u32;
+        }
+        let scratch = value(&self.scratch)?;
+        if !(0..=MOST_SCRATCH).contains(&scratch) {
+            return Err(format!("{scratch} bytes of scratch are beyond what can be"));
+        }
+        let scratch = scratch as usize;
+        Ok(Extent { grid, scratch })
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let product = |n: &[u32; 3]| n.iter().map(|&n| n as u64).product::<u64>();
+        let fits = (self.block.iter().zip(&MOST_THREADS)).all(|(&n, &most)| n <= most);
+        if !fits || !(1..=MOST_IN_BLOCK).contains(&product(&self.block)) {
+            return Err(format!("blocks of {:?} threads", self.block));
+        }
+        let beyond = self.cluster.iter().any(|&n| n as u64 > MOST_IN_CLUSTER);
+        if beyond || !(1..=MOST_IN_CLUSTER).contains(&product(&self.cluster)) {
+            return Err(format!("clusters of {:?} blocks", self.cluster));
+        }
+        if self.shared > MOST_SHARED {
+            return Err(format!("{} bytes of shared memory", self.shared));
+        }
+        Ok(())
+    }
+}
+
+impl Gpu {
+    /// Checks it against the number of kernels and of sections; what is wrong.
+    pub(crate) fn validate(&self, kernels: usize, sections: usize) -> Result<(), String> {
+        let name = &self.target;
+        if capability(name).is_none() {
+            return Err(format!("`{name}` is no GPU target"));
+        }
+        if self.section as usize >= sections {
+            return Err(format!(
+                "the PTX for {name} lies in a section that is not there"
+            ));
+        }
+        if self.kernels.len() != kernels {
+            let have = self.kernels.len();
+            return Err(format!("{have} of {kernels} kernels are there for {name}"));
+        }
+        for (i, k) in self.kernels.iter().enumerate() {
+            k.validate()
+                .map_err(|what| format!("kernel {i} for {name} asks for {what}"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a device of this compute capability (major, minor) runs it: its own and
+    /// later ones, but its own alone for a target with an architecture's own instructions.
+    pub fn runs_on(&self, device: (u32, u32)) -> bool {
+        capability(&self.target).is_some_and(|(needs, own)| match own {
+            true => device == needs,
+            false => device >= needs,
+        })
+    }
+}
+
+/// The compute capability of a target's name, and whether that alone runs it.
+pub fn capability(target: &str) -> Option<((u32, u32), bool)> {
+    let digits = target.strip_prefix("sm_")?;
+    let (digits, own) = match digits.strip_suffix('a') {
+        Some(digits) => (digits, true),
+        None => (digits, false),
+    };
+    let plain = (2..=3).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+    let n: u32 = digits.parse().ok().filter(|_| plain)?;
+    Some(((n / 10, n % 10), own))
+}
+
+/// The `.version` of PTX text, and the lowest CUDA version whose driver reads it
+/// (the table of release notes in NVIDIA's PTX ISA manual).
+pub fn ptx_version(text: &str) -> Option<((u32, u32), (u32, u32))> {
+    let line = text
+        .lines()
+        .find_map(|l| l.trim().strip_prefix(".version"))?;
+    let (major, minor) = line.split_whitespace().next()?.split_once('.')?;
+    let ptx = (major.parse().ok()?, minor.parse().ok()?);
+    let cuda = match ptx {
+        (8, 6) => (12, 7),
+        (8, 7) => (12, 8),
+        (8, 8) => (12, 9),
+        // From PTX 7.0 with CUDA 11.0 on, the minor versions agree.
+        (major, minor) if major >= 7 => (major + 4, minor),
+        _ => (11, 0),
+    };
+    Some((ptx, cuda))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_say_which_devices_run_them() {
+        let gpu = |target: &str| Gpu {
+            target: target.into(),
+            section: 0,
+            kernels: vec![],
+        };
+        for (target, device, runs) in [
+            ("sm_80", (8, 0), true),
+            ("sm_80", (7, 5), false),
+            ("sm_80", (12, 0), true),
+            ("sm_89", (8, 6), false),
+            ("sm_90a", (9, 0), true),
+            ("sm_90a", (10, 0), false),
+            ("sm_120", (12, 0), true),
+            ("sm_", (9, 0), false),
+            ("sm_+9", (9, 0), false),
+        ] {
+            assert_eq!(gpu(target).runs_on(device), runs, "{target} on {device:?}");
+        }
+    }
+
+    #[test]
+    fn versions_are_read_from_the_text() {
+        let of = |text: &str| ptx_version(text);
+        assert_eq!(
+            of("// x\n.version 7.1\n.target sm_80\n"),
+            Some(((7, 1), (11, 1)))
+        );
+        assert_eq!(of(".version 8.0"), Some(((8, 0), (12, 0))));
+        assert_eq!(of(".version 8.7"), Some(((8, 7), (12, 8))));
+        assert_eq!(of(".target sm_80"), None);
+        assert_eq!(of(".version eight"), None);
+    }
+
+    #[test]
+    fn extents_follow_from_parameters() {
+        let kernel = |x: &str, scratch: &str| GpuKernel {
+            grid: [x.parse().unwrap(), Dim::from(1), Dim::from(1)],
+            block: [128, 1, 1],
+            cluster: [1; 3],
+            shared: 0,
+            scratch: scratch.parse().unwrap(),
+        };
+        let k = kernel("(p0 + 127) / 128", "p1 * 4");
+        let want = Extent {
+            grid: [3, 1, 1],
+            scratch: 40,
+        };
+        assert_eq!(k.extent(&[300, 10]), Ok(want));
+        assert!(k.extent(&[300]).is_err());
+        assert!(kernel("p0", "0").extent(&[-1]).is_err());
+        assert!(kernel("p0", "0").extent(&[1 << 40]).is_err());
+        assert!(kernel("1", "p0").extent(&[-8]).is_err());
+    }
+}

@@ -1,7 +1,7 @@
 //! Launches: checks, CTAs on the host's threads, deadlocks.
 
 use super::barrier::ClusterBar;
-use super::exec::{Cta, Env, Machine, Turn, Warp};
+use super::exec::{Cta, Env, Machine, Turn};
 use super::fault::{Fault, FaultKind, trouble};
 use super::kernel::{Kernel, Module};
 use super::memory::{Global, Memory, Window};
@@ -11,6 +11,7 @@ use super::report::Report;
 use super::shared::Shared;
 use super::special::Place;
 use super::sync::Bars;
+use super::warp::Warp;
 use std::rc::Rc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

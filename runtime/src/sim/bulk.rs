@@ -1,12 +1,12 @@
 //! Bulk copies and their groups (PTX ISA, `cp.async.bulk`, `cp.reduce.async.bulk`): they
 //! are done at once, and an agent did them that a thread has to wait for.
 
+use super::access::{resolve, shared_place};
 use super::ast::{Operand, Space};
 use super::atomic::{self, AtomOp};
 use super::decode::Cx;
-use super::exec::{Machine, Warp};
+use super::exec::Machine;
 use super::fault::{FaultKind, Outcome, Trouble, trouble};
-use super::ldst::{resolve, shared_place};
 use super::mbar;
 use super::memory::Span;
 use super::op::{Addr, Op};
@@ -16,6 +16,7 @@ use super::report::Class;
 use super::shared::{CTA_STRIDE, Reader, Written};
 use super::tma::{self, TensorCopy};
 use super::types::Ty;
+use super::warp::Warp;
 use crate::error::Result;
 
 /// Where a bulk copy goes.

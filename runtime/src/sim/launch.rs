@@ -1,7 +1,7 @@
 //! Launches: checks, CTAs on the host's threads, deadlocks.
 
 use super::barrier::ClusterBar;
-use super::exec::{Cta, Env, Machine, Turn, Warp};
+use super::exec::{Cta, Env, Machine, Turn};
 use super::fault::{Fault, FaultKind, trouble};
 use super::kernel::{Kernel, Module};
 use super::memory::{Global, Memory, Window};
@@ -11,6 +11,7 @@ use super::report::Report;
 use super::shared::Shared;
 use super::special::Place;
 use super::sync::Bars;
+use super::warp::Warp;
 use std::rc::Rc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -216,15 +217,16 @@ impl<'a> Worker<'a> {
     /// Warps take turns until all have ended.
     fn rounds(&mut self) -> Result<(), Fault> {
         let m = &mut self.machine;
-        let mut given_up = None;
+        let (mut given_up, mut give_up) = (None, false);
         loop {
             let (mut ran, mut done) = (false, true);
             for warp in &mut self.warps {
+                m.time_out = give_up;
                 let turn = m.turn(warp)?;
                 ran |= turn == Turn::Ran;
                 done &= turn == Turn::Done;
             }
-            m.time_out = false;
+            give_up = false;
             if done {
                 return Ok(());
             }
@@ -236,8 +238,7 @@ impl<'a> Worker<'a> {
             if given_up == Some(m.changes) {
                 return Err(deadlock(m, &self.warps));
             }
-            given_up = Some(m.changes);
-            m.time_out = true;
+            (given_up, give_up) = (Some(m.changes), true);
         }
     }
 }

@@ -249,11 +249,14 @@ fn floats(regs: &mut [Reg], shape: &Shape, slots: &Slots, (a, b): (Ty, Ty), halv
         }
     }
     for (row, sums) in left.iter().zip(&mut sums).take(shape.m) {
-        for (a, right) in row.iter().zip(&right).take(shape.k) {
-            for (sum, b) in sums.iter_mut().zip(right) {
-                *sum += a * b;
+        // A row's sums stay in registers.
+        let mut row_sums = *sums;
+        for (a, right) in row[..shape.k].iter().zip(&right) {
+            for i in 0..8 {
+                row_sums[i] += a * right[i];
             }
         }
+        *sums = row_sums;
     }
     for (r, slot) in slots.d.iter().enumerate() {
         let words = std::array::from_fn(|lane| {

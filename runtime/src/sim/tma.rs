@@ -1,17 +1,18 @@
 //! Copies of boxes of tensors (PTX ISA, `cp.async.bulk.tensor`, "Tensors": tiled mode).
 
+use super::access::resolve;
 use super::ast::Space;
 use super::atomic::{self, AtomOp};
 use super::bulk::{Way, completion, coordinates, deliver, policy, read_shared, reduce_one, way};
 use super::decode::Cx;
-use super::exec::{Machine, Warp};
+use super::exec::Machine;
 use super::fault::{FaultKind, Outcome, Trouble, trouble};
-use super::ldst::resolve;
 use super::memory::Span;
 use super::op::{Addr, Op};
 use super::regs::Slot;
 use super::tensor::{TensorMap, TensorType};
 use super::types::Ty;
+use super::warp::Warp;
 use crate::error::Result;
 
 /// A copy of a box.

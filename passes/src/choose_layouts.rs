@@ -7,6 +7,7 @@
 use crate::fold_constants::add_expr;
 use crate::{Changed, PassCx, PassError};
 use kiln_ir::ops::contract::Pack;
+use kiln_ir::ops::layout::{Perm, Transpose};
 use kiln_ir::ops::packed::PackedMatMul;
 use kiln_ir::{Builder, DType, Graph, Op, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,6 +56,24 @@ pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pas
             continue;
         };
         if ty.encoding.is_some() || !narrow {
+            continue;
+        }
+        if !cx.options.panels && half(source) {
+            if op.transpose_b {
+                continue;
+            }
+            let Some(perm) = Perm::new(vec![1, 0]) else {
+                continue;
+            };
+            let shape = vec![columns.into(), rows.into()];
+            let turned = add_expr(cx, &[name], Transpose { perm }.into(), ty.with_shape(shape));
+            let v = node.results[0];
+            let mut b = Builder::before(graph, cx.globals, n);
+            let columns = b.global(turned)?;
+            let mut op = op;
+            op.transpose_b = true;
+            replaced.insert(v, b.one(op, &[x, columns])?);
+            dead.insert(n);
             continue;
         }
         let (depth, columns) = if op.transpose_b {

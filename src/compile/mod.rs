@@ -136,6 +136,7 @@ pub fn plan(mut module: Module, options: &Options) -> Result<Compiled, CompileEr
     let mut passes = options.passes.clone();
     // One plan serves all targets, and GPUs have no kernel of transformed filters.
     passes.transformed_filters &= options.gpu.is_empty();
+    passes.panels &= options.gpu.is_empty() || !options.targets.is_empty();
     manager.run(pipeline::COMPILE, &mut module, &passes)?;
     let lowered = lower::lower(&module).map_err(CompileError::Lower)?;
     Ok(Compiled {

@@ -2,7 +2,7 @@
 
 use super::gemm::{self, Source, coordinates};
 use super::nest::divide;
-use super::{GpuKernel, dim, tail, words};
+use super::{GpuKernel, dim, halves, tail, words};
 use crate::Size;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, advance};
@@ -13,6 +13,9 @@ pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> GpuKern
     let axes = spec.batch.iter().copied().chain([spec.m, spec.n]).collect();
     let out = (&spec.out, spec.value);
     let nest = tail::nest(&spec.exprs, &spec.args, spec.params, axes, out);
+    if let Some(half) = halves::serves(spec) {
+        return halves::emit(spec, half, &nest, name, target);
+    }
     match words::serves(spec) {
         Some(of) => words::emit(spec, of, &nest, name, target),
         None => gemm::emit(spec, &nest, name, target),

@@ -10,6 +10,7 @@ mod attention_halves;
 mod conv;
 mod gemm;
 mod group;
+mod halves;
 mod matmul;
 mod nest;
 mod tail;

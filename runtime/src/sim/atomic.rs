@@ -2,9 +2,11 @@
 
 use super::decode::Cx;
 use super::exec::{Machine, Warp};
+use super::fault::{FaultKind, Outcome, trouble};
 use super::float::{canonical, canonical64, from_bf16, from_f16, to_bf16, to_f16};
 use super::order::Gather;
 use super::regs::{LANES, lanes};
+use super::tensor::TensorType;
 use super::types::{Kind, Ty};
 use crate::error::Result;
 
@@ -92,7 +94,68 @@ pub fn decode(cx: &mut Cx, returns: bool) -> Result<(AtomOp, Ty, usize)> {
     Ok((AtomOp { what, ty }, ty, n))
 }
 
+/// The operation and the type of `cp.reduce.async.bulk`.
+pub fn decode_reduction(cx: &mut Cx) -> Result<(AtomOp, Ty)> {
+    let what = cx.one_of(&OPS[..6])?;
+    let noftz = cx.accept("noftz");
+    let types: &[Ty] = match what {
+        What::Add => &[
+            Ty::U32,
+            Ty::S32,
+            Ty::U64,
+            Ty::F32,
+            Ty::F64,
+            Ty::F16,
+            Ty::Bf16,
+        ],
+        What::Min | What::Max => &[Ty::U32, Ty::S32, Ty::U64, Ty::S64],
+        _ => &[Ty::B32, Ty::B64],
+    };
+    let ty = cx.ty(types)?;
+    if noftz != matches!(ty, Ty::F16 | Ty::Bf16) {
+        return cx.err(
+            ".noftz belongs to halves, and they to it",
+            "see the ISA's syntax",
+        );
+    }
+    Ok((AtomOp { what, ty }, ty))
+}
+
+/// The operation of `cp.reduce.async.bulk.tensor`: its type is the tensor's.
+pub fn tensor_reduction(cx: &mut Cx) -> Result<AtomOp> {
+    let what = cx.one_of(&OPS[..6])?;
+    Ok(AtomOp { what, ty: Ty::U32 })
+}
+
 impl AtomOp {
+    /// On elements of a tensor's type.
+    pub fn of(self, dtype: TensorType) -> Outcome<AtomOp> {
+        let ty = match dtype {
+            TensorType::U32 => Ty::U32,
+            TensorType::S32 => Ty::S32,
+            TensorType::U64 => Ty::U64,
+            TensorType::S64 => Ty::S64,
+            TensorType::F16 => Ty::F16,
+            TensorType::Bf16 => Ty::Bf16,
+            TensorType::F32 => Ty::F32,
+            TensorType::F64 => Ty::F64,
+            TensorType::U8 | TensorType::U16 => {
+                let what = "a reduction into a tensor of short integers";
+                return Err(trouble(
+                    FaultKind::Tensor,
+                    what,
+                    "reduce 32 or 64 bits, or floats",
+                ));
+            }
+        };
+        let float = matches!(ty.kind(), Kind::Float | Kind::Alternate);
+        if float && self.what != What::Add {
+            let what = "a reduction of floats that is no sum";
+            return Err(trouble(FaultKind::Tensor, what, "use .add"));
+        }
+        Ok(AtomOp { ty, ..self })
+    }
+
     /// Whether it compares.
     pub fn is_cas(self) -> bool {
         self.what == What::Cas
@@ -161,6 +224,8 @@ impl AtomOp {
             // Subnormal numbers of f32 are kept in global memory as in shared memory.
             Ty::F32 => canonical(f32::from_bits(o) + f32::from_bits(v)).to_bits() as u64,
             Ty::F64 => canonical64(f64::from_bits(old) + f64::from_bits(value)).to_bits(),
+            Ty::F16 => to_f16((from_f16(o as u16) + from_f16(v as u16)) as f64) as u64,
+            Ty::Bf16 => to_bf16(from_bf16(o as u16) + from_bf16(v as u16)) as u64,
             Ty::F16x2 => halves(|a, b| to_f16((from_f16(a) + from_f16(b)) as f64)),
             Ty::Bf16x2 => halves(|a, b| to_bf16(from_bf16(a) + from_bf16(b))),
             Ty::U64 => old.wrapping_add(value),

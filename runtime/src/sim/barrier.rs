@@ -2,7 +2,7 @@
 
 use super::exec::{Flow, Machine, Warp};
 use super::fault::{FaultKind, Outcome, trouble};
-use super::order::{Gather, proxy_fenced};
+use super::order::{Clock, Gather, proxy_fenced};
 use super::regs::{LANES, Slot, lanes, predicate, set_predicate, store_words};
 use super::sync::{Bar, BarKind, Fence};
 use std::rc::Rc;
@@ -178,8 +178,75 @@ pub fn table(warp: &Warp, active: u32, slot: Slot, targets: &[u32]) -> Outcome<F
     Ok(Flow::Scatter(parts))
 }
 
-/// What lanes of `mask` have seen and done, released by all of them at once.
-pub fn released(m: &mut Machine, warp: &Warp, mask: u32, into: &mut Gather) {
+/// The barrier of a cluster.
+#[derive(Default)]
+pub struct ClusterBar {
+    /// Threads that arrived.
+    arrived: u32,
+    /// Threads that have not exited.
+    pub live: u32,
+    generation: u64,
+    gather: Gather,
+    clock: Rc<Clock>,
+}
+
+/// `barrier.cluster.arrive`
+pub fn cluster_arrive(
+    m: &mut Machine,
+    warp: &mut Warp,
+    releases: bool,
+    active: u32,
+) -> Outcome<Flow> {
     let now = m.tick();
-    lanes(mask).for_each(|lane| into.release(&warp.views[lane], now));
+    for lane in lanes(active) {
+        if warp.cluster[lane] == Some(m.cluster.generation) {
+            let what = "a thread arrives twice at the cluster's barrier";
+            return Err(trouble(
+                FaultKind::Mbarrier,
+                what,
+                "barrier.cluster.wait between arrivals",
+            )
+            .lane(lane));
+        }
+        warp.cluster[lane] = Some(m.cluster.generation);
+        if releases {
+            m.cluster.gather.release(&warp.views[lane], now);
+        }
+    }
+    m.cluster.arrived += active.count_ones();
+    settle_cluster(m);
+    Ok(Flow::Next)
+}
+
+/// Opens the cluster's barrier if all threads that live have arrived.
+pub fn settle_cluster(m: &mut Machine) {
+    let threads = m.threads;
+    let bar = &mut m.cluster;
+    if bar.arrived > 0 && bar.arrived >= bar.live {
+        bar.arrived = 0;
+        bar.generation += 1;
+        bar.clock = std::mem::take(&mut bar.gather).finish(threads);
+        m.report.barriers += 1;
+        m.changes += 1;
+    }
+}
+
+/// `barrier.cluster.wait`
+pub fn cluster_wait(m: &mut Machine, warp: &mut Warp, active: u32) -> Outcome<Flow> {
+    for lane in lanes(active) {
+        match warp.cluster[lane] {
+            None => {
+                let what = "a thread waits for the cluster's barrier without having arrived";
+                return Err(
+                    trouble(FaultKind::Mbarrier, what, "barrier.cluster.arrive first").lane(lane),
+                );
+            }
+            Some(generation) if generation == m.cluster.generation => return Ok(Flow::Block(0)),
+            Some(_) => {}
+        }
+    }
+    lanes(active).for_each(|lane| warp.cluster[lane] = None);
+    let clock = m.cluster.clock.clone();
+    m.acquire(warp, active, &clock);
+    Ok(Flow::Next)
 }

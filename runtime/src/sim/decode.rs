@@ -10,7 +10,9 @@ use super::regs::{Alu, Slot};
 use super::report::Class;
 use super::special::Special;
 use super::types::{Kind, Ty};
-use super::{convert, fp, int, ldst, logic, select, sync, warp_ops};
+use super::{
+    bulk, convert, cp, fp, int, ldmatrix, ldst, logic, mbar, mma, select, sync, warp_ops, wgmma,
+};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 
@@ -179,6 +181,14 @@ impl<'a> Cx<'a, '_> {
             "bra" | "brx" | "exit" | "ret" | "trap" | "bar" | "barrier" | "membar" | "fence"
             | "nanosleep" | "griddepcontrol" | "setmaxnreg" | "pmevent" => sync::decode(self),
             "shfl" | "vote" | "match" | "activemask" | "redux" | "elect" => warp_ops::decode(self),
+            "ldmatrix" | "stmatrix" => ldmatrix::decode(self),
+            "movmatrix" | "mma" => mma::decode(self),
+            "mbarrier" => mbar::decode(self),
+            "wgmma" => wgmma::decode(self),
+            "cp" => match self.i.mods[..] {
+                ["reduce", ..] | ["async", "bulk", ..] => bulk::decode(self),
+                _ => cp::decode(self),
+            },
             _ => self.err(
                 "no such instruction, or not one that is simulated",
                 "see ARCHITECTURE.md",

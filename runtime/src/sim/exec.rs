@@ -4,6 +4,9 @@
 //! one with the lowest place runs, until it meets another: so lanes that a branch parted
 //! come together where the code does. Warps take turns when they block.
 
+use super::barrier::ClusterBar;
+use super::bulk::Groups;
+use super::cp::Pending;
 use super::decode::Code;
 use super::fault::{Fault, FaultKind, Outcome, Trouble, trouble};
 use super::kernel::Kernel;
@@ -17,7 +20,8 @@ use super::report::{Class, Report};
 use super::shared::Shared;
 use super::special::Place;
 use super::sync::Bars;
-use super::{barrier, ldst};
+use super::wgmma::Flight;
+use super::{barrier, bulk, cp, ldmatrix, ldst, mbar, wgmma};
 use std::rc::Rc;
 
 /// What all CTAs of a launch have in common.
@@ -62,6 +66,14 @@ pub struct Warp {
     pub views: Vec<View>,
     pub local: Local,
     pub place: Place,
+    /// `cp.async` copies that it has not waited for.
+    pub pending: Pending,
+    /// Bulk stores of each lane.
+    pub groups_of: Vec<Groups>,
+    /// wgmma in flight.
+    pub flight: Flight,
+    /// The generation of the cluster's barrier that each lane arrived at.
+    pub cluster: [Option<u64>; LANES],
 }
 
 /// A CTA.
@@ -69,6 +81,8 @@ pub struct Cta {
     pub index: [u32; 3],
     pub shared: Shared,
     pub bars: Bars,
+    /// wgmma that each warp has issued.
+    pub issued: Vec<u32>,
 }
 
 /// The CTAs of a cluster, and the order among their threads.
@@ -82,6 +96,10 @@ pub struct Machine<'a> {
     pub report: Report,
     /// Moves whenever something happens that others may wait for.
     pub changes: u64,
+    /// The number of the next mbarrier's agent.
+    pub next_agent: Agent,
+    /// The barrier of the cluster.
+    pub cluster: ClusterBar,
     /// Suspended waits give up, once.
     pub time_out: bool,
 }
@@ -92,8 +110,6 @@ pub enum Flow {
     Next,
     /// That one.
     Jump(u32),
-    /// The lanes go apart: these there, the others to the next.
-    Part(u32, u32),
     /// To different places.
     Scatter(Vec<(u32, u32)>),
     /// The lanes end.
@@ -134,6 +150,10 @@ impl Warp {
             views: vec![],
             local: Local::new(local),
             place: Place::default(),
+            pending: Pending::default(),
+            groups_of: vec![],
+            flight: Flight::default(),
+            cluster: [None; LANES],
         }
     }
 
@@ -159,6 +179,14 @@ impl Warp {
         };
         self.views = (0..LANES as u32).map(view).collect();
         self.local.reset();
+        self.pending = Pending::default();
+        self.groups_of = (0..LANES).map(|_| Groups::default()).collect();
+        self.cluster = [None; LANES];
+        self.flight = Flight::default();
+        if env.code.uses.wgmma {
+            self.flight.users = vec![0; self.defined.len()];
+            self.flight.written = vec![0; self.defined.len()];
+        }
         for (slot, special) in &env.code.specials {
             let (slot, wide) = (*slot as usize, special.ty().bits() == 64);
             for lane in lanes(self.exist) {
@@ -200,11 +228,6 @@ impl Warp {
 }
 
 impl<'a> Machine<'a> {
-    /// The CTA of a warp.
-    pub fn cta(&mut self, warp: &Warp) -> &mut Cta {
-        &mut self.ctas[warp.rank]
-    }
-
     /// A synchronisation happened: later accesses have another stamp.
     pub fn tick(&mut self) -> u32 {
         let now = self.now;
@@ -314,6 +337,9 @@ impl<'a> Machine<'a> {
                 break true;
             } else {
                 self.check_reads(warp, inst, &inst.reads, active)?;
+                if warp.flight.count > 0 {
+                    self.check_flight(warp, inst, active)?;
+                }
                 let flow = self.execute(warp, inst, active, token);
                 match flow.map_err(|t| self.fault(warp, inst, active, *t))? {
                     Flow::Next => pc += 1,
@@ -322,16 +348,16 @@ impl<'a> Machine<'a> {
                         self.part(warp, i, inst, &[(to, active), (pc + 1, mask & !active)]);
                         break true;
                     }
-                    Flow::Part(to, some) => {
-                        self.part(warp, i, inst, &[(to, some), (pc + 1, mask & !some)]);
-                        break true;
-                    }
                     Flow::Scatter(mut parts) => {
                         parts.push((pc + 1, mask & !active));
                         self.part(warp, i, inst, &parts);
                         break true;
                     }
                     Flow::Exit => {
+                        let end = bulk::unfinished(warp, active);
+                        end.map_err(|t| self.fault(warp, inst, active, *t))?;
+                        self.cluster.live -= active.count_ones();
+                        barrier::settle_cluster(self);
                         warp.live &= !active;
                         mask &= !active;
                         if mask == 0 {
@@ -365,6 +391,13 @@ impl<'a> Machine<'a> {
                 inst.writes
                     .iter()
                     .for_each(|slot| warp.defined[*slot as usize] |= active);
+                if env.code.uses.wgmma {
+                    warp.flight.step += 1;
+                    let step = warp.flight.step;
+                    inst.writes
+                        .iter()
+                        .for_each(|slot| warp.flight.written[*slot as usize] = step);
+                }
                 self.report.count(inst.class, active.count_ones());
             }
             if pc >= limit || steps >= 4096 {
@@ -422,7 +455,9 @@ impl<'a> Machine<'a> {
         let needed = match inst.collect {
             Collect::None => active,
             Collect::Aligned => {
-                if warp.live != u32::MAX && !matches!(inst.op, Op::Bar(_)) {
+                if warp.live != u32::MAX
+                    && !matches!(inst.op, Op::Bar(_) | Op::ClusterArrive(_) | Op::ClusterWait)
+                {
                     let what = "lanes of the warp have exited, or never were, at an instruction that all must execute";
                     let help = "launch whole warps, and branch around the work instead of exiting";
                     return Err(self.fault(
@@ -469,7 +504,8 @@ impl<'a> Machine<'a> {
     ) -> Result<(), Fault> {
         for slot in slots {
             let missing = active & !warp.defined[*slot as usize];
-            if missing != 0 {
+            let flying = warp.flight.count > 0 && warp.flight.users[*slot as usize] > 0;
+            if missing != 0 && !flying {
                 let what = "a register is read that nothing wrote in this lane";
                 let help = "write it on every path, or read it under the predicate that wrote it";
                 return Err(self.fault(
@@ -481,6 +517,30 @@ impl<'a> Machine<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Registers of wgmma in flight belong to it.
+    fn check_flight(&self, warp: &Warp, inst: &Inst, active: u32) -> Result<(), Fault> {
+        if matches!(inst.op, Op::Wgmma(_)) {
+            return Ok(());
+        }
+        let both = inst.reads.iter().chain(&inst.writes);
+        match both
+            .clone()
+            .any(|slot| warp.flight.users[*slot as usize] > 0)
+        {
+            false => Ok(()),
+            true => {
+                let what = "a register of wgmma in flight is accessed";
+                let help = "wgmma.commit_group and wait_group before accumulators or A are used";
+                Err(self.fault(
+                    warp,
+                    inst,
+                    active,
+                    *trouble(FaultKind::MissingWait, what, help),
+                ))
+            }
+        }
     }
 
     /// A fault of one of the lanes of `mask`.
@@ -522,6 +582,28 @@ impl<'a> Machine<'a> {
             Op::Atom(atom) => ldst::atom(self, warp, atom, active)?,
             Op::Bar(bar) => return barrier::bar(self, warp, bar, active, token),
             Op::WarpBarrier => self.order_lanes(warp, active),
+            Op::ClusterArrive(releases) => {
+                return barrier::cluster_arrive(self, warp, *releases, active);
+            }
+            Op::ClusterWait => return barrier::cluster_wait(self, warp, active),
+            Op::Matrix(f, flops) => {
+                f(&mut warp.regs, active);
+                self.report.mma_flops += flops;
+            }
+            Op::Matrices(op) => ldmatrix::matrices(self, warp, op)?,
+            Op::CpAsync(op) => cp::copy(self, warp, op, active)?,
+            Op::CpCommit => cp::commit(warp, active),
+            Op::CpWait(left) => cp::wait(self, warp, *left, active),
+            Op::CpArrive(addr, space, own) => cp::arrive(self, warp, addr, *space, *own, active)?,
+            Op::Mbar(op) => return mbar::operate(self, warp, op, active, token),
+            Op::Bulk(op) => bulk::copy(self, warp, op, active)?,
+            Op::Tensor(op) => bulk::tensor(self, warp, op, active)?,
+            Op::BulkCommit => bulk::commit(self, warp, active),
+            Op::BulkWait(left) => bulk::wait(self, warp, *left, active),
+            Op::Wgmma(op) => wgmma::issue(self, warp, op)?,
+            Op::WgmmaFence => wgmma::fence(warp),
+            Op::WgmmaCommit => wgmma::commit(self, warp),
+            Op::WgmmaWait(left) => return wgmma::wait(self, warp, *left),
             Op::Fence(fence) => return barrier::fence(self, warp, *fence, active),
         }
         Ok(Flow::Next)

@@ -1,5 +1,6 @@
 //! Launches: checks, CTAs on the host's threads, deadlocks.
 
+use super::barrier::ClusterBar;
 use super::exec::{Cta, Env, Machine, Turn, Warp};
 use super::fault::{Fault, FaultKind, trouble};
 use super::kernel::{Kernel, Module};
@@ -150,6 +151,7 @@ impl<'a> Worker<'a> {
             index: [0; 3],
             shared: Shared::new(bytes, code.granule, warps, agents),
             bars: Bars::default(),
+            issued: vec![0; warps as usize],
         };
         Worker {
             machine: Machine {
@@ -159,6 +161,8 @@ impl<'a> Worker<'a> {
                 threads: ctas * warps * 32,
                 report: Report::default(),
                 changes: 0,
+                next_agent: 0,
+                cluster: ClusterBar::default(),
                 time_out: false,
             },
             warps: (0..ctas * warps)
@@ -185,6 +189,7 @@ impl<'a> Worker<'a> {
             cta.index = index;
             cta.shared.reset(start, rank, ranks);
             cta.bars = Bars::default();
+            cta.issued.fill(0);
             for warp in 0..per {
                 let place = Place {
                     ntid: launch.block,
@@ -201,6 +206,9 @@ impl<'a> Worker<'a> {
                 self.warps[number as usize].start(env, place, &clock, number * 32);
             }
         }
+        m.next_agent = ranks * per * 34;
+        m.cluster = ClusterBar::default();
+        m.cluster.live = ranks * launch.block.iter().product::<u32>();
         m.report.blocks += ranks as u64;
         self.rounds()
     }

@@ -1,10 +1,17 @@
 //! Decoded instructions.
 
+use super::ast::Space;
+use super::bulk::Bulk;
+use super::cp::CpAsync;
 use super::fault::Outcome;
+use super::ldmatrix::Matrices;
 use super::ldst::{Atom, Load, Store};
+use super::mbar::MbarOp;
 use super::regs::{Alu, LANES, Reg, Slot};
 use super::report::Class;
 use super::sync::{Bar, Fence};
+use super::tma::TensorCopy;
+use super::wgmma::Wgmma;
 
 /// Which lanes must execute an instruction at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +73,13 @@ pub struct Addr {
 }
 
 impl Addr {
+    /// Not known yet.
+    pub const NONE: Addr = Addr {
+        slot: 0,
+        wide: false,
+        offset: 0,
+    };
+
     /// In one lane.
     #[inline]
     pub fn lane(&self, regs: &[Reg], lane: usize) -> u64 {
@@ -114,4 +128,38 @@ pub enum Op {
     WarpBarrier,
     /// A fence.
     Fence(Fence),
+    /// `barrier.cluster.arrive`, and whether it releases.
+    ClusterArrive(bool),
+    /// `barrier.cluster.wait`
+    ClusterWait,
+    /// A matrix product in registers, and its operations.
+    Matrix(Alu, u64),
+    /// `ldmatrix`, `stmatrix`
+    Matrices(Matrices),
+    /// `cp.async`
+    CpAsync(CpAsync),
+    /// `cp.async.commit_group`
+    CpCommit,
+    /// `cp.async.wait_group N`; all without N.
+    CpWait(Option<u32>),
+    /// `cp.async.mbarrier.arrive`, and whether it is an arrival of its own (`.noinc`).
+    CpArrive(Addr, Space, bool),
+    /// An mbarrier.
+    Mbar(MbarOp),
+    /// `cp.async.bulk`
+    Bulk(Bulk),
+    /// `cp.async.bulk.tensor`
+    Tensor(TensorCopy),
+    /// `cp.async.bulk.commit_group`
+    BulkCommit,
+    /// `cp.async.bulk.wait_group N`
+    BulkWait(u32),
+    /// `wgmma.mma_async`
+    Wgmma(Wgmma),
+    /// `wgmma.fence`
+    WgmmaFence,
+    /// `wgmma.commit_group`
+    WgmmaCommit,
+    /// `wgmma.wait_group N`
+    WgmmaWait(u32),
 }

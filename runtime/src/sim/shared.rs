@@ -2,6 +2,7 @@
 //! narrowest access has) who wrote it and who read it last, and when.
 
 use super::fault::{FaultKind, Outcome, Trouble, trouble};
+use super::mbar::Mbar;
 use super::memory::{misaligned, unwritten};
 use super::order::{Agent, Clock, View};
 use super::regs::lanes;
@@ -16,6 +17,8 @@ pub const CTA_STRIDE: u64 = 1 << 24;
 pub struct Shared {
     /// The contents.
     pub bytes: Vec<u8>,
+    /// mbarriers by offset.
+    pub mbars: BTreeMap<u32, Mbar>,
     /// What was published at an offset by a release.
     pub released: BTreeMap<u32, Rc<Clock>>,
     cells: Vec<Cell>,
@@ -88,6 +91,7 @@ impl Shared {
         };
         Shared {
             bytes: vec![0; cells << shift],
+            mbars: BTreeMap::new(),
             released: BTreeMap::new(),
             cells: vec![Cell::default(); cells],
             reads: vec![(0, 0); cells * columns],
@@ -105,6 +109,7 @@ impl Shared {
         self.start = start;
         self.first = rank * self.warps * 32;
         self.agents = (ctas * 32 + rank * 2) * self.warps;
+        self.mbars.clear();
         self.released.clear();
     }
 
@@ -330,6 +335,30 @@ impl Shared {
             };
             let cell = &mut self.cells[i];
             (cell.stamp, cell.writer, cell.kind) = (now, view.agent, kind);
+        }
+        Ok(())
+    }
+
+    /// An mbarrier is here, and `view` knows that it was initialised; `asynchronous`: also
+    /// what acts for it does.
+    pub fn check_mbarrier(&self, at: u64, view: &View, asynchronous: bool) -> Outcome {
+        Shared::aligned(at, 8)?;
+        for i in self.cells_of(at, 8)? {
+            let cell = self.cells[i];
+            if cell.stamp < self.start || cell.kind != Written::Mbarrier {
+                let help = "mbarrier.init first";
+                return Err(trouble(FaultKind::Mbarrier, "no mbarrier is here", help));
+            }
+            if !(view.past(cell.stamp) || view.sees(cell.writer, cell.stamp)) {
+                return Err(race(
+                    "an mbarrier that another thread initialises is used, and nothing orders them",
+                ));
+            }
+            if asynchronous && !view.proxied(cell.writer, cell.stamp) {
+                let help = "fence.mbarrier_init or fence.proxy.async after mbarrier.init";
+                let what = "an mbarrier is used by a bulk copy that may not see its initialisation";
+                return Err(trouble(FaultKind::MissingFence, what, help));
+            }
         }
         Ok(())
     }

@@ -230,19 +230,24 @@ fn reduction(cx: &mut Cx, old: bool) -> Result<Op> {
 fn cluster(cx: &mut Cx) -> Result<Op> {
     cx.need(90, 78)?;
     let wait = cx.one_of(&[("arrive", false), ("wait", true)])?;
-    if wait {
-        cx.accept("acquire");
-    } else {
-        cx.choice(&[("release", ()), ("relaxed", ())]);
-    }
+    let relaxed = match wait {
+        true => {
+            cx.accept("acquire");
+            false
+        }
+        false => cx
+            .choice(&[("release", false), ("relaxed", true)])
+            .unwrap_or(false),
+    };
     if cx.accept("aligned") {
         cx.aligned();
     }
     cx.count(0)?;
-    cx.err(
-        "barriers of clusters are not simulated yet",
-        "use a barrier of the CTA",
-    )
+    Ok(if wait {
+        Op::ClusterWait
+    } else {
+        Op::ClusterArrive(!relaxed)
+    })
 }
 
 fn fence(cx: &mut Cx) -> Result<Op> {

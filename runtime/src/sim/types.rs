@@ -120,11 +120,6 @@ impl Ty {
         }
     }
 
-    /// Whether it is an integer with or without a sign.
-    pub fn is_integer(self) -> bool {
-        matches!(self.kind(), Kind::Unsigned | Kind::Signed)
-    }
-
     /// Whether a register of this type may stand for an operand of type `operand`:
     /// the sizes are equal, and the kinds are, or one of them is untyped, or both
     /// are integers.

@@ -1,6 +1,10 @@
 //! Kernels of PTX text that are run, and what they must give.
 
+mod hopper;
+mod planted;
+mod probes;
 mod scalar;
+mod warp;
 
 use super::{Fault, Launch, Memory, Module, Report, launch};
 
@@ -70,4 +74,29 @@ pub fn blocks(blocks: u32, threads: u32) -> Launch {
         threads: 2,
         ..Launch::default()
     }
+}
+
+/// Reproducible words.
+pub fn random(seed: u64) -> impl FnMut() -> u32 {
+    let mut state = seed;
+    move || {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 33) as u32
+    }
+}
+
+/// Small integers as bf16: their products and sums are exact.
+pub fn small(seed: u64, n: usize) -> Vec<f32> {
+    let mut next = random(seed);
+    (0..n).map(|_| (next() % 9) as f32 - 4.0).collect()
+}
+
+/// The bytes of bf16 numbers that are exact.
+pub fn bf16(values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes())
+        .collect()
 }

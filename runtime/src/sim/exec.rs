@@ -280,6 +280,8 @@ impl<'a> Machine<'a> {
             if self.group(warp, i)? {
                 ran = true;
                 blocked = 0;
+                // Once is enough: a loop around the wait would give up for ever.
+                self.time_out = false;
             } else {
                 blocked |= mask;
             }

@@ -216,15 +216,16 @@ impl<'a> Worker<'a> {
     /// Warps take turns until all have ended.
     fn rounds(&mut self) -> Result<(), Fault> {
         let m = &mut self.machine;
-        let mut given_up = None;
+        let (mut given_up, mut give_up) = (None, false);
         loop {
             let (mut ran, mut done) = (false, true);
             for warp in &mut self.warps {
+                m.time_out = give_up;
                 let turn = m.turn(warp)?;
                 ran |= turn == Turn::Ran;
                 done &= turn == Turn::Done;
             }
-            m.time_out = false;
+            give_up = false;
             if done {
                 return Ok(());
             }
@@ -236,8 +237,7 @@ impl<'a> Worker<'a> {
             if given_up == Some(m.changes) {
                 return Err(deadlock(m, &self.warps));
             }
-            given_up = Some(m.changes);
-            m.time_out = true;
+            (given_up, give_up) = (Some(m.changes), true);
         }
     }
 }

@@ -41,7 +41,7 @@ fn a_missing_fence_of_the_mbarrier() {
 
 #[test]
 fn the_wrong_phase() {
-    // The loop never flips the parity: the second round does not wait.
+    // The loop never flips the parity: in the second round warps do not wait.
     let fault = broken("xor.b32 %r7, %r7, 1;", "");
     assert_eq!(fault.kind, FaultKind::MissingWait, "{fault}");
     // It waits for the phase after the one that comes.

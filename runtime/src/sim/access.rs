@@ -42,7 +42,7 @@ pub fn shared_place(m: &Machine, warp: &Warp, at: u64, cluster: bool) -> Outcome
 }
 
 fn bytes_at(bytes: &[u8], at: u64, len: u32, name: &str) -> Outcome<u64> {
-    if at % len as u64 != 0 {
+    if !at.is_multiple_of(len as u64) {
         return Err(misaligned(at, len as u64));
     }
     let found = usize::try_from(at)

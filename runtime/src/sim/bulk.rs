@@ -220,7 +220,7 @@ pub fn copy(m: &mut Machine, warp: &mut Warp, op: &Bulk, active: u32) -> Outcome
 fn one(m: &mut Machine, warp: &mut Warp, op: &Bulk, lane: usize) -> Outcome {
     let size = warp.regs[op.size as usize].0[lane] as u64;
     let (to, from) = (op.to.lane(&warp.regs, lane), op.from.lane(&warp.regs, lane));
-    if to % 16 != 0 || from % 16 != 0 || size % 16 != 0 {
+    if to % 16 != 0 || from % 16 != 0 || !size.is_multiple_of(16) {
         return Err(bad(format!(
             "a bulk copy of {size} bytes from {from:#x} to {to:#x}"
         )));

@@ -207,7 +207,8 @@ impl<'a> Cx<'a, '_> {
                 help,
             );
         };
-        if !special.ty().stands_for(ty) && !(ty.bits() == 16 && special.ty().bits() == 32) {
+        let narrow = ty.bits() == 16 && special.ty().bits() == 32;
+        if !(special.ty().stands_for(ty) || narrow) {
             let what = format!(
                 "`{name}` is .{}, the operand .{}",
                 special.ty().name(),

@@ -124,7 +124,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Runs a warp until it blocks.
-    pub fn turn(&mut self, warp: &mut Warp) -> Result<Turn, Fault> {
+    pub fn turn(&mut self, warp: &mut Warp) -> Result<Turn, Box<Fault>> {
         let mut ran = false;
         // Lanes that were tried in this turn and are still blocked.
         let mut blocked = 0u32;
@@ -150,7 +150,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Runs a group until it blocks, parts, or reaches another; whether it did anything.
-    fn group(&mut self, warp: &mut Warp, i: usize) -> Result<bool, Fault> {
+    fn group(&mut self, warp: &mut Warp, i: usize) -> Result<bool, Box<Fault>> {
         let env = self.env;
         let Group {
             mut pc,
@@ -291,7 +291,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn spend(&self, warp: &Warp, steps: u64) -> Result<(), Fault> {
+    fn spend(&self, warp: &Warp, steps: u64) -> Result<(), Box<Fault>> {
         use std::sync::atomic::Ordering::Relaxed;
         let left = self
             .env
@@ -314,7 +314,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Whether all lanes that a collective needs are here.
-    fn gathered(&self, warp: &Warp, inst: &Inst, active: u32) -> Result<bool, Fault> {
+    fn gathered(&self, warp: &Warp, inst: &Inst, active: u32) -> Result<bool, Box<Fault>> {
         let needed = match inst.collect {
             Collect::None => active,
             Collect::Aligned => {
@@ -364,7 +364,7 @@ impl<'a> Machine<'a> {
         inst: &Inst,
         slots: &[u32],
         active: u32,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Box<Fault>> {
         for slot in slots {
             let missing = active & !warp.defined[*slot as usize];
             let flying = warp.flight.count > 0 && warp.flight.users[*slot as usize] > 0;
@@ -383,7 +383,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Registers of wgmma in flight belong to it.
-    fn check_flight(&self, warp: &Warp, inst: &Inst, active: u32) -> Result<(), Fault> {
+    fn check_flight(&self, warp: &Warp, inst: &Inst, active: u32) -> Result<(), Box<Fault>> {
         if matches!(inst.op, Op::Wgmma(_)) {
             return Ok(());
         }
@@ -407,9 +407,9 @@ impl<'a> Machine<'a> {
     }
 
     /// A fault of one of the lanes of `mask`.
-    pub fn fault(&self, warp: &Warp, inst: &Inst, mask: u32, t: Trouble) -> Fault {
+    pub fn fault(&self, warp: &Warp, inst: &Inst, mask: u32, t: Trouble) -> Box<Fault> {
         let lane = t.lane.unwrap_or(mask.trailing_zeros()).min(31) as usize;
-        Fault {
+        Box::new(Fault {
             kind: t.kind,
             kernel: self.env.kernel.name().into(),
             line: inst.line,
@@ -419,7 +419,7 @@ impl<'a> Machine<'a> {
             address: t.address,
             message: t.message,
             help: t.help,
-        }
+        })
     }
 
     fn execute(

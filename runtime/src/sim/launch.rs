@@ -59,7 +59,7 @@ pub fn launch(
     kernel: &Kernel,
     launch: &Launch,
     params: &[u8],
-) -> Result<Report, Fault> {
+) -> Result<Report, Box<Fault>> {
     check(module, kernel, launch, params)?;
     let globals = globals(module, memory);
     let steps = AtomicU64::new(launch.steps);
@@ -96,11 +96,11 @@ fn clusters(launch: &Launch) -> [u32; 3] {
     std::array::from_fn(|i| launch.grid[i] / launch.cluster[i])
 }
 
-fn run(env: &Env, clusters: u64, threads: usize) -> Result<Report, Fault> {
+fn run(env: &Env, clusters: u64, threads: usize) -> Result<Report, Box<Fault>> {
     let next = AtomicU64::new(0);
     let total = Mutex::new(Report::default());
     // The fault of the first cluster that has one, so that it is the same each time.
-    let first: Mutex<Option<(u64, Fault)>> = Mutex::new(None);
+    let first: Mutex<Option<(u64, Box<Fault>)>> = Mutex::new(None);
     let failed = AtomicU64::new(u64::MAX);
     let work = || {
         let mut worker = Worker::new(env);
@@ -172,7 +172,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn cluster(&mut self, cluster: u64) -> Result<(), Fault> {
+    fn cluster(&mut self, cluster: u64) -> Result<(), Box<Fault>> {
         let env = self.machine.env;
         let m = &mut self.machine;
         let launch = env.launch;
@@ -215,7 +215,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Warps take turns until all have ended.
-    fn rounds(&mut self) -> Result<(), Fault> {
+    fn rounds(&mut self) -> Result<(), Box<Fault>> {
         let m = &mut self.machine;
         let (mut given_up, mut give_up) = (None, false);
         loop {
@@ -248,7 +248,7 @@ fn inst<'a>(m: &Machine<'a>, pc: u32) -> &'a Inst {
 }
 
 /// Nobody can go on: who waits where.
-fn deadlock(m: &Machine, warps: &[Warp]) -> Fault {
+fn deadlock(m: &Machine, warps: &[Warp]) -> Box<Fault> {
     let mut waits: Vec<(u32, String, Vec<String>)> = vec![];
     for warp in warps {
         for g in &warp.groups {
@@ -337,9 +337,14 @@ fn shared_limit(sm: u32) -> u32 {
     }
 }
 
-fn check(module: &Module, kernel: &Kernel, launch: &Launch, params: &[u8]) -> Result<(), Fault> {
+fn check(
+    module: &Module,
+    kernel: &Kernel,
+    launch: &Launch,
+    params: &[u8],
+) -> Result<(), Box<Fault>> {
     let wrong = |message: String, help: &str| {
-        Err(Fault {
+        Err(Box::new(Fault {
             kind: FaultKind::Launch,
             kernel: kernel.name().into(),
             line: 0,
@@ -349,7 +354,7 @@ fn check(module: &Module, kernel: &Kernel, launch: &Launch, params: &[u8]) -> Re
             address: None,
             message,
             help: help.into(),
-        })
+        }))
     };
     let product = |v: [u32; 3]| v.iter().map(|n| *n as u64).product::<u64>();
     let threads = product(launch.block);
@@ -385,7 +390,8 @@ fn check(module: &Module, kernel: &Kernel, launch: &Launch, params: &[u8]) -> Re
         );
     }
     let ctas = product(launch.cluster);
-    let whole = (0..3).all(|i| launch.cluster[i] > 0 && launch.grid[i] % launch.cluster[i] == 0);
+    let whole =
+        (0..3).all(|i| launch.cluster[i] > 0 && launch.grid[i].is_multiple_of(launch.cluster[i]));
     let most = kernel.max_cluster.unwrap_or(8).max(8) as u64;
     if !whole || ctas > most.min(16) || (ctas > 1 && module.sm < 90) {
         return wrong(

@@ -233,7 +233,7 @@ impl<'a> Global<'a> {
 
     /// Where `len` bytes at `at` lie; `span` is the last one found.
     fn find(&self, at: u64, len: u64, write: bool, span: &mut Span) -> Outcome<(&Allocation, u64)> {
-        if at % len.next_power_of_two() != 0 {
+        if !at.is_multiple_of(len.next_power_of_two()) {
             return Err(misaligned(at, len));
         }
         if !(at >= span.start && at + len <= span.end && (span.writable || !write)) {

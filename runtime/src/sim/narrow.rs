@@ -38,7 +38,7 @@ pub fn narrow(cx: &mut Cx, to: Ty, from: Ty) -> Result<Alu> {
         Ty::Tf32 if round != Round::Away => cx.need(90, 78)?,
         _ => cx.need(80, 70)?,
     }
-    if ftz && to != Ty::F16 || sat && to != Ty::F16 {
+    if (ftz || sat) && to != Ty::F16 {
         return cx.err(
             "a modifier does not belong here",
             "see the ISA's list of forms",

@@ -36,6 +36,9 @@ pub fn parse(text: &str) -> Result<Unit<'_>> {
     Ok(parser.unit)
 }
 
+/// A list of branch targets: its number, and the labels.
+type Targets<'a> = (u32, Vec<(&'a str, Place)>);
+
 #[derive(Clone, Copy)]
 pub(super) enum Symbol {
     Reg(u32),
@@ -54,7 +57,8 @@ pub(super) struct Parser<'a> {
     /// The scope around each.
     pub(super) parents: Vec<Option<u32>>,
     pub(super) labels: HashMap<(u32, &'a str), u32>,
-    pub(super) lists: HashMap<(u32, &'a str), (u32, Vec<(&'a str, Place)>)>,
+    /// Lists of branch targets: their numbers, and the labels.
+    pub(super) lists: HashMap<(u32, &'a str), Targets<'a>>,
 }
 
 /// What a declaration says before its name.

@@ -124,7 +124,7 @@ impl Shared {
     }
 
     fn aligned(at: u64, len: u64) -> Outcome {
-        if at % len.next_power_of_two().min(16) != 0 {
+        if !at.is_multiple_of(len.next_power_of_two().min(16)) {
             return Err(misaligned(at, len));
         }
         Ok(())

@@ -101,7 +101,7 @@ fn bad(what: impl Into<String>, help: &str) -> Box<Trouble> {
 
 /// The tensor map at a generic address.
 fn map_at(m: &Machine, at: u64) -> Outcome<TensorMap> {
-    if at % 64 != 0 {
+    if !at.is_multiple_of(64) {
         return Err(bad(
             "a tensor map at an address that is no multiple of 64",
             "declare it with .align 64",
@@ -214,7 +214,7 @@ pub fn one(m: &mut Machine, warp: &mut Warp, op: &TensorCopy, lane: usize) -> Ou
         .map(|s| warp.regs[*s as usize].0[lane] as i32 as i64)
         .collect();
     let shared = op.shared.lane(&warp.regs, lane);
-    if shared % 128 != 0 {
+    if !shared.is_multiple_of(128) {
         let what = "a box in shared memory at an address that is no multiple of 128";
         return Err(trouble(
             FaultKind::Misaligned,

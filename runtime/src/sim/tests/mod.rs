@@ -40,7 +40,7 @@ impl Device {
     }
 
     /// Runs the text's kernel.
-    pub fn run(&mut self, ptx: &str, how: &Launch) -> Result<Report, Fault> {
+    pub fn run(&mut self, ptx: &str, how: &Launch) -> Result<Report, Box<Fault>> {
         keep(ptx);
         let module = Module::parse(ptx).unwrap_or_else(|e| panic!("{e}\n{ptx}"));
         let kernel = module.kernels().next().unwrap();

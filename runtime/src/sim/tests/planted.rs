@@ -5,7 +5,7 @@ use super::{Device, blocks, bytes, text};
 use crate::sim::{Fault, FaultKind, Launch, Swizzle};
 
 /// The fault of the product by wgmma with a part of its text replaced.
-fn broken(from: &str, to: &str) -> Fault {
+fn broken(from: &str, to: &str) -> Box<Fault> {
     let body = product();
     assert!(body.contains(from), "{from}");
     match run_product(&body.replace(from, to), |_| {}) {
@@ -104,7 +104,7 @@ fn a_register_that_nothing_wrote() {
 }
 
 /// A kernel of shared memory and its fault.
-fn fault(body: &str, threads: u32) -> Fault {
+fn fault(body: &str, threads: u32) -> Box<Fault> {
     let head = "
     .reg .pred %p<4>; .reg .b32 %r<12>; .reg .b64 %rd<4>; .reg .f32 %f<4>;
     .shared .align 16 .b8 t[1024];

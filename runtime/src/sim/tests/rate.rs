@@ -70,7 +70,7 @@ fn rates() {
         "global memory: {:.0} M lane-instructions/s",
         lanes(&report) / seconds / 1e6
     );
-    let shared = "st.shared.u32 [%r4], %r1; ld.shared.u32 %r2, [%r4];".repeat(6);
+    let shared = "st.shared.u32 [%r4], %r1; bar.sync 0; xor.b32 %r5, %r4, 128; ld.shared.u32 %r2, [%r5]; bar.sync 0;".repeat(6);
     let regs = format!("{regs} .shared .align 16 .b8 t[4096];");
     let start = "mov.u32 %r1, %tid.x; mov.u32 %r3, t; shl.b32 %r4, %r1, 2; add.u32 %r4, %r4, %r3;";
     let (report, seconds) = timed("sm_80", &looped(500, &regs, start, &shared), 256);

@@ -139,8 +139,8 @@ impl<'m> Cx<'_, '_, 'm> {
         let graph = &self.imp.model.graph;
         // Functions have names of their own.
         graph.node.iter().find(|n| std::ptr::eq(*n, self.node))?;
-        let declared = graph.output.iter().chain(&graph.value_info);
-        let info = declared.filter(|info| info.name == *name).next_back()?;
+        let mut declared = graph.output.iter().chain(&graph.value_info);
+        let info = declared.rfind(|info| info.name == *name)?;
         match info.type_.value.as_ref()? {
             type_proto::Value::TensorType(t) => Some(t.shape.as_ref()?.dim.len()),
             _ => None,

@@ -9,6 +9,7 @@ mod attention;
 mod attention_halves;
 mod conv;
 mod copies;
+pub mod cost;
 mod gemm;
 mod group;
 mod groups;

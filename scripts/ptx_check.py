@@ -3,8 +3,8 @@
 usage: ptx_check.py KILN [FOLDER]
 
 Of three real models (MiniLM in f32, in bf16 and quantized; PP-OCR's classifier) for sm_80,
-sm_89 and sm_90a, and of the kernel tests' modules in FOLDER (`NAME.TARGET.ptx`, which
-`KILN_TEST_PTX=FOLDER cargo test -p kiln-kernels` writes). Checks that everything
+sm_89 and sm_90a, and of the kernel tests' modules in FOLDER (`NAME.TARGET.ptx`, and
+`errors.txt`, which `KILN_TEST_PTX=FOLDER cargo test -p kiln-kernels` writes). Checks that everything
 assembles, that ptxas warns of nothing about wgmma or registers (C75xx), that no
 contraction, convolution or attention spills, and that the instructions of tensor cores and
 of asynchronous copies are where they belong. Prints a table by family and target.
@@ -111,6 +111,18 @@ def compiled(folder):
             yield name, path, target, wanted
 
 
+def errors(path):
+    """What the kernel tests noted: results on the PTX interpreter against references."""
+    worst = collections.defaultdict(lambda: [0, 0.0])
+    for line in path.read_text().splitlines():
+        family, first, last, error = line.split()
+        row = worst[(family, first, last)]
+        row[0], row[1] = row[0] + 1, max(row[1], float(error))
+    print("family     reads   writes  runs on the interpreter  off by at most (no faults)")
+    for (family, first, last), (n, error) in sorted(worst.items()):
+        print(f"{family:10} {first:7} {last:7} {n:23} {error:15.1e}")
+
+
 def main():
     table = collections.defaultdict(lambda: [0, 0, 0, 0])
     failed = []
@@ -148,6 +160,8 @@ def main():
     print("family     target  ptxas   kernels  registers  static shared memory  spilled")
     for (family, target, version), (n, registers, shared, spills) in sorted(table.items()):
         print(f"{family:10} {target:7} {version:6} {n:8} {registers:10} {shared:21} {spills:8}")
+    if FOLDER and (FOLDER / "errors.txt").exists():
+        errors(FOLDER / "errors.txt")
     if failed:
         sys.exit("\n".join(failed[:40]))
     print(f"{sum(row[0] for row in table.values())} kernels assembled")

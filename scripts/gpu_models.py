@@ -81,7 +81,8 @@ def main():
         folder = Path(temporary)
         for name, model, options, feeds, bound in cases(folder):
             wants = []
-            for target in TARGETS:
+            # Kernels of f32 and of bytes are the same for all targets.
+            for target in TARGETS if "bf16" in name else TARGETS[:1]:
                 artifact = folder / f"model.{target}.kiln"
                 compiled = subprocess.run([KILN, "compile", str(model), "--target", target, *options, "-o", str(artifact)],
                                           capture_output=True, text=True)

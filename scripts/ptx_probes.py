@@ -60,14 +60,14 @@ class File:
 // out: {show(outs)}
 .visible .entry {name}(.param .u64 in, .param .u64 out)
 {{
-    .reg .b32 %tid, %a<{max(n_in, 1)}>, %d<{n_out}>;
+    .reg .b32 %lane, %a<{max(n_in, 1)}>, %d<{n_out}>;
     .reg .b64 %rd<5>;
     {regs}
     ld.param.u64 %rd1, [in];
     ld.param.u64 %rd2, [out];
-    mov.u32 %tid, %tid.x;
-    mad.wide.u32 %rd3, %tid, {4 * n_in}, %rd1;
-    mad.wide.u32 %rd4, %tid, {4 * n_out}, %rd2;
+    mov.u32 %lane, %tid.x;
+    mad.wide.u32 %rd3, %lane, {4 * n_in}, %rd1;
+    mad.wide.u32 %rd4, %lane, {4 * n_out}, %rd2;
 {loads}    {body}
 {stores}    ret;
 }}
@@ -369,12 +369,12 @@ def exact(fn, ty, mode):
 
 
 def sqrt_fraction(x):
-    """The root with 200 bits, and a bit more where it is not exact."""
-    scale = 2 ** 400
+    """The root with 2000 bits, and a bit more where it is not exact."""
+    scale = 2 ** 4000
     n = x.numerator * scale // x.denominator
     r = math.isqrt(n)
     more = 0 if r * r == n and x.numerator * scale % x.denominator == 0 else F(1, 2)
-    return (F(r) + more) / 2 ** 200
+    return (F(r) + more) / 2 ** 2000
 
 
 def sine(x, shift=0):
@@ -670,7 +670,7 @@ def lanes():
             "mov.b64 %x, {%a0, %a1}; mov.b64 {%h0, %h1, %h2, %h3}, %x; mov.b64 %x, {%h3, %h2, %h1, %h0}; "
             "mov.b64 {%d0, %d1}, %x;", [[0x22221111, 0x44443333]], [[0x33334444, 0x11112222]])
     f.probe("brx_idx", "Control Flow Instructions: brx.idx", "",
-            "rem.u32 %a0, %tid, 3; TABLE: .branchtargets A, B, C; brx.idx %a0, TABLE; A: mov.b32 %d0, 10; bra END; "
+            "rem.u32 %a0, %lane, 3; TABLE: .branchtargets A, B, C; brx.idx %a0, TABLE; A: mov.b32 %d0, 10; bra END; "
             "B: mov.b32 %d0, 20; bra END; C: mov.b32 %d0, 30; END:", [[0]], [[10 * (i % 3 + 1)] for i in range(LANES)])
     counts = sum(b for b in bits)
     for op, value in (("popc", counts), ("and", int(all(bits))), ("or", int(any(bits)))):
@@ -691,7 +691,7 @@ def atomics():
            "xor.b32": lambda a, b: a ^ b, "exch.b32": lambda a, b: b, "inc.u32": lambda a, b: 0 if a >= b else a + 1,
            "dec.u32": lambda a, b: b if a == 0 or a > b else a - 1}
     shared = ".shared .align 8 .b8 t[256]; .reg .b32 %t;"
-    place = "mov.u32 %t, t; mad.lo.u32 %t, %tid, 4, %t; st.shared.b32 [%t], %a0;"
+    place = "mov.u32 %t, t; mad.lo.u32 %t, %lane, 4, %t; st.shared.b32 [%t], %a0;"
     for op, fn in ops.items():
         f.probe(f"atom_shared_{op}", isa + "atom", shared, f"{place} atom.shared.{op} %d0, [%t], %a1; ld.shared.b32 %d1, [%t];",
                 rows, [[a, fn(a, b) & M32] for a, b in rows])
@@ -715,8 +715,8 @@ def atomics():
             "mov.b32 %f, 0f3F800000; red.global.add.v2.f32 [%rd3], {%f, %f}; ld.global.b32 %d0, [%rd3]; ld.global.b32 %d1, [%rd3+4];",
             [[raw(1.5, "f32"), raw(-4.0, "f32")]], [[raw(2.5, "f32"), raw(-3.0, "f32")]])
     f.probe("atom_shared_sum", isa + "atom", shared,
-            "mov.u32 %t, t; setp.eq.u32 %p, %tid, 0; @%p st.shared.b32 [%t], %a0; bar.sync 0; "
-            "red.shared.add.u32 [%t], %tid; bar.sync 0; ld.shared.b32 %d0, [%t];".replace("setp", ".reg .pred %p; setp"),
+            "mov.u32 %t, t; setp.eq.u32 %p, %lane, 0; @%p st.shared.b32 [%t], %a0; bar.sync 0; "
+            "red.shared.add.u32 [%t], %lane; bar.sync 0; ld.shared.b32 %d0, [%t];".replace("setp", ".reg .pred %p; setp"),
             [[5]], [[5 + 31 * 16]] * LANES)
     return f
 
@@ -826,7 +826,7 @@ def matrices():
             [[half(2 * (l % 4), l // 4) | half(2 * (l % 4) + 1, l // 4) << 16] for l in range(LANES)])
     # Lane i writes row i of 16 bytes; matrices of 8 rows are loaded.
     data = [[random.getrandbits(32) for _ in range(4)] for _ in range(LANES)]
-    store = ("mov.u32 %t, t; mad.lo.u32 %t, %tid, 16, %t; st.shared.v4.b32 [%t], {%a0, %a1, %a2, %a3}; bar.sync 0;")
+    store = ("mov.u32 %t, t; mad.lo.u32 %t, %lane, 16, %t; st.shared.v4.b32 [%t], {%a0, %a1, %a2, %a3}; bar.sync 0;")
     at = lambda mat, r, c: data[8 * mat + r][c // 2] >> (16 * (c % 2)) & 0xFFFF
     regs = ".shared .align 16 .b8 t[512]; .reg .b32 %t;"
     for n in (1, 2, 4):
@@ -851,7 +851,7 @@ def stmatrix():
                     rows[(8 * j + c, r) if trans else (8 * j + r, c)] = v
         outs = [[int(rows[l, 2 * i]) | int(rows[l, 2 * i + 1]) << 16 for i in range(4)] for l in range(LANES)]
         f.probe(f"stmatrix_x4{trans}", "Warp Level Matrix Instructions: stmatrix", ".shared .align 16 .b8 t[512]; .reg .b32 %t;",
-                f"mov.u32 %t, t; mad.lo.u32 %t, %tid, 16, %t; stmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 [%t], {{%a0, %a1, %a2, %a3}}; "
+                f"mov.u32 %t, t; mad.lo.u32 %t, %lane, 16, %t; stmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 [%t], {{%a0, %a1, %a2, %a3}}; "
                 "bar.sync 0; ld.shared.v4.b32 {%d0, %d1, %d2, %d3}, [%t];", data, outs)
     return f
 

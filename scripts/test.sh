@@ -31,6 +31,10 @@ step "format" cargo fmt --all --check
 step "format of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
 step "lint" cargo clippy -q --release --workspace --all-targets -- -D warnings
 step "licences" "$python" scripts/licences.py
+# Kernel tests leave their PTX for the assembler.
+export KILN_TEST_PTX="$PWD/$target/test-ptx"
+rm -rf "$KILN_TEST_PTX"
+mkdir -p "$KILN_TEST_PTX"
 step "unit and property tests" cargo test -q --release --workspace
 step "build" cargo build -q --release --workspace --bins --examples
 step "the runtime alone" runtime_alone
@@ -60,7 +64,25 @@ step "150 random convolutions of 8-bit integers against ONNX Runtime" "$python" 
 step "kiln quantize against ONNX Runtime and its quantizer" "$python" scripts/quantize_models.py "$target/release/kiln" "$target/release/kiln-rt"
 step "image networks against ONNX Runtime" "$python" scripts/light_models.py "$target/release/kiln" "$target/release/kiln-rt" --small
 step "the first node that is off" "$python" scripts/diff_check.py "$target/release/kiln"
+step "drivers that are missing, old or failing" "$python" scripts/driver_check.py "$target/release/kiln" "$target/release/kiln-rt"
 step "damaged and hostile input" "$python" scripts/bad_input.py "$target/release/kiln" "$target/release/kiln-rt"
+# GPUs: everything but the chip.
+node_tests_as_ptx() {
+  "$target/release/kiln" verify --suite "$target/onnx-suite/node" --device sim --target sm_80 --json > "$target/onnx-ptx.json" || { head -c 3000 "$target/onnx-ptx.json"; return 1; }
+  "$python" -c 'import json,sys; d=json.load(open(sys.argv[1])); print(d["passed"], "passed,", d["failed"], "failed,", d["skipped"], "skipped"); sys.exit(d["failed"] > 0 or d["passed"] < 1865)' "$target/onnx-ptx.json"
+}
+random_graphs_as_ptx() {
+  local graphs=$target/random-ptx
+  rm -rf "$graphs"
+  mkdir -p "$graphs"
+  "$python" scripts/random_graphs.py "$graphs" --seeds 600000:600300 >/dev/null
+  "$target/release/kiln" verify --suite "$graphs" --device sim --target sm_90a --rtol 1e-4 --atol 1e-5 --json > "$graphs.json" || { head -c 3000 "$graphs.json"; return 1; }
+  "$python" -c 'import json,sys; d=json.load(open(sys.argv[1])); print(d["passed"], "agree,", d["failed"], "differ,", d["skipped"], "refused"); sys.exit(d["failed"] > 0 or d["passed"] < 295)' "$graphs.json"
+}
+step "PTX, assembled by ptxas 12.4 and 13" "$python" scripts/ptx_check.py "$target/release/kiln" "$KILN_TEST_PTX"
+step "ONNX's node tests as PTX on its interpreter" node_tests_as_ptx
+step "300 random graphs as PTX on its interpreter" random_graphs_as_ptx
+step "models as PTX on its interpreter" "$python" scripts/gpu_models.py "$target/release/kiln"
 fuzz_briefly() {
   local name runs log corpus
   while read -r name runs; do

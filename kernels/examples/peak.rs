@@ -2,6 +2,9 @@
 //! `cargo run --release -p kiln-kernels --example peak [LEVEL] [bytes]`; with `bytes`
 //! products of 8-bit integers, against the peak of `vpdpbusd`.
 
+#[allow(dead_code)]
+#[path = "../tests/compiled/gpu.rs"]
+mod gpu;
 #[path = "../tests/compiled/support.rs"]
 #[allow(dead_code)]
 mod support;

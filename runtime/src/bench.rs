@@ -164,13 +164,16 @@ fn document(r: &Request, m: &Measured, session: &Session, loaded: &Loaded) -> St
             "copies_up": up.0, "bytes_up": up.1, "copies_down": down.0, "bytes_down": down.1,
         })
     });
-    serde_json::json!({
+    let mut doc = serde_json::json!({
         "median_ms": m.median(), "min_ms": m.times[0], "compile_ms": r.compile_ms,
         "load_ms": loaded.ms, "before_bytes": loaded.before, "peak_bytes": m.peak,
         "flops": m.flops(), "bytes": m.bytes(), "runs": m.times.len(), "threads": session.threads(),
-        "level": session.runs(), "device": device, "roofline": m.roofline, "per_step": steps,
-    })
-    .to_string()
+        "level": session.runs(), "roofline": m.roofline, "per_step": steps,
+    });
+    if device.is_some() {
+        doc["device"] = serde_json::json!(device);
+    }
+    doc.to_string()
 }
 
 fn text(m: &Measured, session: &Session, loaded: &Loaded) -> String {

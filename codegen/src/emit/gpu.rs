@@ -392,16 +392,16 @@ impl Gpu {
             (Any::Single(r), _, Elem::F64) => Any::Double(k.widen(r)),
             (Any::Double(r), _, Elem::F32) => Any::Single(k.round_single(r)),
             (Any::Single(r), _, Elem::F16) => {
-                let half = k.to_f16(r);
+                let half = k.round_f16(r);
                 Any::Word(k.word_of(half))
             }
             (Any::Double(r), _, Elem::F16) => {
-                let half = k.to_f16(r);
+                let half = k.round_f16(r);
                 Any::Word(k.word_of(half))
             }
             (Any::Word(r), Elem::F16, _) => {
                 let half = k.half_of(r);
-                let single = k.from_f16(half);
+                let single = k.widen_f16(half);
                 match to {
                     Elem::F64 => Any::Double(k.widen(single)),
                     _ => Any::Single(single),
@@ -412,9 +412,9 @@ impl Gpu {
     }
 
     /// f32 to bf16, to nearest even.
-    pub(super) fn to_bf16(&mut self, x: Val) -> Val {
+    pub(super) fn round_bf16(&mut self, x: Val) -> Val {
         let r = self.single(x);
-        let half = self.kernel.to_bf16(r);
+        let half = self.kernel.round_bf16(r);
         let word = self.kernel.word_of(half);
         self.value(Any::Word(word), x.ty.with(Elem::BF16))
     }

@@ -653,7 +653,7 @@ impl Emitter {
                     self.cast(mid, to, false, false)
                 }
                 (Elem::F32, Elem::BF16) => match &mut self.gpu {
-                    Some(gpu) => gpu.to_bf16(x),
+                    Some(gpu) => gpu.round_bf16(x),
                     None => self.f32_to_bf16(x),
                 },
                 (Elem::BF16, _) => {

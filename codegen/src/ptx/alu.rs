@@ -420,21 +420,21 @@ impl Kernel {
     }
 
     /// An f16 as f32, exactly.
-    pub fn from_f16(&mut self, x: Reg<B16>) -> Reg<F32> {
+    pub fn widen_f16(&mut self, x: Reg<B16>) -> Reg<F32> {
         let to = self.reg();
         self.line(format_args!("cvt.f32.f16 {to}, {x}"));
         to
     }
 
     /// f32 (or f64) to f16, to nearest even.
-    pub fn to_f16<T: Float>(&mut self, x: Reg<T>) -> Reg<B16> {
+    pub fn round_f16<T: Float>(&mut self, x: Reg<T>) -> Reg<B16> {
         let to = self.reg();
         self.line(format_args!("cvt.rn.f16{} {to}, {x}", T::REGISTER));
         to
     }
 
     /// f32 to bf16, to nearest even.
-    pub fn to_bf16(&mut self, x: Reg<F32>) -> Reg<B16> {
+    pub fn round_bf16(&mut self, x: Reg<F32>) -> Reg<B16> {
         let to = self.reg();
         self.line(format_args!("cvt.rn.bf16.f32 {to}, {x}"));
         to

@@ -11,6 +11,7 @@
 
 mod alu;
 mod control;
+mod hopper;
 mod matrix;
 mod memory;
 mod reg;
@@ -163,7 +164,7 @@ impl Kernel {
             let Shared { name, bytes, align } = s;
             writeln!(out, "    .shared .align {align} .b8 {name}[{bytes}];")?;
         }
-        write!(out, "{}}}\n", self.body)
+        writeln!(out, "{}}}", self.body)
     }
 
     fn line(&mut self, args: fmt::Arguments<'_>) {

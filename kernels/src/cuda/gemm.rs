@@ -26,6 +26,9 @@ const DEPTH: i64 = 16;
 /// Products that the text of a kernel names.
 const WRITTEN: i64 = 4;
 
+/// The place of a row that does not exist.
+pub(super) const NOWHERE: i64 = i64::MIN;
+
 /// How sums are dealt out.
 #[derive(Clone, Copy)]
 struct Tile {
@@ -158,8 +161,8 @@ struct Place {
     rows: (Val, Val),
     /// The block's first column, and all columns.
     columns: (Val, Val),
-    /// Where the place of each of the block's rows in A is; its first number is −1 where
-    /// there is no such row.
+    /// Where the place of each of the block's rows in A is; its first number is
+    /// [`NOWHERE`] where there is no such row.
     table: Val,
     /// Where parts and sums are.
     shared: Val,
@@ -211,7 +214,8 @@ impl Product<'_> {
             let row = e.add(p.rows.0, p.thread);
             let exists = e.cmp(Cmp::Lt, row, p.rows.1, false);
             let mut at = self.source.row(e, cx, p.batch, row);
-            let none = e.i64(-1);
+            // A row of what is read backwards may start before the first element.
+            let none = e.i64(NOWHERE);
             at[0] = e.select(exists, at[0], none);
             for (i, x) in (0..).zip(at) {
                 let to = self.slot(e, p, p.thread, i);
@@ -284,8 +288,8 @@ impl Product<'_> {
                     (k_is, of_k)
                 }
             };
-            let zero = e.i64(0);
-            let row_is = e.cmp(Cmp::Ge, numbers[0], zero, false);
+            let none = e.i64(NOWHERE);
+            let row_is = e.cmp(Cmp::Ne, numbers[0], none, false);
             let mut exists = e.op2("arith.andi", row_is, k_is);
             let (at, there) = source.a(e, cx, p.batch, &numbers, &product);
             if let Some(there) = there {

@@ -8,6 +8,9 @@ use kiln_codegen::{Elem, Emitter, Ty, Val};
 /// Threads of a warp.
 pub(super) const WARP: u32 = 32;
 
+/// Two threads' values to one's.
+type Combine<'a> = dyn FnMut(&mut Emitter, &[Val], &[Val]) -> Vec<Val> + 'a;
+
 /// The threads that share a work unit.
 pub(crate) struct Group {
     /// The axis whose points are dealt out.
@@ -55,12 +58,7 @@ impl NestEmitter<'_> {
         }
     }
 
-    fn join(
-        &mut self,
-        e: &mut Emitter,
-        own: &[Val],
-        f: &mut dyn FnMut(&mut Emitter, &[Val], &[Val]) -> Vec<Val>,
-    ) -> Vec<Val> {
+    fn join(&mut self, e: &mut Emitter, own: &[Val], f: &mut Combine<'_>) -> Vec<Val> {
         let mut now = own.to_vec();
         let mut mask = WARP / 2;
         while mask > 0 {

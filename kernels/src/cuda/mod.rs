@@ -8,8 +8,11 @@
 mod attention;
 mod attention_halves;
 mod conv;
+mod copies;
+pub mod cost;
 mod gemm;
 mod group;
+mod groups;
 mod halves;
 mod matmul;
 mod nest;

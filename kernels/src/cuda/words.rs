@@ -9,7 +9,7 @@
 //! other banks: A's fragments come by `ldmatrix`, B's by plain loads. The epilogue reads
 //! the sums from shared memory.
 
-use super::gemm::{Shown, Source, store};
+use super::gemm::{NOWHERE, Shown, Source, store};
 use super::nest::{divide, long};
 use super::{GpuKernel, Ports, entry, tail};
 use crate::LoopNest;
@@ -100,7 +100,7 @@ struct Place {
     k: Val,
     /// Whether rows of A start at multiples of 16 bytes and hold whole chunks.
     aligned: Val,
-    /// The starts in A of the thread's rows; −1: no such row.
+    /// The starts in A of the thread's rows; [`NOWHERE`]: no such row.
     starts: Vec<Val>,
     shared: Val,
 }
@@ -196,7 +196,7 @@ impl Product<'_> {
                 let row = e.add(p.rows.0, row);
                 let exists = e.cmp(Cmp::Lt, row, p.rows.1, false);
                 let at = self.spec.row(e, cx, p.batch, row)[0];
-                let none = e.i64(-1);
+                let none = e.i64(NOWHERE);
                 e.select(exists, at, none)
             })
             .collect()
@@ -205,7 +205,7 @@ impl Product<'_> {
     /// The thread's words of the parts from word `k0` on, chunk by chunk.
     fn read(&self, e: &mut Emitter, cx: &ExprCx, p: &Place, k0: Val) -> [Vec<Val>; 2] {
         let word = Ty::scalar(Elem::I32);
-        let (zero, group) = (e.i64(0), e.i64(self.group()));
+        let group = e.i64(self.group());
         let mut a = vec![];
         for (j, &start) in (0..).zip(&p.starts) {
             let (_, chunk) = self.a_chunk(e, p.thread, j);
@@ -213,7 +213,8 @@ impl Product<'_> {
             let at = e.mul(chunk, four);
             let at = e.add(k0, at);
             let k = e.mul(at, group);
-            let row_is = e.cmp(Cmp::Ge, start, zero, false);
+            let none = e.i64(NOWHERE);
+            let row_is = e.cmp(Cmp::Ne, start, none, false);
             let k_is = e.cmp(Cmp::Lt, k, p.k, false);
             let exists = e.op2("arith.andi", row_is, k_is);
             let from = e.add(start, k);

@@ -1,6 +1,6 @@
 //! Attention against softmax in f64: layouts, heads in groups, masks, tails.
 
-use crate::support::{Rng, bytes, load, numbers, targets};
+use crate::support::{Launch, Rng, at_every_level, bytes, load, numbers, targets};
 use kiln_ir::{BinaryFn, CompareFn, DType};
 use kiln_kernels::attention::AttentionSpec;
 use kiln_kernels::*;
@@ -281,35 +281,31 @@ fn random_attention_matches_softmax() {
     for _ in 0..3 {
         let problems: Vec<Problem> = (0..12).map(|_| Problem::random(&mut rng)).collect();
         let built: Vec<Built> = problems.iter().map(|p| p.build(&mut rng)).collect();
-        let kernels: Vec<(String, KernelSpec)> = (0..)
-            .zip(&built)
-            .map(|(i, b)| (format!("at{i}"), b.spec.clone()))
+        let cases: Vec<Launch> = (built.iter())
+            .map(|b| Launch {
+                spec: b.spec.clone(),
+                buffers: b.buffers.clone(),
+                params: b.params.clone(),
+            })
             .collect();
-        for target in targets() {
-            let loaded = load(&kernels, &target);
-            for (i, (p, b)) in problems.iter().zip(&built).enumerate() {
-                let mut buffers = b.buffers.clone();
-                assert_eq!(
-                    loaded.run(&kernels[i].0, &b.spec, &mut buffers, &b.params),
-                    0
+        let cases: Vec<&Launch> = cases.iter().collect();
+        at_every_level(&cases, &mut |level, i, result| {
+            let (p, b) = (&problems[i], &built[i]);
+            let got = numbers(p.dtype, result);
+            let allowed = match p.dtype {
+                DType::F16 => 2e-3,
+                DType::BF16 => 1.5e-2,
+                _ => 4e-6,
+            };
+            for (n, (&want, &at)) in b.want.iter().zip(&b.out_at).enumerate() {
+                let off = (got[at] - want).abs();
+                assert!(
+                    off <= allowed,
+                    "{level} element {n}: {} not {want}; {p:?}",
+                    got[at]
                 );
-                let got = numbers(p.dtype, buffers.last().unwrap());
-                let allowed = match p.dtype {
-                    DType::F16 => 2e-3,
-                    DType::BF16 => 1.5e-2,
-                    _ => 4e-6,
-                };
-                for (n, (&want, &at)) in b.want.iter().zip(&b.out_at).enumerate() {
-                    let off = (got[at] - want).abs();
-                    assert!(
-                        off <= allowed,
-                        "{} element {n}: {} not {want}; {p:?}",
-                        target.name,
-                        got[at]
-                    );
-                }
             }
-        }
+        });
     }
 }
 

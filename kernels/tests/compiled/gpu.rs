@@ -1,11 +1,14 @@
 //! The same kernels as PTX, on the interpreter.
 
+use crate::support::numbers;
 use kiln_codegen::GpuTarget;
 use kiln_ir::{Binding, Dim};
 use kiln_kernels::KernelSpec;
 use kiln_kernels::cuda::{self, GpuKernel, STATUS_BYTES};
 use kiln_runtime::sim::{Launch, Memory, Module, Window, launch};
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -26,6 +29,33 @@ fn write_all(all: &[(String, KernelSpec)], folder: &Path) {
         let path = folder.join(format!("module{n}.{}.ptx", target.name));
         std::fs::write(path, cuda::module(&kernels, &target)).unwrap();
     }
+}
+
+/// Notes how far a result is from another one, ‖got − want‖ / ‖want‖, beside the kernels'
+/// text.
+pub fn note(spec: &KernelSpec, got: &[u8], want: &[u8]) {
+    let Some(folder) = std::env::var_os("KILN_TEST_PTX") else {
+        return;
+    };
+    let (family, args) = match spec {
+        KernelSpec::Nest(s) => ("nest", &s.args),
+        KernelSpec::MatMul(s) => ("matmul", &s.args),
+        KernelSpec::Conv(s) => ("conv", &s.args),
+        KernelSpec::Attention(s) => ("attention", &s.args),
+    };
+    let (first, last) = (args[0], args[args.len() - 1]);
+    if last.size().is_none() || got.len() != want.len() {
+        return;
+    }
+    let (got, want) = (numbers(last, got), numbers(last, want));
+    let finite = |x: &f64| if x.is_finite() { *x } else { 0.0 };
+    let norm = |xs: &mut dyn Iterator<Item = f64>| xs.map(|x| x * x).sum::<f64>().sqrt();
+    let apart = norm(&mut got.iter().zip(&want).map(|(g, w)| finite(g) - finite(w)));
+    let all = norm(&mut want.iter().map(finite));
+    let line = format!("{family} {first} {last} {:e}\n", apart / all.max(1e-30));
+    let path = Path::new(&folder).join("errors.txt");
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.unwrap().write_all(line.as_bytes()).unwrap();
 }
 
 impl Gpu {

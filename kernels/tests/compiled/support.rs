@@ -1,6 +1,6 @@
 //! Loads objects and runs kernels the way the runtime does.
 
-use crate::gpu::Gpu;
+use crate::gpu::{self, Gpu};
 use kiln_codegen::CpuTarget;
 use kiln_ir::{Binding, DType, Dim};
 use kiln_kernels::nest::SCRATCH_HEAD;
@@ -209,6 +209,9 @@ pub fn check(cases: Vec<Case>) {
                 let at = format!("{symbol} on a GPU, buffer {i}: {:?}", case.nest);
                 compare(case.nest.args[i], g, w, &at);
             }
+            if let (Some(g), Some(w)) = (got.last(), want.last()) {
+                gpu::note(spec, g, w);
+            }
         }
     }
 }
@@ -310,7 +313,9 @@ pub fn at_every_level(cases: &[&Launch], see: &mut dyn FnMut(&str, usize, &[u8])
         let mut buffers = c.buffers.clone();
         let status = gpu.run(symbol, spec, &mut buffers, &c.params);
         assert_eq!(status, 0, "{symbol} on a GPU");
-        see("sim", i, &buffers.pop().unwrap());
+        let last = buffers.pop().unwrap();
+        see("sim", i, &last);
+        gpu::note(spec, &last, &first[i]);
     }
     first
 }

@@ -1,13 +1,14 @@
 //! What atomics compute, and the order that they make.
 
 use super::decode::Cx;
-use super::exec::{Machine, Warp};
+use super::exec::Machine;
 use super::fault::{FaultKind, Outcome, trouble};
 use super::float::{canonical, canonical64, from_bf16, from_f16, to_bf16, to_f16};
 use super::order::Gather;
 use super::regs::{LANES, lanes};
 use super::tensor::TensorType;
 use super::types::{Kind, Ty};
+use super::warp::Warp;
 use crate::error::Result;
 
 /// An operation on a memory word.

@@ -1,10 +1,11 @@
 //! Barriers and fences as they are executed.
 
-use super::exec::{Flow, Machine, Warp};
+use super::exec::{Flow, Machine};
 use super::fault::{FaultKind, Outcome, trouble};
 use super::order::{Clock, Gather, proxy_fenced};
 use super::regs::{LANES, Slot, lanes, predicate, set_predicate, store_words};
 use super::sync::{Bar, BarKind, Fence};
+use super::warp::Warp;
 use std::rc::Rc;
 
 /// `bar` and `barrier`: arrives, then waits unless it is an arrival alone. The token

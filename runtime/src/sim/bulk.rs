@@ -1,12 +1,12 @@
 //! Bulk copies and their groups (PTX ISA, `cp.async.bulk`, `cp.reduce.async.bulk`): they
 //! are done at once, and an agent did them that a thread has to wait for.
 
+use super::access::{resolve, shared_place};
 use super::ast::{Operand, Space};
 use super::atomic::{self, AtomOp};
 use super::decode::Cx;
-use super::exec::{Machine, Warp};
+use super::exec::Machine;
 use super::fault::{FaultKind, Outcome, Trouble, trouble};
-use super::ldst::{resolve, shared_place};
 use super::mbar;
 use super::memory::Span;
 use super::op::{Addr, Op};
@@ -16,6 +16,7 @@ use super::report::Class;
 use super::shared::{CTA_STRIDE, Reader, Written};
 use super::tma::{self, TensorCopy};
 use super::types::Ty;
+use super::warp::Warp;
 use crate::error::Result;
 
 /// Where a bulk copy goes.
@@ -219,7 +220,7 @@ pub fn copy(m: &mut Machine, warp: &mut Warp, op: &Bulk, active: u32) -> Outcome
 fn one(m: &mut Machine, warp: &mut Warp, op: &Bulk, lane: usize) -> Outcome {
     let size = warp.regs[op.size as usize].0[lane] as u64;
     let (to, from) = (op.to.lane(&warp.regs, lane), op.from.lane(&warp.regs, lane));
-    if to % 16 != 0 || from % 16 != 0 || size % 16 != 0 {
+    if to % 16 != 0 || from % 16 != 0 || !size.is_multiple_of(16) {
         return Err(bad(format!(
             "a bulk copy of {size} bytes from {from:#x} to {to:#x}"
         )));

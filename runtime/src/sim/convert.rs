@@ -1,27 +1,20 @@
-//! Moves, conversions and address arithmetic (PTX ISA, "Data Movement and Conversion
-//! Instructions": `mov`, `cvt`, `cvta`, `isspacep`, `mapa`, `getctarank`).
+//! Moves and conversions between plain types (PTX ISA, "Data Movement and Conversion
+//! Instructions": `mov`, `cvt`).
 
 use super::ast::{Operand, Space};
 use super::decode::Cx;
-use super::float::{
-    Format, Round, directed, flush, from_bf16, from_f16, odd, saturate, to_bf16, to_f16, to_tf32,
-};
-use super::kernel::{CONST_WINDOW, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW};
+use super::float::{Format, Round, directed, flush, from_bf16, from_f16, odd};
+use super::narrow::narrow;
 use super::op::Op;
-use super::regs::{Alu, LANES, Slot, Value, map1, map2};
+use super::regs::{Alu, LANES, Value, map1, map2};
 use super::report::Class;
-use super::shared::CTA_STRIDE;
-use super::special::Special;
 use super::types::{Kind, Ty};
 use crate::error::Result;
 
 pub fn decode(cx: &mut Cx) -> Result<Op> {
     let (class, alu) = match cx.i.name {
         "mov" => (Class::Move, mov(cx)?),
-        "cvt" => (Class::Convert, cvt(cx)?),
-        "cvta" => (Class::Integer, cvta(cx)?),
-        "isspacep" => (Class::Integer, is_space(cx)?),
-        name => (Class::Integer, cluster_address(cx, name == "mapa")?),
+        _ => (Class::Convert, cvt(cx)?),
     };
     cx.alu(class, alu)
 }
@@ -165,7 +158,7 @@ const INTEGRAL: [(&str, Round); 4] = [
     ("rmi", Round::Down),
     ("rpi", Round::Up),
 ];
-const ROUNDS: [(&str, Round); 5] = [
+pub const ROUNDS: [(&str, Round); 5] = [
     ("rn", Round::Even),
     ("rz", Round::Zero),
     ("rm", Round::Down),
@@ -371,221 +364,4 @@ fn whole(v: f64, round: Round) -> f64 {
         Round::Down => v.floor(),
         Round::Up => v.ceil(),
     }
-}
-
-/// Conversions to and from small and packed formats.
-fn narrow(cx: &mut Cx, to: Ty, from: Ty) -> Result<Alu> {
-    let round = cx.one_of(&ROUNDS)?;
-    let ftz = cx.accept("ftz");
-    let mut finite = cx.accept("satfinite");
-    let sat = !finite && cx.accept("sat");
-    let relu = cx.accept("relu");
-    finite |= cx.accept("satfinite");
-    cx.require(to.name())?;
-    cx.require(from.name())?;
-    let bytes = |ty| matches!(ty, Ty::E4m3x2 | Ty::E5m2x2);
-    if bytes(to) || bytes(from) {
-        return narrow_bytes(cx, to, from, round, finite, relu);
-    }
-    if from != Ty::F32 {
-        return cx.err("there is no such conversion", "see the ISA's list of forms");
-    }
-    if round == Round::Away && to != Ty::Tf32
-        || matches!(round, Round::Down | Round::Up) && to != Ty::F16
-    {
-        return cx.err(
-            "this rounding does not belong here",
-            ".rn or .rz; .rna for .tf32",
-        );
-    }
-    match to {
-        Ty::F16 if !relu && !finite => cx.need(53, 40)?,
-        Ty::Tf32 if round != Round::Away => cx.need(90, 78)?,
-        _ => cx.need(80, 70)?,
-    }
-    if ftz && to != Ty::F16 || sat && to != Ty::F16 {
-        return cx.err(
-            "a modifier does not belong here",
-            "see the ISA's list of forms",
-        );
-    }
-    let value = move |x: f32| {
-        let x = if ftz { flush(x) } else { x };
-        let x = if sat { saturate(x) } else { x };
-        if relu && (x < 0.0 || x.to_bits() == 1 << 31) {
-            0.0
-        } else {
-            x
-        }
-    };
-    let two = matches!(to, Ty::F16x2 | Ty::Bf16x2);
-    cx.count(2 + two as usize)?;
-    let d = cx.dst(0, if to == Ty::Tf32 { Ty::B32 } else { to })?;
-    let a = cx.src(1, Ty::F32)?;
-    let bf16 = matches!(to, Ty::Bf16 | Ty::Bf16x2);
-    let half = move |x: f32| -> u16 {
-        let x = value(x);
-        match (round == Round::Even && !finite, bf16) {
-            (true, true) => to_bf16(x),
-            (true, false) => to_f16(x as f64),
-            (_, true) => Format::BF16.encode(x as f64, round, finite) as u16,
-            _ => Format::F16.encode(x as f64, round, finite) as u16,
-        }
-    };
-    if to == Ty::Tf32 {
-        return Ok(map1::<u32, f32>(d, a, move |x| {
-            to_tf32(value(x), round, finite)
-        }));
-    }
-    if !two {
-        return Ok(map1::<u16, f32>(d, a, half));
-    }
-    let b = cx.src(2, Ty::F32)?;
-    // The first operand is the upper half.
-    Ok(map2::<u32, f32, f32>(d, [a, b], move |a, b| {
-        half(b) as u32 | (half(a) as u32) << 16
-    }))
-}
-
-fn narrow_bytes(
-    cx: &mut Cx,
-    to: Ty,
-    from: Ty,
-    round: Round,
-    finite: bool,
-    relu: bool,
-) -> Result<Alu> {
-    cx.need(89, 81)?;
-    if round != Round::Even {
-        return cx.err("conversions of byte floats round to nearest", "write .rn");
-    }
-    let format = |ty| {
-        if ty == Ty::E4m3x2 {
-            Format::E4M3
-        } else {
-            Format::E5M2
-        }
-    };
-    let clip = move |x: f32| {
-        if relu && (x < 0.0 || x.to_bits() == 1 << 31) {
-            0.0
-        } else {
-            x
-        }
-    };
-    match (to, from) {
-        (Ty::F16x2, _) if from != Ty::F32 && !finite => {
-            let f = format(from);
-            cx.count(2)?;
-            let (d, a) = (cx.dst(0, Ty::F16x2)?, cx.src(1, Ty::B16)?);
-            let one = move |byte: u16| to_f16(clip(f.decode(byte as u32 & 0xff)) as f64) as u32;
-            Ok(map1::<u32, u16>(d, a, move |a| one(a) | one(a >> 8) << 16))
-        }
-        (_, Ty::F32 | Ty::F16x2) if to != Ty::F16x2 && finite => {
-            let f = format(to);
-            let one = move |x: f32| f.encode(clip(x) as f64, Round::Even, true) as u16;
-            let d = cx.dst(0, Ty::B16)?;
-            if from == Ty::F16x2 {
-                cx.count(2)?;
-                let a = cx.src(1, Ty::F16x2)?;
-                return Ok(map1::<u16, u32>(d, a, move |a| {
-                    one(from_f16(a as u16)) | one(from_f16((a >> 16) as u16)) << 8
-                }));
-            }
-            cx.count(3)?;
-            let s = cx.srcs(1, [Ty::F32; 2])?;
-            Ok(map2::<u16, f32, f32>(d, s, move |a, b| {
-                one(b) | one(a) << 8
-            }))
-        }
-        _ => cx.err(
-            "there is no such conversion",
-            "to byte floats .satfinite belongs, from them not",
-        ),
-    }
-}
-
-const SPACES: [(&str, (Space, u64)); 7] = [
-    ("global", (Space::Global, 0)),
-    ("shared", (Space::Shared, SHARED_WINDOW)),
-    ("shared::cta", (Space::Shared, SHARED_WINDOW)),
-    ("shared::cluster", (Space::Shared, SHARED_WINDOW)),
-    ("local", (Space::Local, LOCAL_WINDOW)),
-    ("param", (Space::Param, PARAM_WINDOW)),
-    ("const", (Space::Const, CONST_WINDOW)),
-];
-
-/// `cvta`: a window's start is added or taken off.
-fn cvta(cx: &mut Cx) -> Result<Alu> {
-    let back = cx.accept("to");
-    let (space, start) = cx.one_of(&SPACES)?;
-    cx.ty(&[Ty::U64])?;
-    cx.count(2)?;
-    let d = cx.dst(0, Ty::U64)?;
-    if let Operand::Var(var, offset) = *cx.operand(1)? {
-        let (found, slot) = cx.var_address(var);
-        if found != space || back {
-            return cx.err("the variable is in another space", "name its own");
-        }
-        let add = start.wrapping_add(offset as u64);
-        return Ok(map1::<u64, u64>(d, slot, move |a| a.wrapping_add(add)));
-    }
-    let a = cx.src(1, Ty::U64)?;
-    let add = if back { start.wrapping_neg() } else { start };
-    Ok(map1::<u64, u64>(d, a, move |a| a.wrapping_add(add)))
-}
-
-fn is_space(cx: &mut Cx) -> Result<Alu> {
-    let cta = matches!(cx.peek(), Some("shared" | "shared::cta"));
-    let (space, start) = cx.one_of(&SPACES)?;
-    cx.count(2)?;
-    let (p, a) = (cx.dst(0, Ty::Pred)?, cx.src(1, Ty::B64)?);
-    if cta {
-        let base = cx.special_slot(Special::SharedBase);
-        return Ok(map2::<bool, u64, u32>(p, [a, base], |a, base| {
-            a.wrapping_sub(SHARED_WINDOW).wrapping_sub(base as u64) < CTA_STRIDE
-        }));
-    }
-    if space == Space::Global {
-        let windows = [SHARED_WINDOW, LOCAL_WINDOW, PARAM_WINDOW, CONST_WINDOW];
-        return Ok(map1::<bool, u64>(p, a, move |a| {
-            windows.iter().all(|start| a.wrapping_sub(*start) >= WINDOW)
-        }));
-    }
-    Ok(map1::<bool, u64>(p, a, move |a| {
-        a.wrapping_sub(start) < WINDOW
-    }))
-}
-
-/// `mapa`, `getctarank`: the CTA's rank is in the address's bits from 24 on.
-fn cluster_address(cx: &mut Cx, map: bool) -> Result<Alu> {
-    cx.need(90, 78)?;
-    let shared = cx.accept("shared::cluster");
-    let ty = cx.ty(&[Ty::U32, Ty::U64])?;
-    if !shared && ty == Ty::U32 {
-        return cx.err(
-            "generic addresses have 64 bits",
-            "write .u64, or .shared::cluster.u32",
-        );
-    }
-    cx.count(2 + map as usize)?;
-    let d = cx.dst(0, if map { ty } else { Ty::U32 })?;
-    let a: Slot = match *cx.operand(1)? {
-        Operand::Var(var, 0) if shared => cx.var_address(var).1,
-        _ => cx.src(1, ty)?,
-    };
-    let low = CTA_STRIDE - 1;
-    let rank_of = |a: u64| (a as u32 >> 24) & 0xff;
-    Ok(match (map, ty) {
-        (true, Ty::U32) => {
-            let b = cx.src(2, Ty::U32)?;
-            map2::<u32, u32, u32>(d, [a, b], move |a, b| a & low as u32 | b << 24)
-        }
-        (true, _) => {
-            let b = cx.src(2, Ty::U32)?;
-            map2::<u64, u64, u32>(d, [a, b], move |a, b| a & !(0xff << 24) | (b as u64) << 24)
-        }
-        (false, Ty::U32) => map1::<u32, u32>(d, a, move |a| rank_of(a as u64)),
-        _ => map1::<u32, u64>(d, a, rank_of),
-    })
 }

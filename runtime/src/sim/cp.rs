@@ -1,17 +1,18 @@
 //! Copies without bulk (PTX ISA, `cp.async` and its waits): the bytes are in place at
 //! once, and belong to nobody until the thread waits.
 
+use super::access::{count_sectors, resolve, shared_place};
 use super::ast::{Operand, Space};
 use super::decode::Cx;
-use super::exec::{Machine, Warp};
+use super::exec::Machine;
 use super::fault::{FaultKind, Outcome, trouble};
-use super::ldst::{count_sectors, resolve, shared_place};
 use super::memory::{Span, misaligned};
 use super::op::{Addr, Op};
 use super::regs::{Slot, lanes, predicate};
 use super::report::Class;
 use super::shared::Written;
 use super::types::Ty;
+use super::warp::Warp;
 use crate::error::Result;
 use std::collections::VecDeque;
 

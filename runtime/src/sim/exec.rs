@@ -5,23 +5,19 @@
 //! come together where the code does. Warps take turns when they block.
 
 use super::barrier::ClusterBar;
-use super::bulk::Groups;
-use super::cp::Pending;
 use super::decode::Code;
 use super::fault::{Fault, FaultKind, Outcome, Trouble, trouble};
 use super::kernel::Kernel;
 use super::launch::Launch;
-use super::local::Local;
 use super::memory::Global;
 use super::op::{Collect, Inst, Op};
-use super::order::{Agent, Clock, Gather, View, joined};
-use super::regs::{LANES, Reg, lanes, predicate};
+use super::order::{Agent, Clock, Gather, joined};
+use super::regs::{lanes, predicate};
 use super::report::{Class, Report};
 use super::shared::Shared;
-use super::special::Place;
 use super::sync::Bars;
-use super::wgmma::Flight;
-use super::{barrier, bulk, cp, ldmatrix, ldst, mbar, wgmma};
+use super::warp::{Group, Warp};
+use super::{access, barrier, bulk, cp, ldmatrix, mbar, wgmma};
 use std::rc::Rc;
 
 /// What all CTAs of a launch have in common.
@@ -37,43 +33,6 @@ pub struct Env<'a> {
     pub globals: &'a [u64],
     /// Instructions of warps that may still run.
     pub steps: &'a std::sync::atomic::AtomicU64,
-}
-
-/// A group of lanes at one place.
-#[derive(Clone, Copy, Debug)]
-pub struct Group {
-    pub pc: u32,
-    pub mask: u32,
-    /// What it waits for, if it does: what the blocked instruction said.
-    pub token: Option<u64>,
-    /// Whether it waits for other lanes of its warp.
-    pub collecting: bool,
-}
-
-/// A warp.
-pub struct Warp {
-    /// Its CTA's rank in the cluster.
-    pub rank: usize,
-    /// Its number in the CTA.
-    pub index: u32,
-    pub regs: Vec<Reg>,
-    /// Lanes of each slot that something wrote.
-    pub defined: Vec<u32>,
-    pub groups: Vec<Group>,
-    /// Lanes that exist, and that have not exited.
-    pub exist: u32,
-    pub live: u32,
-    pub views: Vec<View>,
-    pub local: Local,
-    pub place: Place,
-    /// `cp.async` copies that it has not waited for.
-    pub pending: Pending,
-    /// Bulk stores of each lane.
-    pub groups_of: Vec<Groups>,
-    /// wgmma in flight.
-    pub flight: Flight,
-    /// The generation of the cluster's barrier that each lane arrived at.
-    pub cluster: [Option<u64>; LANES],
 }
 
 /// A CTA.
@@ -129,104 +88,6 @@ pub enum Turn {
     Done,
 }
 
-impl Warp {
-    /// A warp that exists in no CTA yet.
-    pub fn new(code: &Code, local: u64) -> Warp {
-        let mut regs = vec![Reg::default(); code.slots as usize];
-        for (slot, bits, wide) in &code.consts {
-            regs[*slot as usize] = Reg([*bits as u32; LANES]);
-            if *wide {
-                regs[*slot as usize + 1] = Reg([(*bits >> 32) as u32; LANES]);
-            }
-        }
-        Warp {
-            rank: 0,
-            index: 0,
-            regs,
-            defined: vec![0; code.slots as usize],
-            groups: vec![],
-            exist: 0,
-            live: 0,
-            views: vec![],
-            local: Local::new(local),
-            place: Place::default(),
-            pending: Pending::default(),
-            groups_of: vec![],
-            flight: Flight::default(),
-            cluster: [None; LANES],
-        }
-    }
-
-    /// Begins at the first instruction.
-    pub fn start(&mut self, env: &Env, place: Place, clock: &Rc<Clock>, first: Agent) {
-        let threads: u32 = place.ntid.iter().product();
-        let lanes_here = (threads - place.warp * 32).min(32);
-        (self.rank, self.index, self.place) = (place.rank as usize, place.warp, place);
-        self.exist = u32::MAX >> (32 - lanes_here);
-        self.live = self.exist;
-        self.defined.fill(0);
-        self.groups.clear();
-        self.groups.push(Group {
-            pc: 0,
-            mask: self.exist,
-            token: None,
-            collecting: false,
-        });
-        let view = |lane| View {
-            agent: first + lane,
-            clock: clock.clone(),
-            fenced: 0,
-        };
-        self.views = (0..LANES as u32).map(view).collect();
-        self.local.reset();
-        self.pending = Pending::default();
-        self.groups_of = (0..LANES).map(|_| Groups::default()).collect();
-        self.cluster = [None; LANES];
-        self.flight = Flight::default();
-        if env.code.uses.wgmma {
-            self.flight.users = vec![0; self.defined.len()];
-            self.flight.written = vec![0; self.defined.len()];
-        }
-        for (slot, special) in &env.code.specials {
-            let (slot, wide) = (*slot as usize, special.ty().bits() == 64);
-            for lane in lanes(self.exist) {
-                let value = place.value(*special, lane, |i| env.globals[i as usize]);
-                self.regs[slot].0[lane] = value as u32;
-                if wide {
-                    self.regs[slot + 1].0[lane] = (value >> 32) as u32;
-                }
-            }
-        }
-    }
-
-    /// The group that runs next: of those that may, the one at the lowest place.
-    fn pick(&self, blocked: u32) -> Option<usize> {
-        let free = |g: &&(usize, &Group)| !g.1.collecting && g.1.mask & blocked == 0;
-        let found = self.groups.iter().enumerate().collect::<Vec<_>>();
-        found
-            .iter()
-            .filter(free)
-            .min_by_key(|(_, g)| g.pc)
-            .map(|(i, _)| *i)
-    }
-
-    /// Joins groups that stand at one place and wait for nothing.
-    fn merge(&mut self) {
-        let mut i = 0;
-        while i < self.groups.len() {
-            let g = self.groups[i];
-            let twin = |o: &Group| o.pc == g.pc && o.token.is_none() && g.token.is_none();
-            if let Some(j) = (i + 1..self.groups.len()).find(|j| twin(&self.groups[*j])) {
-                let other = self.groups.remove(j);
-                self.groups[i].mask |= other.mask;
-                self.groups[i].collecting = false;
-            } else {
-                i += 1;
-            }
-        }
-    }
-}
-
 impl<'a> Machine<'a> {
     /// A synchronisation happened: later accesses have another stamp.
     pub fn tick(&mut self) -> u32 {
@@ -263,7 +124,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Runs a warp until it blocks.
-    pub fn turn(&mut self, warp: &mut Warp) -> Result<Turn, Fault> {
+    pub fn turn(&mut self, warp: &mut Warp) -> Result<Turn, Box<Fault>> {
         let mut ran = false;
         // Lanes that were tried in this turn and are still blocked.
         let mut blocked = 0u32;
@@ -280,6 +141,8 @@ impl<'a> Machine<'a> {
             if self.group(warp, i)? {
                 ran = true;
                 blocked = 0;
+                // Once is enough: a loop around the wait would give up for ever.
+                self.time_out = false;
             } else {
                 blocked |= mask;
             }
@@ -287,7 +150,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Runs a group until it blocks, parts, or reaches another; whether it did anything.
-    fn group(&mut self, warp: &mut Warp, i: usize) -> Result<bool, Fault> {
+    fn group(&mut self, warp: &mut Warp, i: usize) -> Result<bool, Box<Fault>> {
         let env = self.env;
         let Group {
             mut pc,
@@ -428,7 +291,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn spend(&self, warp: &Warp, steps: u64) -> Result<(), Fault> {
+    fn spend(&self, warp: &Warp, steps: u64) -> Result<(), Box<Fault>> {
         use std::sync::atomic::Ordering::Relaxed;
         let left = self
             .env
@@ -451,7 +314,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Whether all lanes that a collective needs are here.
-    fn gathered(&self, warp: &Warp, inst: &Inst, active: u32) -> Result<bool, Fault> {
+    fn gathered(&self, warp: &Warp, inst: &Inst, active: u32) -> Result<bool, Box<Fault>> {
         let needed = match inst.collect {
             Collect::None => active,
             Collect::Aligned => {
@@ -501,7 +364,7 @@ impl<'a> Machine<'a> {
         inst: &Inst,
         slots: &[u32],
         active: u32,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Box<Fault>> {
         for slot in slots {
             let missing = active & !warp.defined[*slot as usize];
             let flying = warp.flight.count > 0 && warp.flight.users[*slot as usize] > 0;
@@ -520,7 +383,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Registers of wgmma in flight belong to it.
-    fn check_flight(&self, warp: &Warp, inst: &Inst, active: u32) -> Result<(), Fault> {
+    fn check_flight(&self, warp: &Warp, inst: &Inst, active: u32) -> Result<(), Box<Fault>> {
         if matches!(inst.op, Op::Wgmma(_)) {
             return Ok(());
         }
@@ -544,9 +407,9 @@ impl<'a> Machine<'a> {
     }
 
     /// A fault of one of the lanes of `mask`.
-    pub fn fault(&self, warp: &Warp, inst: &Inst, mask: u32, t: Trouble) -> Fault {
+    pub fn fault(&self, warp: &Warp, inst: &Inst, mask: u32, t: Trouble) -> Box<Fault> {
         let lane = t.lane.unwrap_or(mask.trailing_zeros()).min(31) as usize;
-        Fault {
+        Box::new(Fault {
             kind: t.kind,
             kernel: self.env.kernel.name().into(),
             line: inst.line,
@@ -556,7 +419,7 @@ impl<'a> Machine<'a> {
             address: t.address,
             message: t.message,
             help: t.help,
-        }
+        })
     }
 
     fn execute(
@@ -577,9 +440,9 @@ impl<'a> Machine<'a> {
                 let help = "see the condition that guards it";
                 return Err(trouble(FaultKind::Trap, "the kernel executed `trap`", help));
             }
-            Op::Load(load) => ldst::load(self, warp, load, active)?,
-            Op::Store(store) => ldst::store(self, warp, store, active)?,
-            Op::Atom(atom) => ldst::atom(self, warp, atom, active)?,
+            Op::Load(load) => access::load(self, warp, load, active)?,
+            Op::Store(store) => access::store(self, warp, store, active)?,
+            Op::Atom(atom) => access::atom(self, warp, atom, active)?,
             Op::Bar(bar) => return barrier::bar(self, warp, bar, active, token),
             Op::WarpBarrier => self.order_lanes(warp, active),
             Op::ClusterArrive(releases) => {

@@ -105,6 +105,12 @@ impl From<Fault> for Error {
     }
 }
 
+impl From<Box<Fault>> for Error {
+    fn from(fault: Box<Fault>) -> Error {
+        Error::from(*fault)
+    }
+}
+
 /// A fault before it is known where it happens.
 #[derive(Clone, Debug)]
 pub struct Trouble {

@@ -279,7 +279,7 @@ fn halves(
         let value = (half.from)(out);
         match () {
             _ if sat => (half.to)(saturate(value) as f64),
-            _ if relu && value < 0.0 || relu && out == 0x8000 => 0,
+            _ if relu && (value < 0.0 || out == 0x8000) => 0,
             _ => out,
         }
     }))
@@ -413,7 +413,8 @@ fn copy_sign(cx: &mut Cx) -> Result<Alu> {
 }
 
 fn test(cx: &mut Cx) -> Result<Alu> {
-    let tests: [(&str, fn(f64, bool) -> bool); 6] = [
+    type Test = fn(f64, bool) -> bool;
+    let tests: [(&str, Test); 6] = [
         ("finite", |x, _| x.is_finite()),
         ("infinite", |x, _| x.is_infinite()),
         ("number", |x, _| !x.is_nan()),
@@ -483,7 +484,8 @@ fn div_double(a: f64, b: f64, round: Round) -> f64 {
 }
 
 fn transcendental(cx: &mut Cx) -> Result<Alu> {
-    let functions: [(&str, fn(f64) -> f64); 5] = [
+    type Function = fn(f64) -> f64;
+    let functions: [(&str, Function); 5] = [
         ("sin", f64::sin),
         ("cos", f64::cos),
         ("lg2", f64::log2),

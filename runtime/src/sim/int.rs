@@ -205,7 +205,7 @@ fn multiply(cx: &mut Cx) -> Result<Alu> {
             _ => map3::<i64, i32, i32, i64>(d, s, |a, b, c| (a as i64 * b as i64).wrapping_add(c)),
         },
         Part::High if saturate => map3::<i32, i32, i32, i32>(d, s, |a, b, c| {
-            ((a as i64 * b as i64 >> 32) as i32).saturating_add(c)
+            (((a as i64 * b as i64) >> 32) as i32).saturating_add(c)
         }),
         Part::High => {
             let shift = ty.bits();

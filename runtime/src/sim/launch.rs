@@ -1,7 +1,7 @@
 //! Launches: checks, CTAs on the host's threads, deadlocks.
 
 use super::barrier::ClusterBar;
-use super::exec::{Cta, Env, Machine, Turn, Warp};
+use super::exec::{Cta, Env, Machine, Turn};
 use super::fault::{Fault, FaultKind, trouble};
 use super::kernel::{Kernel, Module};
 use super::memory::{Global, Memory, Window};
@@ -11,6 +11,7 @@ use super::report::Report;
 use super::shared::Shared;
 use super::special::Place;
 use super::sync::Bars;
+use super::warp::Warp;
 use std::rc::Rc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -58,7 +59,7 @@ pub fn launch(
     kernel: &Kernel,
     launch: &Launch,
     params: &[u8],
-) -> Result<Report, Fault> {
+) -> Result<Report, Box<Fault>> {
     check(module, kernel, launch, params)?;
     let globals = globals(module, memory);
     let steps = AtomicU64::new(launch.steps);
@@ -95,11 +96,11 @@ fn clusters(launch: &Launch) -> [u32; 3] {
     std::array::from_fn(|i| launch.grid[i] / launch.cluster[i])
 }
 
-fn run(env: &Env, clusters: u64, threads: usize) -> Result<Report, Fault> {
+fn run(env: &Env, clusters: u64, threads: usize) -> Result<Report, Box<Fault>> {
     let next = AtomicU64::new(0);
     let total = Mutex::new(Report::default());
     // The fault of the first cluster that has one, so that it is the same each time.
-    let first: Mutex<Option<(u64, Fault)>> = Mutex::new(None);
+    let first: Mutex<Option<(u64, Box<Fault>)>> = Mutex::new(None);
     let failed = AtomicU64::new(u64::MAX);
     let work = || {
         let mut worker = Worker::new(env);
@@ -171,7 +172,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn cluster(&mut self, cluster: u64) -> Result<(), Fault> {
+    fn cluster(&mut self, cluster: u64) -> Result<(), Box<Fault>> {
         let env = self.machine.env;
         let m = &mut self.machine;
         let launch = env.launch;
@@ -214,17 +215,18 @@ impl<'a> Worker<'a> {
     }
 
     /// Warps take turns until all have ended.
-    fn rounds(&mut self) -> Result<(), Fault> {
+    fn rounds(&mut self) -> Result<(), Box<Fault>> {
         let m = &mut self.machine;
-        let mut given_up = None;
+        let (mut given_up, mut give_up) = (None, false);
         loop {
             let (mut ran, mut done) = (false, true);
             for warp in &mut self.warps {
+                m.time_out = give_up;
                 let turn = m.turn(warp)?;
                 ran |= turn == Turn::Ran;
                 done &= turn == Turn::Done;
             }
-            m.time_out = false;
+            give_up = false;
             if done {
                 return Ok(());
             }
@@ -236,8 +238,7 @@ impl<'a> Worker<'a> {
             if given_up == Some(m.changes) {
                 return Err(deadlock(m, &self.warps));
             }
-            given_up = Some(m.changes);
-            m.time_out = true;
+            (given_up, give_up) = (Some(m.changes), true);
         }
     }
 }
@@ -247,7 +248,7 @@ fn inst<'a>(m: &Machine<'a>, pc: u32) -> &'a Inst {
 }
 
 /// Nobody can go on: who waits where.
-fn deadlock(m: &Machine, warps: &[Warp]) -> Fault {
+fn deadlock(m: &Machine, warps: &[Warp]) -> Box<Fault> {
     let mut waits: Vec<(u32, String, Vec<String>)> = vec![];
     for warp in warps {
         for g in &warp.groups {
@@ -336,9 +337,14 @@ fn shared_limit(sm: u32) -> u32 {
     }
 }
 
-fn check(module: &Module, kernel: &Kernel, launch: &Launch, params: &[u8]) -> Result<(), Fault> {
+fn check(
+    module: &Module,
+    kernel: &Kernel,
+    launch: &Launch,
+    params: &[u8],
+) -> Result<(), Box<Fault>> {
     let wrong = |message: String, help: &str| {
-        Err(Fault {
+        Err(Box::new(Fault {
             kind: FaultKind::Launch,
             kernel: kernel.name().into(),
             line: 0,
@@ -348,7 +354,7 @@ fn check(module: &Module, kernel: &Kernel, launch: &Launch, params: &[u8]) -> Re
             address: None,
             message,
             help: help.into(),
-        })
+        }))
     };
     let product = |v: [u32; 3]| v.iter().map(|n| *n as u64).product::<u64>();
     let threads = product(launch.block);
@@ -384,7 +390,8 @@ fn check(module: &Module, kernel: &Kernel, launch: &Launch, params: &[u8]) -> Re
         );
     }
     let ctas = product(launch.cluster);
-    let whole = (0..3).all(|i| launch.cluster[i] > 0 && launch.grid[i] % launch.cluster[i] == 0);
+    let whole =
+        (0..3).all(|i| launch.cluster[i] > 0 && launch.grid[i].is_multiple_of(launch.cluster[i]));
     let most = kernel.max_cluster.unwrap_or(8).max(8) as u64;
     if !whole || ctas > most.min(16) || (ctas > 1 && module.sm < 90) {
         return wrong(

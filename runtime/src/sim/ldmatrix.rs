@@ -2,17 +2,18 @@
 //! `stmatrix`): lane `8 i + j` gives the address of row `j` of matrix `i`; lane `4 r + c`
 //! holds elements `2 c` and `2 c + 1` of row `r`.
 
+use super::access::{reader, resolve, shared_place};
 use super::ast::Space;
 use super::decode::Cx;
-use super::exec::{Machine, Warp};
+use super::exec::Machine;
 use super::fault::Outcome;
-use super::ldst::{reader, resolve, shared_place};
 use super::memory::misaligned;
 use super::op::{Addr, Op};
 use super::regs::{ALL, LANES, Slot, store_words};
 use super::report::Class;
 use super::shared::{Written, count_banks};
 use super::types::Ty;
+use super::warp::Warp;
 use crate::error::Result;
 
 /// `ldmatrix` or `stmatrix`.

@@ -27,7 +27,7 @@ impl Local {
     }
 
     fn find(&self, lane: usize, at: u64, len: u32) -> Outcome<usize> {
-        if at % len as u64 != 0 {
+        if !at.is_multiple_of(len as u64) {
             return Err(misaligned(at, len as u64));
         }
         if at.checked_add(len as u64).is_none_or(|end| end > self.size) {

@@ -221,15 +221,14 @@ fn counting(cx: &mut Cx) -> Result<Alu> {
     cx.count(2)?;
     let d = cx.dst(0, if name == "brev" { ty } else { Ty::U32 })?;
     let a = cx.src(1, ty)?;
-    let top = ty.bits() - 1;
+    let (top, signed) = (ty.bits() - 1, ty.kind() == Kind::Signed);
     Ok(match name {
         "popc" => with_int!(ty, T => map1::<u32, T>(d, a, |a| a.count_ones())),
         "clz" => with_int!(ty, T => map1::<u32, T>(d, a, |a| a.leading_zeros())),
         "brev" => with_int!(ty, T => map1::<T, T>(d, a, |a| a.reverse_bits())),
         // The highest bit that differs from the sign.
         _ => with_int!(ty, T => map1::<u32, T>(d, a, move |a| {
-            #[allow(unused_comparisons, reason = "of unsigned types as well")]
-            let a = if a < 0 { !a } else { a };
+            let a = if signed && (a >> top) & 1 != 0 { !a } else { a };
             match a.leading_zeros() {
                 n if n > top => u32::MAX,
                 n if amount => n,

@@ -1,16 +1,17 @@
 //! mbarriers (PTX ISA, "Parallel Synchronization and Communication Instructions:
 //! mbarrier"): objects of 8 bytes in shared memory, kept beside it.
 
+use super::access::{resolve, shared_place};
 use super::ast::{Operand, Space};
 use super::decode::Cx;
-use super::exec::{Flow, Machine, Warp};
+use super::exec::{Flow, Machine};
 use super::fault::{FaultKind, Outcome, Trouble, trouble};
-use super::ldst::{resolve, shared_place};
 use super::op::{Addr, Op};
 use super::order::{Agent, Clock, Gather};
 use super::regs::{Slot, Value, lanes, set_predicate};
 use super::report::Class;
 use super::types::Ty;
+use super::warp::Warp;
 use crate::error::Result;
 use std::rc::Rc;
 

@@ -99,10 +99,9 @@ impl Memory {
 
     /// Writes bytes from the host. K0789 outside an allocation.
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
-        let (allocation, offset) = self.host(at, bytes.len())?;
-        for (i, byte) in bytes.iter().enumerate() {
-            allocation.cell(offset + i as u64).store(*byte, Relaxed);
-        }
+        let (_, offset) = self.host(at, bytes.len())?;
+        let allocation = self.at_mut(at);
+        allocation.bytes.bytes_mut()[offset as usize..][..bytes.len()].copy_from_slice(bytes);
         allocation.mark(offset, bytes.len() as u64);
         Ok(())
     }
@@ -120,18 +119,17 @@ impl Memory {
     pub fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()> {
         let (source, start) = self.host(from, bytes)?;
         let data = source.bytes.bytes()[start as usize..start as usize + bytes].to_vec();
-        let known: Vec<bool> = (0..bytes as u64)
-            .map(|i| source.is_written(start + i, 1))
-            .collect();
+        let all = source.is_written(start, bytes as u64);
+        let known: Vec<bool> = match all {
+            true => vec![],
+            false => (0..bytes as u64)
+                .map(|i| source.is_written(start + i, 1))
+                .collect(),
+        };
+        self.write(to, &data)?;
         let (target, offset) = self.host(to, bytes)?;
-        for i in 0..bytes {
-            target.cell(offset + i as u64).store(data[i], Relaxed);
-            if known[i] {
-                target.mark(offset + i as u64, 1);
-            } else {
-                target.forget(offset + i as u64);
-            }
-        }
+        let unknown = known.iter().enumerate().filter(|(_, known)| !**known);
+        unknown.for_each(|(i, _)| target.forget(offset + i as u64));
         Ok(())
     }
 
@@ -161,6 +159,12 @@ impl Memory {
         }
     }
 
+    /// The allocation of an address that is in one.
+    fn at_mut(&mut self, at: u64) -> &mut Allocation {
+        let index = self.index(at).unwrap_or(0);
+        &mut self.allocations[index]
+    }
+
     /// The last allocation that begins at or before `at`.
     fn index(&self, at: u64) -> Option<usize> {
         self.allocations
@@ -170,21 +174,18 @@ impl Memory {
 }
 
 impl Allocation {
-    fn cell(&self, offset: u64) -> &AtomicU8 {
-        debug_assert!(offset < self.len);
-        // SAFETY: callers stay inside the allocation; everything that accesses it while
-        // it is shared does so atomically.
-        unsafe { AtomicU8::from_ptr(self.bytes.ptr().add(offset as usize)) }
-    }
-
     fn mark(&self, offset: u64, len: u64) {
         let mut at = offset;
         while at < offset + len {
             let (byte, bit) = ((at / 8) as usize, at % 8);
             let n = (8 - bit).min(offset + len - at);
             let mask = ((u16::MAX >> (16 - n)) << bit) as u8;
-            if self.written[byte].load(Relaxed) & mask != mask {
-                self.written[byte].fetch_or(mask, Relaxed);
+            match mask {
+                u8::MAX => self.written[byte].store(mask, Relaxed),
+                _ if self.written[byte].load(Relaxed) & mask == mask => {}
+                _ => {
+                    self.written[byte].fetch_or(mask, Relaxed);
+                }
             }
             at += n;
         }
@@ -232,7 +233,7 @@ impl<'a> Global<'a> {
 
     /// Where `len` bytes at `at` lie; `span` is the last one found.
     fn find(&self, at: u64, len: u64, write: bool, span: &mut Span) -> Outcome<(&Allocation, u64)> {
-        if at % len.next_power_of_two() != 0 {
+        if !at.is_multiple_of(len.next_power_of_two()) {
             return Err(misaligned(at, len));
         }
         if !(at >= span.start && at + len <= span.end && (span.writable || !write)) {
@@ -318,39 +319,35 @@ impl<'a> Global<'a> {
         .at(at)
     }
 
+    /// The lanes of `mask` access `len` bytes each, at multiples of `len`, in one run of
+    /// addresses: where that lies. None if they do not, or must not.
+    pub fn run(&self, at: &[u64; 32], mask: u32, len: u64, write: bool) -> Option<Run<'_>> {
+        let first = at[mask.trailing_zeros() as usize & 31];
+        let span = self.search(first, len, write).ok()?;
+        let last = span.end.checked_sub(len)?;
+        let mut low_bits = 0;
+        let mut inside = true;
+        for lane in super::regs::lanes(mask) {
+            low_bits |= at[lane];
+            inside &= (span.start..=last).contains(&at[lane]);
+        }
+        let fits = inside && low_bits & (len - 1) == 0 && (span.writable || !write);
+        fits.then(|| Run(&self.memory.allocations[span.allocation]))
+    }
+
     /// Loads 1, 2, 4 or 8 bytes.
     pub fn load(&self, at: u64, len: u32, span: &mut Span) -> Outcome<u64> {
-        let (a, offset) = self.find(at, len as u64, false, span)?;
-        if !a.is_written(offset, len as u64) {
-            return Err(unwritten("global", len as u64).at(at));
-        }
-        // SAFETY: `find` says that the bytes lie inside the block and are aligned; all
-        // accesses while it is shared are atomic.
-        Ok(unsafe {
-            let p = a.bytes.ptr().add(offset as usize);
-            match len {
-                1 => AtomicU8::from_ptr(p).load(Relaxed) as u64,
-                2 => AtomicU16::from_ptr(p.cast()).load(Relaxed) as u64,
-                4 => AtomicU32::from_ptr(p.cast()).load(Relaxed) as u64,
-                _ => AtomicU64::from_ptr(p.cast()).load(Relaxed),
-            }
-        })
+        let (a, _) = self.find(at, len as u64, false, span)?;
+        // SAFETY: `find` says that the bytes lie inside the block and are aligned.
+        let value = unsafe { Run(a).load(at, len) };
+        value.ok_or_else(|| unwritten("global", len as u64).at(at))
     }
 
     /// Stores 1, 2, 4 or 8 bytes.
     pub fn store(&self, at: u64, len: u32, value: u64, span: &mut Span) -> Outcome {
-        let (a, offset) = self.find(at, len as u64, true, span)?;
+        let (a, _) = self.find(at, len as u64, true, span)?;
         // SAFETY: as in `load`.
-        unsafe {
-            let p = a.bytes.ptr().add(offset as usize);
-            match len {
-                1 => AtomicU8::from_ptr(p).store(value as u8, Relaxed),
-                2 => AtomicU16::from_ptr(p.cast()).store(value as u16, Relaxed),
-                4 => AtomicU32::from_ptr(p.cast()).store(value as u32, Relaxed),
-                _ => AtomicU64::from_ptr(p.cast()).store(value, Relaxed),
-            }
-        }
-        a.mark(offset, len as u64);
+        unsafe { Run(a).store(at, len, value) };
         Ok(())
     }
 
@@ -377,6 +374,56 @@ impl<'a> Global<'a> {
             }
         };
         Ok(old)
+    }
+}
+
+/// A run of addresses in which accesses were checked.
+#[derive(Clone, Copy)]
+pub struct Run<'a>(&'a Allocation);
+
+impl Run<'_> {
+    /// Loads 1, 2, 4 or 8 bytes; none if nothing wrote them.
+    ///
+    /// # Safety
+    /// The access is one that was checked, or a part of it: inside and aligned.
+    #[inline]
+    pub unsafe fn load(self, at: u64, len: u32) -> Option<u64> {
+        let offset = at - self.0.start;
+        let mask = ((1u32 << len) - 1) << (offset & 7);
+        if !self.0.written[(offset / 8) as usize].load(Relaxed) as u32 & mask != 0 {
+            return None;
+        }
+        // SAFETY: inside the block and aligned, as the caller promises; all accesses
+        // while it is shared are atomic.
+        Some(unsafe {
+            let p = self.0.bytes.ptr().add(offset as usize);
+            match len {
+                1 => AtomicU8::from_ptr(p).load(Relaxed) as u64,
+                2 => AtomicU16::from_ptr(p.cast()).load(Relaxed) as u64,
+                4 => AtomicU32::from_ptr(p.cast()).load(Relaxed) as u64,
+                _ => AtomicU64::from_ptr(p.cast()).load(Relaxed),
+            }
+        })
+    }
+
+    /// Stores 1, 2, 4 or 8 bytes.
+    ///
+    /// # Safety
+    /// As of `load`.
+    #[inline]
+    pub unsafe fn store(self, at: u64, len: u32, value: u64) {
+        let offset = at - self.0.start;
+        // SAFETY: as in `load`.
+        unsafe {
+            let p = self.0.bytes.ptr().add(offset as usize);
+            match len {
+                1 => AtomicU8::from_ptr(p).store(value as u8, Relaxed),
+                2 => AtomicU16::from_ptr(p.cast()).store(value as u16, Relaxed),
+                4 => AtomicU32::from_ptr(p.cast()).store(value as u32, Relaxed),
+                _ => AtomicU64::from_ptr(p.cast()).store(value, Relaxed),
+            }
+        }
+        self.0.mark(offset, len as u64);
     }
 }
 

@@ -249,11 +249,14 @@ fn floats(regs: &mut [Reg], shape: &Shape, slots: &Slots, (a, b): (Ty, Ty), halv
         }
     }
     for (row, sums) in left.iter().zip(&mut sums).take(shape.m) {
-        for (a, right) in row.iter().zip(&right).take(shape.k) {
-            for (sum, b) in sums.iter_mut().zip(right) {
-                *sum += a * b;
+        // A row's sums stay in registers.
+        let mut row_sums = *sums;
+        for (a, right) in row[..shape.k].iter().zip(&right) {
+            for i in 0..8 {
+                row_sums[i] += a * right[i];
             }
         }
+        *sums = row_sums;
     }
     for (r, slot) in slots.d.iter().enumerate() {
         let words = std::array::from_fn(|lane| {
@@ -274,12 +277,13 @@ fn integers(regs: &mut [Reg], shape: &Shape, slots: &Slots, (a, b): (Ty, Ty), sa
     let (left, right) = gather(regs, shape, slots, 4, read);
     let mut out = [[0u32; LANES]; 4];
     for (r, slot) in slots.c.iter().enumerate() {
-        for lane in 0..LANES {
+        let before = regs[*slot as usize].0;
+        for (lane, out) in out[r].iter_mut().enumerate() {
             let (row, column) = (lane / 4 + 8 * (r / 2), lane % 4 * 2 + r % 2);
             let sum = (0..shape.k).map(|k| left[row][k] as i64 * right[k][column] as i64);
-            let total = sum.sum::<i64>() + regs[*slot as usize].0[lane] as i32 as i64;
+            let total = sum.sum::<i64>() + before[lane] as i32 as i64;
             let clamped = total.clamp(i32::MIN as i64, i32::MAX as i64);
-            out[r][lane] = if saturate { clamped } else { total } as u32;
+            *out = if saturate { clamped } else { total } as u32;
         }
     }
     for (r, slot) in slots.d.iter().enumerate() {

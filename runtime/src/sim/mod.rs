@@ -11,13 +11,17 @@
 //! not asked: results of `.approx` instructions are the exact ones rounded once; sums in
 //! matrix instructions go over k in ascending order, each addition rounded to f32.
 
+mod access;
+mod address;
 mod ast;
 mod atomic;
 mod barrier;
 mod bulk;
 mod convert;
 mod cp;
+mod cx;
 mod decode;
+mod entry;
 mod exec;
 mod fault;
 mod float;
@@ -33,6 +37,7 @@ mod logic;
 mod mbar;
 mod memory;
 mod mma;
+mod narrow;
 mod op;
 mod order;
 mod parse;
@@ -41,12 +46,14 @@ mod report;
 mod select;
 mod shared;
 mod special;
+mod statement;
 mod sync;
 mod tensor;
 #[cfg(test)]
 mod tests;
 mod tma;
 mod types;
+mod warp;
 mod warp_ops;
 mod wgmma;
 mod wgmma_desc;

@@ -124,7 +124,7 @@ impl Shared {
     }
 
     fn aligned(at: u64, len: u64) -> Outcome {
-        if at % len.next_power_of_two().min(16) != 0 {
+        if !at.is_multiple_of(len.next_power_of_two().min(16)) {
             return Err(misaligned(at, len));
         }
         Ok(())
@@ -155,6 +155,57 @@ impl Shared {
             self.note_read(i, reader, view, now);
         }
         Ok(())
+    }
+
+    /// A lane's read where nothing can be wrong: false sends it to [`Shared::read`].
+    #[inline]
+    pub fn quick_read(
+        &mut self,
+        at: u64,
+        len: u64,
+        view: &View,
+        (warp, lane): (u32, u32),
+        now: u32,
+    ) -> bool {
+        if at & (len - 1) != 0 || at + len > self.bytes.len() as u64 {
+            return false;
+        }
+        for i in (at >> self.shift) as usize..=((at + len - 1) >> self.shift) as usize {
+            let cell = &mut self.cells[i];
+            let plain = matches!(cell.kind, Written::Generic | Written::Atomic);
+            let seen = view.past(cell.stamp) || view.sees(cell.writer, cell.stamp);
+            if cell.stamp < self.start || !plain || !seen {
+                return false;
+            }
+            cell.read = now;
+            let entry = &mut self.reads[i * self.columns + warp as usize];
+            *entry = (now, 1 << lane | if entry.0 == now { entry.1 } else { 0 });
+        }
+        true
+    }
+
+    /// A lane's store where nothing can be wrong: false sends it to [`Shared::write`].
+    #[inline]
+    pub fn quick_write(&mut self, at: u64, len: u64, view: &View, now: u32) -> bool {
+        if at & (len - 1) != 0 || at + len > self.bytes.len() as u64 {
+            return false;
+        }
+        let cells = (at >> self.shift) as usize..=((at + len - 1) >> self.shift) as usize;
+        for i in cells.clone() {
+            let cell = &self.cells[i];
+            let plain = matches!(cell.kind, Written::Generic | Written::Atomic);
+            let seen = view.past(cell.stamp) || view.sees(cell.writer, cell.stamp);
+            let written = cell.stamp >= self.start && !(plain && seen);
+            let read = cell.read >= self.start && !view.past(cell.read);
+            if written || read || cell.read_async >= self.start {
+                return false;
+            }
+        }
+        for i in cells {
+            let cell = &mut self.cells[i];
+            (cell.stamp, cell.writer, cell.kind) = (now, view.agent, Written::Generic);
+        }
+        true
     }
 
     #[inline]
@@ -401,6 +452,14 @@ fn mbarrier_as_data() -> Box<Trouble> {
 pub fn count_banks(addrs: &[u64; 32], mask: u32, size: u32, report: &mut Report) {
     report.shared_accesses += 1;
     let group = (128 / size.clamp(4, 16)) as usize;
+    if size == 4 {
+        // One word a bank, or one word for all: nothing to look for.
+        let first = addrs[mask.trailing_zeros() as usize & 31];
+        let banks = lanes(mask).fold(0u32, |m, lane| m | 1 << (addrs[lane] / 4 % 32));
+        if banks.count_ones() == mask.count_ones() || lanes(mask).all(|lane| addrs[lane] == first) {
+            return;
+        }
+    }
     for first in (0..32).step_by(group) {
         let mut words = [u64::MAX; 32];
         let mut extra = [0u32; 32];

@@ -193,7 +193,7 @@ impl TensorMap {
                 "rank 1 to 5, one stride less",
             ));
         }
-        if self.address % 16 != 0 {
+        if !self.address.is_multiple_of(16) {
             return Err(bad(
                 format!("the tensor's address {:#x}", self.address),
                 "a multiple of 16",
@@ -218,7 +218,7 @@ impl TensorMap {
             return Err(bad(format!("steps of {:?}", self.steps), "1 to 8"));
         }
         let inner = self.boxes[0] * self.dtype.bytes();
-        if inner % 16 != 0 {
+        if !inner.is_multiple_of(16) {
             return Err(bad(
                 format!("a box of {inner} bytes along the first dimension"),
                 "a multiple of 16",

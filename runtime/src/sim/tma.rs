@@ -1,17 +1,18 @@
 //! Copies of boxes of tensors (PTX ISA, `cp.async.bulk.tensor`, "Tensors": tiled mode).
 
+use super::access::resolve;
 use super::ast::Space;
 use super::atomic::{self, AtomOp};
 use super::bulk::{Way, completion, coordinates, deliver, policy, read_shared, reduce_one, way};
 use super::decode::Cx;
-use super::exec::{Machine, Warp};
+use super::exec::Machine;
 use super::fault::{FaultKind, Outcome, Trouble, trouble};
-use super::ldst::resolve;
 use super::memory::Span;
 use super::op::{Addr, Op};
 use super::regs::Slot;
 use super::tensor::{TensorMap, TensorType};
 use super::types::Ty;
+use super::warp::Warp;
 use crate::error::Result;
 
 /// A copy of a box.
@@ -100,7 +101,7 @@ fn bad(what: impl Into<String>, help: &str) -> Box<Trouble> {
 
 /// The tensor map at a generic address.
 fn map_at(m: &Machine, at: u64) -> Outcome<TensorMap> {
-    if at % 64 != 0 {
+    if !at.is_multiple_of(64) {
         return Err(bad(
             "a tensor map at an address that is no multiple of 64",
             "declare it with .align 64",
@@ -213,7 +214,7 @@ pub fn one(m: &mut Machine, warp: &mut Warp, op: &TensorCopy, lane: usize) -> Ou
         .map(|s| warp.regs[*s as usize].0[lane] as i32 as i64)
         .collect();
     let shared = op.shared.lane(&warp.regs, lane);
-    if shared % 128 != 0 {
+    if !shared.is_multiple_of(128) {
         let what = "a box in shared memory at an address that is no multiple of 128";
         return Err(trouble(
             FaultKind::Misaligned,

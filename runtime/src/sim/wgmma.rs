@@ -8,7 +8,7 @@
 
 use super::ast::Operand;
 use super::decode::Cx;
-use super::exec::{Flow, Machine, Warp};
+use super::exec::{Flow, Machine};
 use super::fault::{FaultKind, Outcome, trouble};
 use super::float::{canonical, from_f16, to_f16};
 use super::mma::{byte, element};
@@ -17,7 +17,8 @@ use super::order::having_seen;
 use super::regs::{ALL, LANES, Slot, lanes, predicate, store_words};
 use super::report::Class;
 use super::shared::Reader;
-use super::types::{Kind, Ty};
+use super::types::Ty;
+use super::warp::Warp;
 use super::wgmma_desc::{Descriptor, Major, load};
 use crate::error::Result;
 use std::rc::Rc;
@@ -202,10 +203,10 @@ fn product(cx: &mut Cx) -> Result<Op> {
     }))
 }
 
-/// Rows of A of a warp, rows of B by k, as f32 or as i32.
+/// Rows of A of a warp, and rows of B by k: `n` columns each. Bytes as f32 too.
 struct Factors {
     left: Vec<[f32; 32]>,
-    right: Vec<Vec<f32>>,
+    right: Vec<f32>,
 }
 
 /// Executes `wgmma.mma_async`.
@@ -289,56 +290,66 @@ fn check_registers(warp: &Warp, op: &Wgmma, add: bool) -> Outcome {
 }
 
 fn factors(m: &mut Machine, warp: &Warp, op: &Wgmma) -> Outcome<Factors> {
-    let per = 32 / op.a.bits() as usize;
-    let value = |ty: Ty, word: u32, i: usize, negate: bool| match ty.kind() {
-        Kind::Signed | Kind::Unsigned => byte(ty, word, i as u32) as f32,
-        _ if negate => -element(ty, word, i as u32),
-        _ => element(ty, word, i as u32),
-    };
     let mut left = vec![[0f32; 32]; 16];
-    match &op.left {
-        Left::Registers(slots) => {
-            for (r, slot) in slots.iter().enumerate() {
-                for lane in 0..LANES {
-                    let (g, t) = (lane / 4, lane % 4);
-                    let word = warp.regs[*slot as usize].0[lane];
-                    for i in 0..per {
-                        left[g + 8 * (r % 2)][t * per + 4 * per * (r / 2) + i] =
-                            value(op.a, word, i, op.negate.0);
-                    }
-                }
-            }
-        }
+    let first = (warp.index % 4) as usize * 16;
+    let rows = match &op.left {
+        Left::Registers(slots) => from_registers(warp, slots),
         Left::Shared(slot, major) => {
             let desc = descriptor(warp, *slot)?;
-            let first = (warp.index % 4) as usize * 16;
-            load(
-                m,
-                warp,
-                &desc,
-                *major,
-                first..first + 16,
-                op.a.bytes(),
-                |row, k, word, i| {
-                    left[row - first][k] = value(op.a, word, i, op.negate.0);
-                },
-            )?;
+            load(m, warp, &desc, *major, first..first + 16)?
+        }
+    };
+    widen(op.a, op.negate.0, &rows, |row, k, value| {
+        left[row][k] = value
+    });
+    let desc = descriptor(warp, op.right.0)?;
+    let columns = load(m, warp, &desc, op.right.1, 0..op.n)?;
+    let mut right = vec![0f32; op.n * op.k];
+    widen(op.b, op.negate.1, &columns, |column, k, value| {
+        right[k * op.n + column] = value
+    });
+    Ok(Factors { left, right })
+}
+
+/// Rows of A from their fragments: words of 32 bytes along k.
+fn from_registers(warp: &Warp, slots: &[Slot]) -> Vec<[u32; 8]> {
+    let mut rows = vec![[0; 8]; 16];
+    for (r, slot) in slots.iter().enumerate() {
+        for lane in 0..LANES {
+            rows[lane / 4 + 8 * (r % 2)][lane % 4 + 4 * (r / 2)] =
+                warp.regs[*slot as usize].0[lane];
         }
     }
-    let mut right = vec![vec![0f32; op.n]; op.k];
-    let desc = descriptor(warp, op.right.0)?;
-    load(
-        m,
-        warp,
-        &desc,
-        op.right.1,
-        0..op.n,
-        op.b.bytes(),
-        |column, k, word, i| {
-            right[k][column] = value(op.b, word, i, op.negate.1);
-        },
-    )?;
-    Ok(Factors { left, right })
+    rows
+}
+
+/// Tells `put` of every element of rows, as f32: row, k, value.
+fn widen(ty: Ty, negate: bool, rows: &[[u32; 8]], put: impl FnMut(usize, usize, f32)) {
+    match ty {
+        Ty::F16 => each(rows, 2, negate, |w, i| element(Ty::F16, w, i), put),
+        Ty::Bf16 => each(rows, 2, negate, |w, i| element(Ty::Bf16, w, i), put),
+        Ty::Tf32 => each(rows, 1, negate, |w, i| element(Ty::Tf32, w, i), put),
+        Ty::S8 | Ty::U8 => each(rows, 4, negate, |w, i| byte(ty, w, i) as f32, put),
+        _ => each(rows, 4, negate, |w, i| element(ty, w, i), put),
+    }
+}
+
+/// The same with `per` elements a word.
+fn each(
+    rows: &[[u32; 8]],
+    per: usize,
+    negate: bool,
+    value: impl Fn(u32, u32) -> f32,
+    mut put: impl FnMut(usize, usize, f32),
+) {
+    for (row, words) in rows.iter().enumerate() {
+        for (i, word) in words.iter().enumerate() {
+            for part in 0..per {
+                let value = value(*word, part as u32);
+                put(row, i * per + part, if negate { -value } else { value });
+            }
+        }
+    }
 }
 
 fn descriptor(warp: &Warp, slot: Slot) -> Outcome<Descriptor> {
@@ -418,7 +429,7 @@ unsafe fn multiply_wide(factors: &Factors, k: usize, n: usize, sums: &mut [f32])
 #[inline(always)]
 fn multiply_rows(factors: &Factors, k: usize, n: usize, sums: &mut [f32]) {
     for (row, sums) in factors.left.iter().zip(sums.chunks_exact_mut(n)) {
-        for (a, right) in row.iter().zip(&factors.right).take(k) {
+        for (a, right) in row.iter().zip(factors.right.chunks_exact(n)).take(k) {
             for (sum, b) in sums.iter_mut().zip(right) {
                 *sum += a * b;
             }

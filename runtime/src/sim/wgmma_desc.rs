@@ -12,10 +12,11 @@
 //!
 //! The address that results is then swizzled, as tensor copies swizzle it.
 
-use super::exec::{Machine, Warp};
+use super::exec::Machine;
 use super::fault::{FaultKind, Outcome, trouble};
 use super::shared::Reader;
 use super::tensor::Swizzle;
+use super::warp::Warp;
 use std::ops::Range;
 
 /// Which dimension is contiguous.
@@ -85,52 +86,54 @@ impl Descriptor {
     }
 }
 
-/// Reads the rows of a matrix with 32 bytes along k, elements of `size` bytes: `put` hears
-/// of row, k, the word that holds the element, and which of the word it is.
+/// Rows of a matrix, as words of 32 bytes along k.
 pub fn load(
     m: &mut Machine,
     warp: &Warp,
     desc: &Descriptor,
     major: Major,
     rows: Range<usize>,
-    size: u32,
-    mut put: impl FnMut(usize, usize, u32, usize),
-) -> Outcome {
-    let (now, per) = (m.now, 4 / size as usize);
+) -> Outcome<Vec<[u32; 8]>> {
+    let now = m.now;
     let shared = &mut m.ctas[warp.rank].shared;
-    let mut chunk = |at: u64| -> Outcome<[u32; 4]> {
+    let mut chunk = |at: u64| -> Outcome<[u8; 16]> {
         let reader = Reader::Wgmma(warp.index);
         shared
             .read(at, 16, &warp.views[0], reader, now)
             .map_err(|t| t.at(at))?;
-        Ok(std::array::from_fn(|i| {
-            shared.get(at + 4 * i as u64, 4) as u32
-        }))
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&shared.bytes[at as usize..][..16]);
+        Ok(bytes)
     };
+    let mut out = vec![[0u32; 8]; rows.len()];
     match major {
         Major::K => {
-            for row in rows {
+            for (row, words) in rows.zip(&mut out) {
                 for c in 0..2 {
-                    let words = chunk(desc.at(major, row as u64, c))?;
-                    for (w, word) in words.iter().enumerate() {
-                        let k = (c as usize * 4 + w) * per;
-                        (0..per).for_each(|i| put(row, k + i, *word, i));
+                    let bytes = chunk(desc.at(major, row as u64, c))?;
+                    for (word, bytes) in words[4 * c as usize..]
+                        .iter_mut()
+                        .zip(bytes.chunks_exact(4))
+                    {
+                        *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
                     }
                 }
             }
         }
         Major::Mn => {
-            for first in rows.step_by(8) {
+            let first = rows.start;
+            for row in rows.step_by(8) {
                 for k in 0..16 {
-                    let words = chunk(desc.at(major, first as u64, k))?;
-                    for (w, word) in words.iter().enumerate() {
-                        (0..2).for_each(|i| put(first + 2 * w + i, k as usize, *word, i));
+                    let bytes = chunk(desc.at(major, row as u64, k as u64))?;
+                    for (i, half) in bytes.chunks_exact(2).enumerate() {
+                        let half = u16::from_le_bytes([half[0], half[1]]) as u32;
+                        out[row - first + i][k / 2] |= half << (16 * (k % 2));
                     }
                 }
             }
         }
     }
-    Ok(())
+    Ok(out)
 }
 
 #[cfg(test)]

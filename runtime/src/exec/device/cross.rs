@@ -278,6 +278,20 @@ impl<'r> Run<'r> {
                 // SAFETY: the buffer holds this many bytes by lowering.
                 stack.extend_from_slice(unsafe { std::slice::from_raw_parts(at, bytes) });
             }
+            Taken::Device(which, len) if !self.device()?.spaces.space(from).device => {
+                // What is on the host alone goes up piece by piece.
+                let source = self.pointer(from)?;
+                let watch = self.watch();
+                let d = self.device()?;
+                let at = d.on.stack_piece(*which, *len + bytes, *len)?;
+                // SAFETY: the buffer holds `bytes` by lowering.
+                let piece = unsafe { std::slice::from_raw_parts(source, bytes) };
+                if bytes > 0 {
+                    d.on.device.upload(at + *len as u64, piece)?;
+                }
+                self.note_on(watch, "to the device", "upload", Lane::ToDevice, bytes);
+                *len += bytes;
+            }
             Taken::Device(which, len) => {
                 self.device_needs(from)?;
                 let d = self.device()?;

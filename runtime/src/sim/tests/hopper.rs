@@ -96,7 +96,7 @@ WAIT:
 pub fn run_product(
     body: &str,
     change: impl Fn(&mut TensorMap),
-) -> Result<(Vec<f32>, Vec<f32>, Report), Fault> {
+) -> Result<(Vec<f32>, Vec<f32>, Report), Box<Fault>> {
     let (m, n, k) = (128, 64, 128);
     let (a, b) = (small(1, m * k), small(2, n * k));
     let mut device = Device::default();
@@ -148,7 +148,7 @@ fn image(
             let (panel, inside) = (i * 2 / width, i * 2 % width);
             let plain = panel * lines * width + line * width + inside;
             let (block, chunk, byte) = (plain / 128, plain % 128 / 16, plain % 16);
-            let chunk = chunk ^ block % (width / 16).max(1) * (width > 16) as usize;
+            let chunk = chunk ^ (block % (width / 16).max(1) * (width > 16) as usize);
             let to = block * 128 + chunk * 16 + byte;
             out[to..to + 2].copy_from_slice(&((value.to_bits() >> 16) as u16).to_le_bytes());
         }

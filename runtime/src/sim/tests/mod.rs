@@ -3,6 +3,7 @@
 mod hopper;
 mod planted;
 mod probes;
+mod rate;
 mod scalar;
 mod warp;
 
@@ -39,7 +40,8 @@ impl Device {
     }
 
     /// Runs the text's kernel.
-    pub fn run(&mut self, ptx: &str, how: &Launch) -> Result<Report, Fault> {
+    pub fn run(&mut self, ptx: &str, how: &Launch) -> Result<Report, Box<Fault>> {
+        keep(ptx);
         let module = Module::parse(ptx).unwrap_or_else(|e| panic!("{e}\n{ptx}"));
         let kernel = module.kernels().next().unwrap();
         launch(&module, &mut self.memory, kernel, how, &self.params)
@@ -58,6 +60,16 @@ impl Device {
     /// Numbers of a buffer.
     pub fn floats(&self, at: u64, n: usize) -> Vec<f32> {
         self.words(at, n).into_iter().map(f32::from_bits).collect()
+    }
+}
+
+/// Writes the text to the folder that KILN_PTX_DIR names, for `scripts/ptx_check.sh`.
+fn keep(ptx: &str) {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    if let Ok(folder) = std::env::var("KILN_PTX_DIR") {
+        let mut hasher = DefaultHasher::new();
+        ptx.hash(&mut hasher);
+        std::fs::write(format!("{folder}/{:016x}.ptx", hasher.finish()), ptx).unwrap();
     }
 }
 

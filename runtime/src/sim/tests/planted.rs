@@ -5,7 +5,7 @@ use super::{Device, blocks, bytes, text};
 use crate::sim::{Fault, FaultKind, Launch, Swizzle};
 
 /// The fault of the product by wgmma with a part of its text replaced.
-fn broken(from: &str, to: &str) -> Fault {
+fn broken(from: &str, to: &str) -> Box<Fault> {
     let body = product();
     assert!(body.contains(from), "{from}");
     match run_product(&body.replace(from, to), |_| {}) {
@@ -41,7 +41,7 @@ fn a_missing_fence_of_the_mbarrier() {
 
 #[test]
 fn the_wrong_phase() {
-    // The loop never flips the parity: the second round does not wait.
+    // The loop never flips the parity: in the second round warps do not wait.
     let fault = broken("xor.b32 %r7, %r7, 1;", "");
     assert_eq!(fault.kind, FaultKind::MissingWait, "{fault}");
     // It waits for the phase after the one that comes.
@@ -104,7 +104,7 @@ fn a_register_that_nothing_wrote() {
 }
 
 /// A kernel of shared memory and its fault.
-fn fault(body: &str, threads: u32) -> Fault {
+fn fault(body: &str, threads: u32) -> Box<Fault> {
     let head = "
     .reg .pred %p<4>; .reg .b32 %r<12>; .reg .b64 %rd<4>; .reg .f32 %f<4>;
     .shared .align 16 .b8 t[1024];

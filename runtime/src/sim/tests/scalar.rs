@@ -20,7 +20,7 @@ DONE:
     ret;";
 const ADD_PARAMS: &str = ".param .u64 a, .param .u64 b, .param .u64 c, .param .u32 n";
 
-fn add(n: u32, tail: u32) -> (Device, Result<Report, crate::sim::Fault>, u64) {
+fn add(n: u32, tail: u32) -> (Device, Result<Report, Box<crate::sim::Fault>>, u64) {
     let mut device = Device::default();
     device.buffer(&bytes((0..n).map(|i| (i as f32).to_bits())));
     device.buffer(&bytes((0..n).map(|i| (2.0 * i as f32).to_bits())));
@@ -118,7 +118,7 @@ EVEN:
 }
 
 /// Each thread stores its number, and after what `between` says reads its neighbour's.
-fn neighbours(between: &str) -> Result<Vec<u32>, crate::sim::Fault> {
+fn neighbours(between: &str) -> Result<Vec<u32>, Box<crate::sim::Fault>> {
     let body = format!(
         "
     .reg .b32 %r<8>; .reg .b64 %rd<4>;

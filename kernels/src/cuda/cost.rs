@@ -1,0 +1,172 @@
+//! How long a launch should take: the roofline of a target's chip, and what waves of blocks
+//! leave idle.
+//!
+//! ```text
+//! time = max(arithmetic / (peak · share of the chip at work), bytes / bandwidth) + launch
+//! ```
+//! A prediction, to be held against measurements: rates are the data sheet's, what a
+//! product's kernel reaches of its unit's peak is a constant of its kind.
+
+use super::{GpuKernel, attention_halves, halves, words};
+use crate::KernelSpec;
+use kiln_codegen::GpuTarget;
+use kiln_ir::{Binding, DType, Dim, DimError};
+use serde::Serialize;
+
+/// Seconds from a launch to the first instruction, of a stream that is busy.
+const LAUNCH: f64 = 3e-6;
+
+/// Registers of a thread of a kernel whose assembler was not asked.
+const REGISTERS: u32 = 128;
+
+/// Parts of bandwidth and of f32's peak that kernels reach at best.
+const BANDWIDTH: f64 = 0.92;
+const F32_SHARE: f64 = 0.75;
+
+/// Parts of the tensor cores' peak that `wgmma` and `mma.sync` reach at best; Hopper's
+/// cores take the older instruction at less.
+const WGMMA_SHARE: f64 = 0.75;
+const MMA_SHARE: f64 = 0.7;
+const MMA_ON_HOPPER: f64 = 0.55;
+
+/// What a launch is predicted to take, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Prediction {
+    /// Seconds.
+    pub seconds: f64,
+    /// Arithmetic operations.
+    pub flops: f64,
+    /// Bytes from and to device memory at least.
+    pub bytes: f64,
+    /// Blocks, and rounds in which the chip works them off.
+    pub blocks: f64,
+    /// Rounds, begun ones whole.
+    pub waves: f64,
+    /// Operations a second that its unit reaches at best.
+    pub rate: f64,
+    /// Whether arithmetic, not memory, takes longer.
+    pub by_arithmetic: bool,
+}
+
+/// Blocks of a kernel that a multiprocessor holds.
+fn resident(kernel: &GpuKernel, target: &GpuTarget) -> u32 {
+    let threads = kernel.block.iter().product::<u32>().max(1);
+    let by_threads = target.threads / threads;
+    let by_registers = target.registers / (threads * REGISTERS);
+    let by_shared = match kernel.shared {
+        0 => 32,
+        bytes => target.shared_per_multiprocessor / (bytes + 1024),
+    };
+    by_threads.min(by_registers).min(by_shared).clamp(1, 32)
+}
+
+/// Operations a second that the kernel's unit reaches at best.
+fn rate(spec: &KernelSpec, target: &GpuTarget) -> f64 {
+    let mma = match target.is_hopper() {
+        true => MMA_ON_HOPPER,
+        false => MMA_SHARE,
+    };
+    match spec {
+        KernelSpec::MatMul(m) if halves::serves(m).is_some() => match target.is_hopper() {
+            true => target.f16_peak * WGMMA_SHARE,
+            false => target.f16_peak * mma,
+        },
+        KernelSpec::MatMul(m) if words::serves(m).is_some() => match m.acc {
+            DType::I32 => target.i8_peak * mma,
+            _ => target.f16_peak * mma,
+        },
+        KernelSpec::Attention(a) if attention_halves::serves(a, target).is_some() => {
+            target.f16_peak * mma
+        }
+        _ => target.f32_peak * F32_SHARE,
+    }
+}
+
+/// Predicts a launch with these parameters. An error where a size has no value.
+pub fn predict(
+    spec: &KernelSpec,
+    kernel: &GpuKernel,
+    params: &[i64],
+    target: &GpuTarget,
+) -> Result<Prediction, DimError> {
+    let names = (0..).map(|i| format!("p{i}").into());
+    let binding: Binding = names.zip(params.iter().copied()).collect();
+    let dims: Vec<Dim> = params.iter().map(|&p| Dim::from(p)).collect();
+    let (flops, bytes) = spec.cost(&dims);
+    let value = |d: &Dim| d.eval(&binding).map(|n| n as f64);
+    let (flops, bytes) = (value(&flops)?, value(&bytes)?);
+    let blocks = value(&kernel.grid[0])? * value(&kernel.grid[1])? * value(&kernel.grid[2])?;
+    let at_once = f64::from(target.multiprocessors * resident(kernel, target));
+    let waves = (blocks / at_once).ceil().max(1.0);
+    // Of the last round part of the chip rests; a first one that is not full is all there is.
+    let busy = (blocks / (waves * at_once)).clamp(1e-6, 1.0);
+    let rate = rate(spec, target);
+    // Half of the multiprocessors keep the memory busy.
+    let drawing = (2.0 * blocks / f64::from(target.multiprocessors)).min(1.0);
+    let (compute, memory) = (
+        flops / (rate * busy),
+        bytes / (target.bandwidth * BANDWIDTH * drawing.max(1e-6)),
+    );
+    Ok(Prediction {
+        seconds: LAUNCH + compute.max(memory),
+        flops,
+        bytes,
+        blocks,
+        waves,
+        rate,
+        by_arithmetic: compute >= memory,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::emit;
+    use crate::expr::{Exprs, Index, Size};
+    use crate::matmul::{Columns, MatMulSpec};
+
+    fn product(m: i64, n: i64, k: i64) -> KernelSpec {
+        let mut exprs = Exprs::new();
+        let sum = exprs.acc(0, DType::F32).unwrap();
+        let value = exprs.cast(DType::BF16, sum).unwrap();
+        KernelSpec::MatMul(MatMulSpec {
+            exprs,
+            args: vec![DType::BF16; 3],
+            params: 0,
+            batch: vec![],
+            m: Size::Const(m),
+            n: Size::Const(n),
+            k: Size::Const(k),
+            acc: DType::F32,
+            a: vec![Size::Const(k), Size::ONE],
+            b_batch: vec![],
+            b: Columns::Strided {
+                row: Size::ONE,
+                column: Size::Const(k),
+            },
+            nr: 64,
+            out: Index::strided([Size::Const(n), Size::ONE]),
+            value,
+        })
+    }
+
+    #[test]
+    fn large_products_are_bound_by_arithmetic_and_single_rows_by_memory() {
+        let target = GpuTarget::sm_90a();
+        let predicted = |m| {
+            let spec = product(m, 4096, 4096);
+            let kernel = emit(&spec, "k", &target).unwrap();
+            predict(&spec, &kernel, &[], &target).unwrap()
+        };
+        let (large, row) = (predicted(4096), predicted(1));
+        assert!(large.by_arithmetic && large.waves == 4.0, "{large:?}");
+        assert_eq!(large.flops, 2.0 * 4096f64.powi(3));
+        assert!(!row.by_arithmetic && row.waves == 1.0, "{row:?}");
+        assert!(row.seconds < large.seconds);
+        // Nothing is predicted to be faster than the data sheet allows.
+        for p in [large, row] {
+            assert!(p.flops / p.seconds < target.f16_peak);
+            assert!(p.bytes / p.seconds < target.bandwidth);
+        }
+    }
+}

@@ -163,6 +163,8 @@ def results(bundle, kind, target, names, until):
         names = names[said:]
         if not names:
             return
+        if worker.returncode == gpu_driver.LOST:
+            continue  # Its last word was of what lost the context.
         # What it was at when it ended is at fault; a worker that says nothing, three times, ends this.
         yield names.pop(0), {"wrong": f"the worker ended here: {why}"}
         crashes = crashes + 1 if said == 0 else 0
@@ -283,8 +285,8 @@ def table(sections):
         print(f"{name[:52]:52} {said['ms']:8.3f} {peer:>8} {ratio:>6} {said['rate']:8.1f} {said['unit']:7} "
               f"{share(said['of_sheet'])} {share(said['of_ceiling']):>7}")
     for name, said in sections.get("models", {}).items():
-        ms = said.get("bench", {}).get("median_ms")
-        print(f"model {name:46} {ms if ms is None else round(ms, 3):>8} ms, off by {said.get('error')}")
+        if "bench" in said:
+            print(f"model {name:46} {said['bench']['median_ms']:8.3f} ms, off by {said['error']:.1e}")
 
 
 def main():

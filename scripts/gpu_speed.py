@@ -203,8 +203,9 @@ class Timed:
         self.kernel, how, out = kernel, kernel["launches"][target], result_of(kernel)
         copies = min(MOST_COPIES, max(1, -(-ROUND // kernel["bytes"])))
         self.rounds, self.launches, self.outs = [], [], []
-        self.held = [torch.zeros(status_bytes, dtype=torch.uint8, device=DEVICE),
-                     torch.empty(max(how["scratch"], 1), dtype=torch.uint8, device=DEVICE)]
+        self.status = torch.zeros(status_bytes, dtype=torch.uint8, device=DEVICE)
+        # Launches have addresses alone: the memory lives as long as this.
+        self.memory = [torch.empty(max(how["scratch"], 1), dtype=torch.uint8, device=DEVICE)]
         stream = torch.cuda.current_stream().cuda_stream
         for _ in range(copies):
             logical = {b["role"]: drawn(b) for b in kernel["buffers"] if b is not out}
@@ -212,10 +213,10 @@ class Timed:
             result = torch.full((out["elements"],), 0x5A if "i" in out["dtype"] else float("nan"),
                                 dtype=TORCH[out["dtype"]], device=DEVICE)
             memory = [result if b is out else laid(b, logical[b["role"]]) for b in kernel["buffers"]]
-            words = [t.data_ptr() for t in (*memory, *self.held)] + kernel["params"]
+            words = [t.data_ptr() for t in (*memory, self.status, self.memory[0])] + kernel["params"]
             self.launches.append(driver.prepared(function, how, words, stream))
             self.outs.append(result.as_strided(out["shape"], out["layout"]["strides"]))
-            self.held.append(memory)
+            self.memory += memory
 
     def check(self):
         """How far the last round's result is off, on rows drawn at random."""
@@ -224,7 +225,7 @@ class Timed:
         count = self.outs[-1].shape[-2 if self.kernel["family"] == "attention" else 0]
         rows = torch.randint(0, count, (64,) if count < 1 << 20 else (1 << 16,), device=DEVICE)
         wanted, pick = want(self.kernel, self.rounds[-1], rows)
-        return off(pick(self.outs[-1]), wanted), int(self.held[0][:4].view(torch.int32)[0])
+        return off(pick(self.outs[-1]), wanted), int(self.status[:4].view(torch.int32)[0])
 
     def measure(self, compiled):
         """Times of Kiln's and of the peers', in turns."""

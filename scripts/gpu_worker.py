@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import gpu_cases as cases
 from gpu_check import SEED, Bundle, read_probes
-from gpu_driver import Driver, DriverError, split
+from gpu_driver import LOST, Driver, DriverError, split
 
 GUARD, GUARD_BYTE = 256, 0xA5
 LOADERS = 8
@@ -181,7 +181,7 @@ def guarded(call):
     except RuntimeError as e:
         say({**said, "wrong": f"{said.get('wrong', '')} the context is lost: {e}"})
         # Nothing of a lost context can be given back in order.
-        os._exit(3)
+        os._exit(LOST)
     say(said)
 
 

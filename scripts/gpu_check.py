@@ -33,7 +33,8 @@ import gpu_driver  # noqa: E402
 SEED = 1
 # Seconds without news after which a worker is taken to hang.
 PATIENCE = 90
-SECONDS = 330
+# Seconds in all, and those that a worker may go on after them.
+SECONDS, GRACE = 330, 20
 
 
 class Bundle:
@@ -159,7 +160,7 @@ def results(bundle, kind, target, names, until):
         worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         worker.stdin.write(json.dumps({"names": names, "until": until}).encode())
         worker.stdin.close()
-        said, why = yield from heard(worker, names)
+        said, why = yield from heard(worker, names, until + GRACE)
         names = names[said:]
         if not names:
             return
@@ -173,8 +174,9 @@ def results(bundle, kind, target, names, until):
             return
 
 
-def heard(worker, names):
-    """Yields what a worker says of its names; gives how many, and why it ended."""
+def heard(worker, names, until):
+    """Yields what a worker says of its names; gives how many, and why it ended. A worker
+    without news, or at work after the time `until`, is ended."""
     said, buffered, errors = 0, b"", []
     pipes, last = [worker.stdout, worker.stderr], time.time()
     while pipes:
@@ -192,9 +194,10 @@ def heard(worker, names):
             if line.startswith(b"@@"):
                 yield names[said], json.loads(line[2:])
                 said += 1
-        if time.time() - last > PATIENCE:
+        late = time.time() > until
+        if late or time.time() - last > PATIENCE:
             worker.kill()
-            errors.append(f"no news for {PATIENCE} s")
+            errors.append("out of time" if late else f"no news for {PATIENCE} s")
             break
     worker.wait()
     return said, "".join(errors)[-2000:].strip() or f"exit status {worker.returncode}"
@@ -230,6 +233,8 @@ class Report:
         self.sections, self.wrong = {}, []
 
     def add(self, section, name, said):
+        if said.get("error") == float("inf"):
+            said["error"] = None  # JSON has no infinity.
         self.sections.setdefault(section, {})[name] = said
         if said.get("wrong"):
             self.wrong.append(f"{section}: {name}: {said['wrong']}")

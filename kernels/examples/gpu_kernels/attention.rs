@@ -224,6 +224,7 @@ pub fn cases() -> Vec<Case> {
         });
         all.push(Attention::new(dtype, [1, 130], 64, Mask::None));
     }
+    all.push(Attention::new(BF16, [200, 300], 128, Mask::Causal));
     for dtype in [F32, BF16] {
         for mask in [Mask::Window(9), Mask::Padding, Mask::Bias, Mask::Keep] {
             all.push(Attention {

@@ -269,6 +269,14 @@ pub fn cases() -> Vec<Case> {
         all.push(Product::new(types, b, [128, 136, 192]));
         all.push(Product::new(types, b, [1, 200, 256]));
     }
+    // Several blocks along both axes, whatever the target's blocks are.
+    for (types, b) in [
+        ([BF16; 2], B::KMajor),
+        ([BF16; 2], B::Words),
+        ([I8; 2], B::Words),
+    ] {
+        all.push(Product::new(types, b, [260, 264, 160]));
+    }
     let whole = |types, b| Product::new(types, b, [40, 72, 96]);
     for (types, b) in [
         ([F32; 2], B::Packed),

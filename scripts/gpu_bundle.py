@@ -51,6 +51,17 @@ def run(*command):
         sys.exit(f"{' '.join(map(str, command))}: {done.stderr}")
 
 
+def dims(model, feed):
+    """The model's open sizes, by the importer's names for them."""
+    out = {}
+    for port in onnx.load(model, load_external_data=False).graph.input:
+        for i, dim in enumerate(port.type.tensor_type.shape.dim):
+            if port.name in feed and dim.dim_value < 1:
+                name = dim.dim_param if dim.dim_param.isidentifier() else f"{port.name}_dim{i}"
+                out[name] = feed[port.name].shape[i]
+    return out
+
+
 def pack(name, model, feed, options, bound):
     artifact, inputs, expected = (FOLDER / f"{name}{end}" for end in (".kiln", ".inputs.npz", ".expected.npz"))
     np.savez(inputs, **feed)
@@ -60,7 +71,8 @@ def pack(name, model, feed, options, bound):
         run("run", own, "--inputs", inputs, "--output-dir", out)
         np.savez(expected, **{p.stem: np.load(p) for p in out.iterdir()})
     run("compile", model, *options, *(word for t in TARGETS for word in ("--target", t)), "-o", artifact)
-    return {"name": name, "artifact": artifact.name, "inputs": inputs.name, "expected": expected.name, "bound": bound}
+    return {"name": name, "artifact": artifact.name, "inputs": inputs.name, "expected": expected.name, "bound": bound,
+            "dims": dims(model, feed)}
 
 
 def main():

@@ -75,6 +75,17 @@ def read_probes(path):
     return probes
 
 
+def unplanned(bundle, model):
+    """What `kiln-rt` has against planning a model for each target."""
+    wrong, sizes = [], [word for name, n in model["dims"].items() for word in ("--dim", f"{name}={n}")]
+    for target in bundle.targets:
+        command = [str(bundle.folder / "kiln-rt"), "plan", str(bundle.folder / "models" / model["artifact"]),
+                   *sizes, "--device", "cuda", "--target", target, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        wrong += [f"{model['name']} for {target}: {done.stderr.strip()}"] if done.returncode else []
+    return wrong
+
+
 def no_device(bundle):
     """What is wrong with a bundle that can be seen without a GPU; prints what would run."""
     wrong = []
@@ -96,7 +107,8 @@ def no_device(bundle):
               if k["op"]["kind"] not in cases.REFERENCES]
     for model in bundle.models:
         files = [model["artifact"], model["inputs"], model["expected"]]
-        wrong += [f"models/{f} is missing" for f in files if not (bundle.folder / "models" / f).is_file()]
+        missing = [f"models/{f} is missing" for f in files if not (bundle.folder / "models" / f).is_file()]
+        wrong += missing or unplanned(bundle, model)
     probes = sum(len(read_probes(p)) for p in bundle.probes)
     wrong += [] if probes > 600 else [f"only {probes} probes"]
     for purpose, verb in (("check", "checks"), ("speed", "times")):

@@ -58,6 +58,7 @@ case "${1:-} $#" in
     ;;
   "run 2")
     [ -f "$here/kernels.json" ] || { echo "no bundle lies beside this script: unpack one, and run its gpu_check.sh" >&2; exit 64; }
+    chmod +x "$here/kiln-rt"
     exec python3 -u "$here/gpu_check.py" "$here" "$2"
     ;;
   "dry 1")

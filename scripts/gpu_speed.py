@@ -16,7 +16,7 @@ WARM = 5
 ROUND = 256 << 20
 MOST_COPIES = 64
 DEVICE = "cuda"
-SLEEP_CYCLES = 400_000
+SLEEP_CYCLES = 1_000_000
 TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i8": torch.int8, "i32": torch.int32}
 # Data sheets, dense: TFLOP/s of f32, bf16, i8 and GB/s.
 SHEETS = {"H200": (67, 989, 1979, 4800), "H100 PCIe": (51, 756, 1513, 2000), "H100": (67, 989, 1979, 3350),

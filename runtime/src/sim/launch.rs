@@ -61,7 +61,8 @@ pub fn launch(
     params: &[u8],
 ) -> Result<Report, Box<Fault>> {
     check(module, kernel, launch, params)?;
-    let globals = globals(module, memory);
+    let globals =
+        globals(module, memory).map_err(|e| misfit(kernel, e.message, "use smaller variables"))?;
     let steps = AtomicU64::new(launch.steps);
     // Variables of the module lie outside the buffers of a launch.
     let mut windows = launch.windows.clone();
@@ -311,19 +312,33 @@ fn deadlock(m: &Machine, warps: &[Warp]) -> Box<Fault> {
 }
 
 /// Addresses of the module's variables, which are allocated at its first launch.
-fn globals(module: &Module, memory: &mut Memory) -> Vec<u64> {
+fn globals(module: &Module, memory: &mut Memory) -> crate::error::Result<Vec<u64>> {
     if let Some(found) = memory.globals.get(&module.id) {
-        return found.clone();
+        return Ok(found.clone());
     }
     let mut out = vec![];
     for (bytes, init) in &module.globals {
-        let at = memory.alloc(*bytes as usize);
-        // Just allocated, with this size.
-        let _ = memory.write(at, init);
+        let at = memory.try_alloc(*bytes as usize)?;
+        memory.write(at, init)?;
         out.push(at);
     }
     memory.globals.insert(module.id, out.clone());
-    out
+    Ok(out)
+}
+
+/// A launch that does not fit its kernel.
+fn misfit(kernel: &Kernel, message: String, help: &str) -> Box<Fault> {
+    Box::new(Fault {
+        kind: FaultKind::Launch,
+        kernel: kernel.name().into(),
+        line: 0,
+        instruction: String::new(),
+        block: [0; 3],
+        thread: None,
+        address: None,
+        message,
+        help: help.into(),
+    })
 }
 
 /// Shared memory that a block may have, bytes, by target.
@@ -343,19 +358,7 @@ fn check(
     launch: &Launch,
     params: &[u8],
 ) -> Result<(), Box<Fault>> {
-    let wrong = |message: String, help: &str| {
-        Err(Box::new(Fault {
-            kind: FaultKind::Launch,
-            kernel: kernel.name().into(),
-            line: 0,
-            instruction: String::new(),
-            block: [0; 3],
-            thread: None,
-            address: None,
-            message,
-            help: help.into(),
-        }))
-    };
+    let wrong = |message: String, help: &str| Err(misfit(kernel, message, help));
     let product = |v: [u32; 3]| v.iter().map(|n| *n as u64).product::<u64>();
     let threads = product(launch.block);
     let [_, gy, gz] = launch.grid;
@@ -365,7 +368,10 @@ fn check(
             "1 to 2^31-1, 65535, 65535",
         );
     }
-    if !(1..=1024).contains(&threads) || launch.block[2] > 64 {
+    if launch.block.iter().any(|n| *n > 1024)
+        || !(1..=1024).contains(&threads)
+        || launch.block[2] > 64
+    {
         return wrong(
             format!("a block of {:?} threads", launch.block),
             "1 to 1024 threads, 64 along z",

@@ -54,6 +54,35 @@ def save(path, nodes, inputs, outputs, initializers=()):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
+def devices(tmp, model, cpu_artifact, rng):
+    out, bad = tmp / "gpu.kiln", tmp / "gpu-bad.kiln"
+    subprocess.run([KILN, "compile", str(model), "-o", str(out), "--target", "sm_80"], check=True, stdout=subprocess.DEVNULL)
+    np.savez(tmp / "gpu.npz", x=np.ones((3, 8), np.float32))
+    run = lambda tool, f, *more: [tool, "run", str(f), "--inputs", str(tmp / "gpu.npz"), *more]
+    expect("on the simulated device", run(KILN, out, "--device", "sim"), exits=(0,))
+    whole = out.read_bytes()
+    for i in range(16):
+        at = rng.randrange(len(whole))
+        bad.write_bytes(whole[:at])
+        expect(f"GPU artifact cut at {at}", run(KILN, bad, "--device", "sim"))
+        flipped = bytearray(whole)
+        at = rng.randrange(len(whole))
+        flipped[at] ^= 1 << rng.randrange(8)
+        bad.write_bytes(flipped)
+        expect(f"GPU artifact bit flipped at {at}", run(KILN, bad, "--device", "sim"), exits=(2,))
+    expect("GPU code on the CPU", run(KILN_RT, out), code="K0704", exits=(1,))
+    expect("CPU code on a device", run(KILN, cpu_artifact, "--device", "sim"), code="K0804", exits=(1,))
+    expect("a target that is not there", run(KILN, out, "--device", "sim", "--target", "sm_90a"), code="K0804", exits=(1,))
+    expect("no interpreter in kiln-rt", run(KILN_RT, out, "--device", "sim"), code="K0801", exits=(1,))
+    for name in ("gpu", "cuda:", "cuda:x", "sim:0"):
+        for tool in (KILN, KILN_RT):
+            expect(f"the device {name}", run(tool, out, "--device", name), code="no device", exits=(64,))
+    expect("a target without a device", run(KILN_RT, out, "--target", "sm_80"), code="--target", exits=(64,))
+    expect("a GPU target without a device", [KILN, "run", str(model), "--target", "sm_80"], code="--device", exits=(64,))
+    expect("index out of range on a device", [KILN, "run", str(tmp / "gather.onnx"), "--device", "sim", "--inputs", str(tmp / "g.npz")],
+           code="K0723", exits=(1,))
+
+
 def main():
     rng = random.Random(7)
     tmp = Path(tempfile.mkdtemp())
@@ -154,6 +183,7 @@ def main():
     expect("index out of range", gather(tmp), code="K0723", exits=(1,))
 
     strings(tmp)
+    devices(tmp, small, good, rng)
 
     # An abort inside a worker names the kernel.
     expect("abort in a worker", [KILN, "compile", str(small), "-o", out, "--no-cache"], code="kiln_matmul", exits=(1,),

@@ -60,6 +60,7 @@ step "150 random convolutions of 8-bit integers against ONNX Runtime" "$python" 
 step "kiln quantize against ONNX Runtime and its quantizer" "$python" scripts/quantize_models.py "$target/release/kiln" "$target/release/kiln-rt"
 step "image networks against ONNX Runtime" "$python" scripts/light_models.py "$target/release/kiln" "$target/release/kiln-rt" --small
 step "the first node that is off" "$python" scripts/diff_check.py "$target/release/kiln"
+step "drivers that are missing, old or failing" "$python" scripts/driver_check.py "$target/release/kiln" "$target/release/kiln-rt"
 step "damaged and hostile input" "$python" scripts/bad_input.py "$target/release/kiln" "$target/release/kiln-rt"
 fuzz_briefly() {
   local name runs log corpus

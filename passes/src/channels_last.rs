@@ -481,7 +481,7 @@ impl Forms {
             return Ok(Rewrite::Keep);
         };
         let (old, new) = (b.shape(x), &r.shape);
-        if old[0] != new[0] {
+        if new.first() != Some(&old[0]) {
             return Ok(Rewrite::Keep);
         }
         let spatial = &old[1 + form.moved..];

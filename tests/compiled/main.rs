@@ -1,6 +1,7 @@
 //! Whole programs, compiled and run, against the reference interpreter.
 
 mod artifacts;
+mod device;
 mod planted;
 mod reduce;
 mod sessions;

@@ -31,7 +31,7 @@ pub enum Half {
 }
 
 impl Half {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Half::F16 => "f16",
             Half::Bf16 => "bf16",

@@ -11,6 +11,7 @@
 
 mod alu;
 mod control;
+mod hopper;
 mod matrix;
 mod memory;
 mod reg;

@@ -9,7 +9,7 @@ use crate::diagnostic::{Diagnostic, code};
 use kiln_ir::graph::Value;
 use kiln_ir::{Builder, ConstSource, DType, Dim, GlobalKind, Op, Tensor, TensorType, TypeError};
 use onnx_protobuf::attribute_proto::AttributeType;
-use onnx_protobuf::{AttributeProto, GraphProto, NodeProto};
+use onnx_protobuf::{AttributeProto, GraphProto, NodeProto, type_proto};
 
 /// Why a node does not convert.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,6 +131,20 @@ impl<'m> Cx<'_, '_, 'm> {
     /// Whether the node names result `i`.
     pub(crate) fn wants(&self, i: usize) -> bool {
         self.node.output.get(i).is_some_and(|n| !n.is_empty())
+    }
+
+    /// The rank that the model's graph declares for result `i`, if it does.
+    pub(crate) fn declared_rank(&self, i: usize) -> Option<usize> {
+        let name = self.node.output.get(i).filter(|name| !name.is_empty())?;
+        let graph = &self.imp.model.graph;
+        // Functions have names of their own.
+        graph.node.iter().find(|n| std::ptr::eq(*n, self.node))?;
+        let declared = graph.output.iter().chain(&graph.value_info);
+        let info = declared.filter(|info| info.name == *name).next_back()?;
+        match info.type_.value.as_ref()? {
+            type_proto::Value::TensorType(t) => Some(t.shape.as_ref()?.dim.len()),
+            _ => None,
+        }
     }
 
     /// A value's type.

@@ -93,7 +93,7 @@ fn extent(shape: &[Dim], i: usize, rank: usize) -> Dim {
 
 impl Cx<'_, '_, '_> {
     /// Whether an extent hangs on data, not on the caller's sizes alone.
-    fn hangs_on_data(&self, d: &Dim) -> bool {
+    pub(crate) fn hangs_on_data(&self, d: &Dim) -> bool {
         let mut symbols = BTreeSet::new();
         d.symbols(&mut symbols);
         !symbols.is_subset(&self.imp.sizes)

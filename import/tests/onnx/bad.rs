@@ -5,7 +5,7 @@ use kiln_import::{Diagnostic, Severity, check_onnx, import_onnx};
 use onnx_protobuf::{
     AttributeProto, FunctionProto, GraphProto, Message, ModelProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, attribute_proto::AttributeType,
-    tensor_proto::DataLocation,
+    tensor_proto::DataLocation, type_proto,
 };
 
 /// A graph of these nodes from `x` to `y`, both f32[a].
@@ -78,6 +78,33 @@ fn every_gap_is_told_at_once() {
     assert_eq!(seen.len(), 3, "{report}");
     assert!(report.gaps.iter().all(|g| !g.suggestion.is_empty()));
     assert!(report.to_string().contains("`Frobnicate_p`"));
+}
+
+#[test]
+fn squeezing_what_data_decides_wants_a_declared_rank() {
+    let nodes = || {
+        vec![
+            node("Unique", &["x"], &["u"]),
+            node("Squeeze", &["u"], &["y"]),
+        ]
+    };
+    let with = |outputs| {
+        let mut g = graph(nodes());
+        g.output = outputs;
+        model(g)
+    };
+    let mut open = value("y", 1, &[]);
+    if let Some(type_proto::Value::TensorType(t)) = &mut open.type_.mut_or_insert_default().value {
+        t.shape.clear();
+    }
+    let refused = error("squeeze-open", &with(vec![open]));
+    assert_eq!(refused, ("K0112", "Squeeze_y".into()));
+    for (name, shape, rank) in [("squeeze-all", &[][..], 0), ("squeeze-none", &[-1], 1)] {
+        let m = with(vec![value("y", 1, shape)]);
+        let imported = import_onnx(&write(name, &m), &options()).unwrap();
+        let f = &imported.module.functions[0];
+        assert_eq!(f.shape(f.body().results[0]).len(), rank, "{name}");
+    }
 }
 
 #[test]

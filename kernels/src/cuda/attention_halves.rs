@@ -144,7 +144,6 @@ struct Place {
     thread: Val,
     batch: Val,
     head: Val,
-    first: Val,
     queries: Val,
     keys: Val,
     /// The thread's two queries, and its first key in each eight.
@@ -244,7 +243,6 @@ impl Attend<'_> {
             thread,
             batch,
             head,
-            first,
             queries,
             keys,
             rows: [row, e.add(row, eight)],

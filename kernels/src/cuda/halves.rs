@@ -7,6 +7,7 @@
 //! are swapped so that the eight rows which an instruction reads lie on all banks. The
 //! epilogue reads the sums from shared memory.
 
+use super::copies::{self, Layout, Place, Rows};
 use super::gemm::{Shown, Source, store};
 use super::nest::{divide, long};
 use super::{GpuKernel, Ports, entry, tail};
@@ -16,7 +17,7 @@ use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::ptx::{B32, F32, Half, Reg, Space};
-use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
+use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 use kiln_ir::{DType, Dim};
 
 /// Threads of a block: 2 × 4 warps.
@@ -31,9 +32,11 @@ const WARP_COLUMNS: i64 = 32;
 const DEPTH: i64 = 32;
 const STAGES: i64 = 4;
 
-/// Elements of a chunk of 16 bytes; chunks of a row of a part.
-const CHUNK: i64 = 8;
-const CHUNKS: i64 = DEPTH / CHUNK;
+/// How parts are copied and lie: rows of 64 bytes.
+const LAYOUT: Layout = Layout {
+    threads: THREADS,
+    chunks: DEPTH / copies::CHUNK,
+};
 
 /// Bytes of a row of a part, of a part of one side, and of both.
 const ROW: i64 = 2 * DEPTH;
@@ -42,9 +45,6 @@ const BOTH: i64 = 2 * PART;
 
 /// Elements between rows of sums.
 const SUM_PITCH: i64 = SIDE + 4;
-
-/// Rows of a side that a thread copies chunks of.
-const OWN: i64 = SIDE * CHUNKS / THREADS;
 
 /// What the contraction is of, if this serves it.
 pub(super) fn serves(spec: &MatMulSpec) -> Option<Half> {
@@ -90,29 +90,6 @@ struct Product<'a> {
     half: Half,
 }
 
-/// Rows of one side that a thread copies chunks of.
-struct Copied {
-    base: Val,
-    /// The elements at which they start; what does not exist starts at 0.
-    starts: Vec<Val>,
-    /// Whether they exist.
-    exist: Vec<Val>,
-    /// Whether every row starts at a multiple of 16 bytes.
-    aligned: Val,
-    /// Bytes from a part's start to this side.
-    skip: i64,
-}
-
-/// Where a block and a thread are.
-struct Place {
-    thread: Val,
-    batch: Val,
-    rows: (Val, Val),
-    columns: (Val, Val),
-    k: Val,
-    shared: Val,
-}
-
 impl Product<'_> {
     fn write(&self, e: &mut Emitter, nest: &LoopNest) {
         let ports = Ports::declare(e, nest.args.len(), nest.params);
@@ -135,133 +112,14 @@ impl Product<'_> {
             k,
             shared: e.from_word(shared, Elem::Ptr),
         };
-        let sides = [self.rows_of_a(e, &cx, &p), self.rows_of_b(e, &cx, &p)];
+        let sides = copies::sides(e, &cx, self.spec, LAYOUT, &p, [(SIDE, 0), (SIDE, PART)]);
         let sums = self.sums(e, &p, &sides);
         self.share(e, &p, &sums);
         e.kernel_mut().barrier();
         self.finish(e, nest, cx, &p);
     }
 
-    /// Row (of a part) and chunk of the thread's copy `j`.
-    fn chunk(&self, e: &mut Emitter, thread: Val, j: i64) -> (Val, Val) {
-        let chunks = e.i64(CHUNKS);
-        let row = e.op2("arith.divui", thread, chunks);
-        let skip = e.i64(j * THREADS / CHUNKS);
-        (e.add(row, skip), e.op2("arith.remui", thread, chunks))
-    }
-
-    fn rows_of_a(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) -> Copied {
-        let rank = self.spec.batch.len();
-        let strides: Vec<Val> = (self.spec.a[..=rank].iter())
-            .map(|&s| cx.size(e, s))
-            .collect();
-        let zero = e.i64(0);
-        self.copied(e, (cx.args[0], zero), &strides, 0, |e, j| {
-            let (row, _) = self.chunk(e, p.thread, j);
-            let row = e.add(p.rows.0, row);
-            let exists = e.cmp(Cmp::Lt, row, p.rows.1, false);
-            (self.spec.row(e, cx, p.batch, row)[0], exists)
-        })
-    }
-
-    fn rows_of_b(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) -> Copied {
-        let mut strides: Vec<Val> = (self.spec.b_batch.iter()).map(|&s| cx.size(e, s)).collect();
-        if let Columns::Strided { column, .. } = self.spec.b {
-            strides.push(cx.size(e, column));
-        }
-        let zero = e.i64(0);
-        self.copied(e, (cx.args[1], zero), &strides, PART, |e, j| {
-            let (column, _) = self.chunk(e, p.thread, j);
-            let column = e.add(p.columns.0, column);
-            let exists = e.cmp(Cmp::Lt, column, p.columns.1, false);
-            (self.spec.b(e, cx, p.batch, zero, column), exists)
-        })
-    }
-
-    fn copied(
-        &self,
-        e: &mut Emitter,
-        (base, zero): (Val, Val),
-        strides: &[Val],
-        skip: i64,
-        mut row: impl FnMut(&mut Emitter, i64) -> (Val, Val),
-    ) -> Copied {
-        let r = e.long(base);
-        let mut bits = e.from_long(r, Elem::I64);
-        for &s in strides {
-            let two = e.i64(2);
-            let bytes = e.mul(s, two);
-            bits = e.op2("arith.ori", bits, bytes);
-        }
-        let mask = e.i64(15);
-        let low = e.op2("arith.andi", bits, mask);
-        let aligned = e.cmp(Cmp::Eq, low, zero, false);
-        let (mut starts, mut exist) = (vec![], vec![]);
-        for j in 0..OWN {
-            let (at, exists) = row(e, j);
-            starts.push(e.select(exists, at, zero));
-            exist.push(exists);
-        }
-        Copied {
-            base,
-            starts,
-            exist,
-            aligned,
-            skip,
-        }
-    }
-
-    /// Starts copying the part from product `k0` on to a stage.
-    fn copy(&self, e: &mut Emitter, p: &Place, side: &Copied, k0: Val, stage: Val) {
-        let (zero, two, eight) = (e.i64(0), e.i64(2), e.i64(CHUNK));
-        for j in 0..OWN {
-            let (row, c) = self.chunk(e, p.thread, j);
-            let at = e.mul(c, eight);
-            let k = e.add(k0, at);
-            // Elements of the chunk that exist.
-            let left = e.sub(p.k, k);
-            let left = e.min(left, eight, false);
-            let left = e.max(left, zero, false);
-            let left = e.select(side.exist[j as usize], left, zero);
-            let some = e.cmp(Cmp::Gt, left, zero, false);
-            let from = e.add(side.starts[j as usize], k);
-            // Where nothing is read the address must still be one.
-            let from = e.select(some, from, zero);
-            let place = swapped(e, row, c);
-            let place = e.add(place, stage);
-            let skip = e.i64(side.skip);
-            let place = e.add(place, skip);
-            let place = e.offset(p.shared, place, Elem::I8);
-            e.either(
-                side.aligned,
-                &[],
-                &mut (),
-                |e, ()| {
-                    let from = e.offset(side.base, from, Elem::I16);
-                    let bytes = e.mul(left, two);
-                    let (to, from, bytes) = (e.word(place), e.long(from), e.long(bytes));
-                    let bytes = e.kernel_mut().low(bytes);
-                    e.kernel_mut().copy_async(to, 0, from, bytes);
-                    vec![]
-                },
-                |e, ()| {
-                    let one = e.i64(1);
-                    e.for_loop(zero, eight, one, &[], |e, i, _| {
-                        let there = e.cmp(Cmp::Lt, i, left, false);
-                        let at = e.add(from, i);
-                        let at = e.offset(side.base, at, Elem::I16);
-                        let x = e.load_where(there, at, Ty::scalar(Elem::I16));
-                        let to = e.offset(place, i, Elem::I16);
-                        e.store(x, to);
-                        vec![]
-                    });
-                    vec![]
-                },
-            );
-        }
-    }
-
-    fn sums(&self, e: &mut Emitter, p: &Place, sides: &[Copied; 2]) -> Vec<[Reg<F32>; 4]> {
+    fn sums(&self, e: &mut Emitter, p: &Place, sides: &[Rows; 2]) -> Vec<[Reg<F32>; 4]> {
         let tiles = (WARP_ROWS / 16 * WARP_COLUMNS / 8) as usize;
         let k = e.kernel_mut();
         let sums: Vec<[Reg<F32>; 4]> = (0..tiles)
@@ -271,7 +129,7 @@ impl Product<'_> {
         for s in 0..STAGES - 1 {
             let (k0, stage) = (e.i64(s * DEPTH), e.i64(s * BOTH));
             for side in sides {
-                self.copy(e, p, side, k0, stage);
+                copies::copy(e, LAYOUT, p, side, k0, stage);
             }
             e.kernel_mut().end_copies();
         }
@@ -288,7 +146,7 @@ impl Product<'_> {
             e.if_then(works, |e| self.multiply(e, p, stages[0], &sums));
             let next = e.add(k0, ahead);
             for side in sides {
-                self.copy(e, p, side, next, stages[1]);
+                copies::copy(e, LAYOUT, p, side, next, stages[1]);
             }
             e.kernel_mut().end_copies();
             let turned: Vec<Val> = stages
@@ -335,7 +193,7 @@ impl Product<'_> {
         let r = e.add(first, r);
         let before = e.i64(2 * step);
         let c = e.add(before, b);
-        let at = swapped(e, r, c);
+        let at = copies::place(e, LAYOUT, r, c);
         let at = e.add(at, stage);
         let skip = e.i64(skip);
         let at = e.add(at, skip);
@@ -425,16 +283,4 @@ fn corner(e: &mut Emitter, thread: Val) -> (Val, Val) {
     let row = e.op2("arith.divui", warp, across);
     let column = e.op2("arith.remui", warp, across);
     (e.mul(row, rows), e.mul(column, columns))
-}
-
-/// The byte of a part at which chunk `c` of row `r` lies: two rows fill the 32 banks, and
-/// chunks of every pair of rows lie in another order.
-fn swapped(e: &mut Emitter, r: Val, c: Val) -> Val {
-    let (two, four, row, sixteen) = (e.i64(2), e.i64(CHUNKS), e.i64(ROW), e.i64(16));
-    let pair = e.op2("arith.divui", r, two);
-    let pair = e.op2("arith.remui", pair, four);
-    let c = e.op2("arith.xori", c, pair);
-    let at = e.mul(r, row);
-    let skip = e.mul(c, sixteen);
-    e.add(at, skip)
 }

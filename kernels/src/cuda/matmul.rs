@@ -2,7 +2,7 @@
 
 use super::gemm::{self, Source, coordinates};
 use super::nest::divide;
-use super::{GpuKernel, dim, halves, tail, words};
+use super::{GpuKernel, dim, groups, halves, tail, words};
 use crate::Size;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, advance};
@@ -14,7 +14,10 @@ pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> GpuKern
     let out = (&spec.out, spec.value);
     let nest = tail::nest(&spec.exprs, &spec.args, spec.params, axes, out);
     if let Some(half) = halves::serves(spec) {
-        return halves::emit(spec, half, &nest, name, target);
+        return match target.is_hopper() {
+            true => groups::emit(spec, half, &nest, name, target),
+            false => halves::emit(spec, half, &nest, name, target),
+        };
     }
     match words::serves(spec) {
         Some(of) => words::emit(spec, of, &nest, name, target),

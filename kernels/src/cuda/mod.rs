@@ -8,8 +8,10 @@
 mod attention;
 mod attention_halves;
 mod conv;
+mod copies;
 mod gemm;
 mod group;
+mod groups;
 mod halves;
 mod matmul;
 mod nest;

@@ -132,6 +132,10 @@ pub trait Device: Send {
     /// Gives memory back.
     fn free(&mut self, at: u64) -> Result<()>;
 
+    /// Says that nobody wants what a part of memory holds: reading it before it is written
+    /// is an error from here on, on devices that notice.
+    fn discard(&mut self, at: u64, bytes: usize) -> Result<()>;
+
     /// Copies from the host. The bytes may change as soon as this returns.
     fn upload(&mut self, to: u64, bytes: &[u8]) -> Result<()>;
 

@@ -119,6 +119,10 @@ impl Device for Sim {
         Ok(())
     }
 
+    fn discard(&mut self, at: u64, bytes: usize) -> Result<()> {
+        self.memory.forget(at, bytes)
+    }
+
     fn upload(&mut self, to: u64, bytes: &[u8]) -> Result<()> {
         match self.recording {
             Some(_) => Err(unrecorded("a copy from the host")),

@@ -1,11 +1,12 @@
 //! Operators that move elements.
 
 use super::source::row_and_column;
+use crate::diagnostic::code;
 use crate::onnx::cx::{Cx, Fail, Out, resolve_axis};
-use kiln_ir::graph::Value;
+use kiln_ir::graph::{Guard, Relation, Value};
 use kiln_ir::ops::layout::{Pad, PadMode, Slice, resolve_reshape};
 use kiln_ir::ops::source::Iota;
-use kiln_ir::{BinaryFn, CompareFn, DType, Dim};
+use kiln_ir::{BinaryFn, CompareFn, DType, Dim, Tri};
 
 pub(crate) fn reshape(cx: &mut Cx) -> Out {
     let (x, target) = (cx.arg(0)?, cx.arg(1)?);
@@ -91,8 +92,7 @@ pub(crate) fn squeeze(cx: &mut Cx) -> Out {
     let shape = cx.shape(x);
     let axes = match axes_operand(cx, 13, 1)? {
         Some(axes) => cx.axes(&axes, shape.len())?,
-        // All that are 1: a named size is not.
-        None => (0..shape.len()).filter(|&i| shape[i] == Dim::ONE).collect(),
+        None => axes_of_one(cx, &shape)?,
     };
     let kept: Vec<Dim> = (0..shape.len())
         .filter(|i| !axes.contains(i))
@@ -104,6 +104,37 @@ pub(crate) fn squeeze(cx: &mut Cx) -> Out {
         }
     }
     Ok(vec![cx.b.reshape(x, &kept)?])
+}
+
+/// The axes that are 1. Whether an open size is one decides the result's rank: the model
+/// may declare that; else a size of the caller's is not 1, under a guard, and one that
+/// data decides is refused.
+fn axes_of_one(cx: &mut Cx, shape: &[Dim]) -> Result<Vec<usize>, Fail> {
+    let sure: Vec<usize> = (0..shape.len()).filter(|&i| shape[i] == Dim::ONE).collect();
+    let open = |&i: &usize| shape[i].as_const().is_none() && shape[i].same(&Dim::ONE) != Tri::No;
+    let open: Vec<usize> = (0..shape.len()).filter(open).collect();
+    let gone = cx.declared_rank(0).and_then(|r| shape.len().checked_sub(r));
+    if !open.is_empty() && gone == Some(sure.len() + open.len()) {
+        return Ok((0..shape.len())
+            .filter(|i| sure.contains(i) || open.contains(i))
+            .collect());
+    }
+    for &i in &open {
+        if gone != Some(sure.len()) && cx.hangs_on_data(&shape[i]) {
+            return Err(
+                Fail::new(code::DATA_SHAPE, "the rank of a result depends on data")
+                    .help("name the axes to squeeze, or declare the shape of the result"),
+            );
+        }
+        let off = shape[i].clone() - Dim::ONE;
+        cx.b.graph.add_guard(Guard {
+            left: Dim::ONE,
+            relation: Relation::Le,
+            right: off.clone() * off,
+            because: "a size that is squeezed where it is 1 is not".into(),
+        });
+    }
+    Ok(sure)
 }
 
 pub(crate) fn unsqueeze(cx: &mut Cx) -> Out {

@@ -262,6 +262,11 @@ impl Device for Cuda {
         check(unsafe { sys::cuMemFree_v2(at) }, "freeing memory")
     }
 
+    /// The driver does not notice.
+    fn discard(&mut self, _at: u64, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
     fn upload(&mut self, to: u64, bytes: &[u8]) -> Result<()> {
         self.enter()?;
         if bytes.len() >= staging::LARGE {

@@ -304,6 +304,8 @@ impl<'a> DeviceRun<'a> {
         let spaces = on.spaces[entry].clone();
         on.make_room(e, entry, layout, ready)
             .map_err(|err| memory::with_plan(err, &on.needs(e, &spaces, layout, ready)))?;
+        // Nothing of an earlier run is read in this one.
+        on.device.discard(on.arena.at, on.arena.room)?;
         let mut base = vec![0; e.buffers.len()];
         for (i, b) in e.buffers.iter().enumerate() {
             if !spaces.space(i as u32).device {

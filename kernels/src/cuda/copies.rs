@@ -1,0 +1,187 @@
+//! Parts of two matrices, with neighbours along k together, on their way to shared memory
+//! without waiting (`cp.async`).
+//!
+//! A part has rows of a few chunks of 16 bytes. They are swapped so that eight
+//! neighbouring rows, which an instruction reads at one chunk, lie on all banks: in rows of
+//! 128 bytes chunk `c` of row `r` lies at `c ^ (r % 8)`, which is also what tensor cores of
+//! Hopper call a swizzle of 128 bytes; in rows of 64, of which two fill the banks, at
+//! `c ^ (r / 2 % 4)`.
+
+use super::gemm::Source;
+use crate::lower::ExprCx;
+use crate::matmul::{Columns, MatMulSpec};
+use kiln_codegen::emit::Cmp;
+use kiln_codegen::{Elem, Emitter, Ty, Val};
+
+/// Elements of a chunk: 16 bytes of halves.
+pub(super) const CHUNK: i64 = 8;
+
+/// How a part is copied and lies.
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    /// Threads of a block, which copy a chunk each in turn.
+    pub threads: i64,
+    /// Chunks of a row: 4 or 8.
+    pub chunks: i64,
+}
+
+/// Where a block is.
+pub(super) struct Place {
+    pub thread: Val,
+    pub batch: Val,
+    /// The block's first row, and all rows; columns likewise.
+    pub rows: (Val, Val),
+    pub columns: (Val, Val),
+    /// Products.
+    pub k: Val,
+    /// Shared memory.
+    pub shared: Val,
+}
+
+/// Rows of one side that a thread copies chunks of.
+pub(super) struct Rows {
+    base: Val,
+    /// The elements at which they start; what does not exist starts at 0.
+    starts: Vec<Val>,
+    exist: Vec<Val>,
+    /// Whether every row starts at a multiple of 16 bytes.
+    aligned: Val,
+    /// Bytes from a part's start to this side.
+    skip: i64,
+}
+
+/// The byte of a side's part at which chunk `c` of row `r` lies.
+pub(super) fn place(e: &mut Emitter, layout: Layout, r: Val, c: Val) -> Val {
+    let (row, sixteen, chunks) = (e.i64(16 * layout.chunks), e.i64(16), e.i64(layout.chunks));
+    // Rows that share the banks.
+    let share = e.i64(8 / layout.chunks);
+    let turn = e.op2("arith.divui", r, share);
+    let turn = e.op2("arith.remui", turn, chunks);
+    let c = e.op2("arith.xori", c, turn);
+    let at = e.mul(r, row);
+    let skip = e.mul(c, sixteen);
+    e.add(at, skip)
+}
+
+/// Row (of a part) and chunk of the thread's copy `j`.
+fn chunk(e: &mut Emitter, layout: Layout, thread: Val, j: i64) -> (Val, Val) {
+    let chunks = e.i64(layout.chunks);
+    let row = e.op2("arith.divui", thread, chunks);
+    let skip = e.i64(j * layout.threads / layout.chunks);
+    (e.add(row, skip), e.op2("arith.remui", thread, chunks))
+}
+
+/// The thread's rows of A and of B: how many rows a part of each has, and where it lies.
+pub(super) fn sides(
+    e: &mut Emitter,
+    cx: &ExprCx,
+    spec: &MatMulSpec,
+    layout: Layout,
+    p: &Place,
+    [a, b]: [(i64, i64); 2],
+) -> [Rows; 2] {
+    let rank = spec.batch.len();
+    let strides: Vec<Val> = spec.a[..=rank].iter().map(|&s| cx.size(e, s)).collect();
+    let rows = rows(e, cx.args[0], &strides, layout, a, |e, j| {
+        let (row, _) = chunk(e, layout, p.thread, j);
+        let row = e.add(p.rows.0, row);
+        let exists = e.cmp(Cmp::Lt, row, p.rows.1, false);
+        (spec.row(e, cx, p.batch, row)[0], exists)
+    });
+    let mut strides: Vec<Val> = spec.b_batch.iter().map(|&s| cx.size(e, s)).collect();
+    if let Columns::Strided { column, .. } = spec.b {
+        strides.push(cx.size(e, column));
+    }
+    let columns = self::rows(e, cx.args[1], &strides, layout, b, |e, j| {
+        let (column, _) = chunk(e, layout, p.thread, j);
+        let column = e.add(p.columns.0, column);
+        let exists = e.cmp(Cmp::Lt, column, p.columns.1, false);
+        let zero = e.i64(0);
+        (spec.b(e, cx, p.batch, zero, column), exists)
+    });
+    [rows, columns]
+}
+
+fn rows(
+    e: &mut Emitter,
+    base: Val,
+    strides: &[Val],
+    layout: Layout,
+    (many, skip): (i64, i64),
+    mut row: impl FnMut(&mut Emitter, i64) -> (Val, Val),
+) -> Rows {
+    let r = e.long(base);
+    let mut bits = e.from_long(r, Elem::I64);
+    for &s in strides {
+        let two = e.i64(2);
+        let bytes = e.mul(s, two);
+        bits = e.op2("arith.ori", bits, bytes);
+    }
+    let (mask, zero) = (e.i64(15), e.i64(0));
+    let low = e.op2("arith.andi", bits, mask);
+    let aligned = e.cmp(Cmp::Eq, low, zero, false);
+    let (mut starts, mut exist) = (vec![], vec![]);
+    for j in 0..many * layout.chunks / layout.threads {
+        let (at, exists) = row(e, j);
+        starts.push(e.select(exists, at, zero));
+        exist.push(exists);
+    }
+    Rows {
+        base,
+        starts,
+        exist,
+        aligned,
+        skip,
+    }
+}
+
+/// Starts copying a side's part from product `k0` on to the stage that starts at this byte
+/// of shared memory; what does not exist becomes zeros.
+pub(super) fn copy(e: &mut Emitter, layout: Layout, p: &Place, side: &Rows, k0: Val, stage: Val) {
+    let (zero, two, eight) = (e.i64(0), e.i64(2), e.i64(CHUNK));
+    for (j, (&start, &exists)) in (0..).zip(side.starts.iter().zip(&side.exist)) {
+        let (row, c) = chunk(e, layout, p.thread, j);
+        let at = e.mul(c, eight);
+        let k = e.add(k0, at);
+        // Elements of the chunk that exist.
+        let left = e.sub(p.k, k);
+        let left = e.min(left, eight, false);
+        let left = e.max(left, zero, false);
+        let left = e.select(exists, left, zero);
+        let some = e.cmp(Cmp::Gt, left, zero, false);
+        let from = e.add(start, k);
+        // Where nothing is read the address must still be one.
+        let from = e.select(some, from, zero);
+        let to = place(e, layout, row, c);
+        let to = e.add(to, stage);
+        let skip = e.i64(side.skip);
+        let to = e.add(to, skip);
+        let to = e.offset(p.shared, to, Elem::I8);
+        e.either(
+            side.aligned,
+            &[],
+            &mut (),
+            |e, ()| {
+                let from = e.offset(side.base, from, Elem::I16);
+                let bytes = e.mul(left, two);
+                let (to, from, bytes) = (e.word(to), e.long(from), e.long(bytes));
+                let bytes = e.kernel_mut().low(bytes);
+                e.kernel_mut().copy_async(to, 0, from, bytes);
+                vec![]
+            },
+            |e, ()| {
+                let one = e.i64(1);
+                e.for_loop(zero, eight, one, &[], |e, i, _| {
+                    let there = e.cmp(Cmp::Lt, i, left, false);
+                    let at = e.add(from, i);
+                    let at = e.offset(side.base, at, Elem::I16);
+                    let x = e.load_where(there, at, Ty::scalar(Elem::I16));
+                    let to = e.offset(to, i, Elem::I16);
+                    e.store(x, to);
+                    vec![]
+                });
+                vec![]
+            },
+        );
+    }
+}

@@ -1,0 +1,230 @@
+//! Whole programs on the simulated device, against the reference interpreter.
+
+use super::{artifacts, assert_close, call, program, reseal, run};
+use kiln::compile::{self, Options};
+use kiln::ir::filetest::{Runner, random_module, run_dir, same_results};
+use kiln::ir::interp::Interpreter;
+use kiln::ir::print::{PrintOptions, print_module};
+use kiln::ir::{DType, Module, Tensor};
+use kiln::runtime::device::Name;
+use kiln::runtime::{Artifact, Model, Session};
+use kiln_codegen::GpuTarget;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+fn options(gpu: Vec<GpuTarget>) -> Options {
+    Options {
+        targets: vec![],
+        gpu,
+        verify: true,
+        ..Options::default()
+    }
+}
+
+fn compiled(module: Module, target: &GpuTarget, name: &str) -> Result<Arc<Model>, String> {
+    let out = std::env::temp_dir().join(format!(
+        "kiln-device-{name}-{}-{}.kiln",
+        target.name,
+        std::process::id()
+    ));
+    compile::compile(module, &options(vec![target.clone()]), &out).map_err(|e| e.to_string())?;
+    let model = Model::load_for(&out, Name::Sim).unwrap();
+    std::fs::remove_file(out).unwrap();
+    Ok(model)
+}
+
+fn session(module: Module, target: &GpuTarget, name: &str) -> Session {
+    let model = compiled(module, target, name).unwrap_or_else(|e| panic!("{name}: {e}"));
+    Session::on(model, 2, Name::Sim, Some(&target.name)).unwrap()
+}
+
+#[test]
+fn a_training_step_keeps_its_state_on_the_device() {
+    let module = program("train_step.kir");
+    let mut reference = Interpreter::new(&module).unwrap();
+    let mut session = session(module.clone(), &GpuTarget::sm_80(), "train");
+    let ports = &module.function("train_step").unwrap().params;
+    for step in 0..6 {
+        let x: Vec<f32> = (0..24)
+            .map(|i| ((i * 7 + step) % 11) as f32 / 11.0 - 0.5)
+            .collect();
+        let x = Tensor::from_f32([6, 4], &x).unwrap();
+        let t = Tensor::from_i64(DType::I64, [6], &[0, 1, 2, 0, 1, 2]).unwrap();
+        let lr = Tensor::scalar_f64(DType::F32, 0.05);
+        let named = [("x", &x), ("t", &t), ("lr", &lr)];
+        let of = |name: &str| Some((*named.iter().find(|(n, _)| *n == name)?.1).clone());
+        let ordered: Vec<Tensor> = ports.iter().filter_map(|p| of(&p.name)).collect();
+        let want = reference.run("train_step", &ordered).unwrap();
+        let got = run(&mut session, "train_step", &named);
+        assert_close(&got[0], &want[0], &format!("loss of step {step}"));
+        // Read in between as well as at the end: it has to come back from the device.
+        if step % 3 == 2 {
+            for (name, want) in &reference.state {
+                let bytes = session.state(name).unwrap().to_vec();
+                let got = Tensor::new(want.dtype(), want.shape(), bytes).unwrap();
+                assert_close(&got, want, &format!("@{name} after step {step}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn entries_share_weights_and_a_cache_on_the_device() {
+    let module = program("decoder.kir");
+    let mut session = session(module.clone(), &GpuTarget::sm_90a(), "decoder");
+    let ids = [3i64, 1, 4, 1, 5, 2, 6];
+    let tensor = |v: &[i64]| Tensor::from_i64(DType::I64, [1, v.len()], v).unwrap();
+    let whole = run(&mut session, "forward", &[("ids", &tensor(&ids))]);
+    let want = Interpreter::new(&module)
+        .unwrap()
+        .run("forward", &[tensor(&ids)])
+        .unwrap();
+    assert_close(&whole[0], &want[0], "forward");
+    let width = whole[0].shape()[2];
+    let row = |t: &Tensor, i: usize| {
+        let values = &t.to_f64()[i * width..(i + 1) * width];
+        Tensor::from_f64(DType::F32, [1, 1, width], values).unwrap()
+    };
+    let zero = Tensor::scalar_i64(DType::I64, 0);
+    let inputs = [("ids", &tensor(&ids[..3])), ("past", &zero)];
+    let start = run(&mut session, "prefill", &inputs);
+    assert_close(&row(&start[0], 2), &row(&whole[0], 2), "prefill");
+    for i in 3..ids.len() {
+        let past = Tensor::scalar_i64(DType::I64, i as i64);
+        let inputs = [("ids", &tensor(&ids[i..=i])), ("past", &past)];
+        let next = run(&mut session, "decode", &inputs);
+        assert_close(&next[0], &row(&whole[0], i), &format!("decode {i}"));
+    }
+}
+
+#[test]
+fn files_run_on_the_device_as_they_run_interpreted() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kir/run");
+    let on_device = |_: &str, module: &Module, function: &str, inputs: &[Tensor]| {
+        let model = compiled(module.clone(), &GpuTarget::sm_80(), "file")?;
+        let mut session = Session::on(model, 2, Name::Sim, None).unwrap();
+        call(&mut session, module, function, inputs)
+    };
+    let runner = Runner {
+        run: Some(&on_device),
+        ..Runner::default()
+    };
+    let report = run_dir(&dir, &runner).unwrap();
+    for (path, message) in &report.failed {
+        eprintln!("{}: {message}\n", path.display());
+    }
+    assert!(report.failed.is_empty() && report.skipped.is_empty());
+    assert!(report.passed >= 20, "only {} files", report.passed);
+}
+
+#[test]
+fn random_modules_compute_on_the_device_what_the_interpreter_does() {
+    for (i, target) in GpuTarget::all().into_iter().enumerate() {
+        for seed in 0..8 {
+            let module = random_module(seed + 5000 + 1000 * i as u64, 12);
+            let on = RefCell::new(session(module.clone(), &target, &format!("random-{seed}")));
+            let compiled = |f: &str, x: &[Tensor]| call(&mut on.borrow_mut(), &module, f, x);
+            if let Err(e) = same_results(&module, 1e-5, &compiled) {
+                let text = print_module(&module, &PrintOptions::default());
+                panic!("seed {seed} on {}: {e}\n{text}", target.name);
+            }
+        }
+    }
+}
+
+fn written(gpu: Vec<GpuTarget>, name: &str) -> (PathBuf, Vec<u8>) {
+    let path = std::env::temp_dir().join(format!("kiln-{name}-{}.kiln", std::process::id()));
+    compile::compile(artifacts::module(), &options(gpu), &path).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    (path, bytes)
+}
+
+#[test]
+fn targets_lie_best_first_whatever_their_order_and_bytes_repeat() {
+    let all = GpuTarget::all().to_vec();
+    let (path, first) = written(all.clone(), "targets");
+    let turned: Vec<GpuTarget> = all.into_iter().rev().collect();
+    let (_, second) = written(turned, "targets");
+    assert!(first == second);
+    let artifact = Artifact::open(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    let targets = artifact.program.gpu.iter().map(|g| &g.target[..]);
+    assert_eq!(targets.collect::<Vec<_>>(), ["sm_90a", "sm_89", "sm_80"]);
+    for gpu in &artifact.program.gpu {
+        let text = std::str::from_utf8(artifact.section(gpu.section)).unwrap();
+        assert!(text.contains(&format!(".target {}\n", gpu.target)));
+        // A kernel is there under the name that the plan has for it.
+        let there = |k: &String| text.contains(&format!(".entry {k}"));
+        assert!(artifact.program.kernels.iter().all(there));
+    }
+    // The CPU has no code in this file.
+    let refused = Model::from_artifact(artifact).err().unwrap();
+    assert!(
+        refused.code == "K0704" && refused.message.contains("sm_90a"),
+        "{refused}"
+    );
+}
+
+/// A product with weights, a softmax and strings are right on every target, with sizes
+/// that change, and with graphs and without.
+#[test]
+fn sizes_change_from_run_to_run() {
+    let module = artifacts::module();
+    let mut reference = Interpreter::new(&module).unwrap();
+    for target in [GpuTarget::sm_80(), GpuTarget::sm_90a()] {
+        let mut session = session(module.clone(), &target, "sizes");
+        for (round, b) in [1usize, 3, 3, 3, 1].into_iter().enumerate() {
+            let values: Vec<f64> = (0..b * 512)
+                .map(|i| ((i + round) % 97) as f64 / 97.0)
+                .collect();
+            let x = Tensor::from_f64(DType::F32, [b, 512], &values).unwrap();
+            let k = Tensor::from_i64(DType::I64, [b], &vec![round as i64 % 3; b]).unwrap();
+            let want = reference.run("f", &[x.clone(), k.clone()]).unwrap();
+            let got = run(&mut session, "f", &[("x", &x), ("k", &k)]);
+            assert_close(&got[0], &want[0], &format!("{round} on {}", target.name));
+            assert_eq!(got[1], want[1]);
+        }
+    }
+}
+
+/// Cut, flipped, and changed behind its hashes: no file ends in a panic, and every error
+/// has a code.
+#[test]
+fn a_damaged_artifact_is_a_coded_error_for_a_device_too() {
+    let path = std::env::temp_dir().join(format!("kiln-gpu-damaged-{}.kiln", std::process::id()));
+    let options = options(vec![GpuTarget::sm_80()]);
+    compile::compile(program("run/gather_of_rows.kir"), &options, &path).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    let load = |bytes: &[u8]| {
+        let artifact = Artifact::from_bytes("damaged", bytes)?;
+        Session::on(Model::without_code(artifact), 1, Name::Sim, None).map(|_| ())
+    };
+    load(&whole).unwrap();
+    let stride = whole.len() / 400 + 1;
+    for at in (0..whole.len()).step_by(stride) {
+        assert!(load(&whole[..at]).is_err(), "cut at {at}");
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1 << (at % 8);
+        let e = load(&flipped).expect_err("a changed file loads");
+        assert!(e.code.starts_with("K07"), "flipped at {at}: {e}");
+    }
+    let table = u64::from_le_bytes(whole[16..24].try_into().unwrap()) as usize;
+    let mut seen = 0;
+    for at in (64..table).step_by(stride) {
+        for change in [0x01, 0x80, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= change;
+            reseal(&mut bytes);
+            if let Err(e) = load(&bytes) {
+                assert!(
+                    ["K07", "K08"].contains(&&e.code[..3]),
+                    "changed at {at}: {e}"
+                );
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 400, "only {seen} changes were seen");
+}

@@ -59,6 +59,8 @@ pub struct Machine<'a> {
     pub next_agent: Agent,
     /// The barrier of the cluster.
     pub cluster: ClusterBar,
+    /// The warp polled in vain: others go on first.
+    pub polled: bool,
     /// Suspended waits give up, once.
     pub time_out: bool,
 }
@@ -77,11 +79,18 @@ pub enum Flow {
     Block(u64),
 }
 
+/// Instructions of a group in one go, and how often in a turn: so that a warp that polls
+/// memory does not keep others from writing it.
+const SLICE: u64 = 4096;
+const SLICES: u32 = 64;
+
 /// What a warp did in its turn.
 #[derive(PartialEq, Eq)]
 pub enum Turn {
-    /// It ran and is blocked now.
+    /// It ran and is blocked now, or others had to wait for long.
     Ran,
+    /// It did nothing but poll.
+    Polled,
     /// It could not run.
     Stuck,
     /// All its lanes have exited.
@@ -125,20 +134,29 @@ impl<'a> Machine<'a> {
 
     /// Runs a warp until it blocks.
     pub fn turn(&mut self, warp: &mut Warp) -> Result<Turn, Box<Fault>> {
-        let mut ran = false;
+        let (mut ran, mut polled, mut slices) = (false, false, 0);
         // Lanes that were tried in this turn and are still blocked.
         let mut blocked = 0u32;
         loop {
             warp.merge();
             let Some(i) = warp.pick(blocked) else {
-                return Ok(match (warp.groups.is_empty(), ran) {
-                    (true, _) => Turn::Done,
-                    (false, true) => Turn::Ran,
-                    (false, false) => Turn::Stuck,
+                return Ok(match (warp.groups.is_empty(), ran, polled) {
+                    (true, ..) => Turn::Done,
+                    (_, true, _) => Turn::Ran,
+                    (_, _, true) => Turn::Polled,
+                    _ => Turn::Stuck,
                 });
             };
             let mask = warp.groups[i].mask;
             if self.group(warp, i)? {
+                slices += 1;
+                if slices == SLICES {
+                    return Ok(Turn::Ran);
+                }
+                if std::mem::take(&mut self.polled) {
+                    (polled, blocked) = (true, blocked | mask);
+                    continue;
+                }
                 ran = true;
                 blocked = 0;
                 // Once is enough: a loop around the wait would give up for ever.
@@ -263,7 +281,7 @@ impl<'a> Machine<'a> {
                 }
                 self.report.count(inst.class, active.count_ones());
             }
-            if pc >= limit || steps >= 4096 {
+            if pc >= limit || steps >= SLICE || self.polled {
                 warp.groups[i] = Group {
                     pc,
                     mask,

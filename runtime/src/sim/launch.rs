@@ -135,6 +135,9 @@ fn run(env: &Env, clusters: u64, threads: usize) -> Result<Report, Box<Fault>> {
     }
 }
 
+/// Rounds in which all that runs polls in vain, until that counts as a deadlock.
+const IDLE_ROUNDS: u32 = 10_000;
+
 /// A thread of the host that runs clusters, one after the other.
 struct Worker<'a> {
     machine: Machine<'a>,
@@ -165,6 +168,7 @@ impl<'a> Worker<'a> {
                 changes: 0,
                 next_agent: 0,
                 cluster: ClusterBar::default(),
+                polled: false,
                 time_out: false,
             },
             warps: (0..ctas * warps)
@@ -219,19 +223,27 @@ impl<'a> Worker<'a> {
     fn rounds(&mut self) -> Result<(), Box<Fault>> {
         let m = &mut self.machine;
         let (mut given_up, mut give_up) = (None, false);
+        // Rounds in which warps did nothing but poll, and nothing happened.
+        let mut idle = (0, 0);
         loop {
-            let (mut ran, mut done) = (false, true);
+            let (mut ran, mut polled, mut done) = (false, false, true);
             for warp in &mut self.warps {
                 m.time_out = give_up;
                 let turn = m.turn(warp)?;
                 ran |= turn == Turn::Ran;
+                polled |= turn == Turn::Polled;
                 done &= turn == Turn::Done;
             }
             give_up = false;
             if done {
                 return Ok(());
             }
-            if ran {
+            if ran || polled {
+                let same = !ran && idle.1 == m.changes;
+                idle = (if same { idle.0 + 1 } else { 0 }, m.changes);
+                if idle.0 > IDLE_ROUNDS {
+                    return Err(deadlock(m, &self.warps));
+                }
                 continue;
             }
             // A suspended `try_wait` may give up; if nothing came of that, none of them

@@ -83,6 +83,7 @@ step "PTX, assembled by ptxas 12.4 and 13" "$python" scripts/ptx_check.py "$targ
 step "ONNX's node tests as PTX on its interpreter" node_tests_as_ptx
 step "300 random graphs as PTX on its interpreter" random_graphs_as_ptx
 step "models as PTX on its interpreter" "$python" scripts/gpu_models.py "$target/release/kiln"
+step "the check for GPUs, without one" bash scripts/gpu_check.sh dry
 fuzz_briefly() {
   local name runs log corpus
   while read -r name runs; do

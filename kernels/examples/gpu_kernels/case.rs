@@ -1,0 +1,205 @@
+//! A kernel with what launching and checking it takes, and its description as JSON.
+
+use kiln_codegen::GpuTarget;
+use kiln_ir::{Binding, DType, Dim};
+use kiln_kernels::cuda::{self, GpuKernel, STATUS_BYTES};
+use kiln_kernels::{KernelSpec, Size};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// The targets that modules are written for.
+pub const TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
+
+/// How a buffer's elements lie.
+#[derive(Clone, Debug)]
+pub enum Layout {
+    /// By strides, in elements.
+    Strides(Vec<i64>),
+    /// A matrix `[k][n]` in panels `[n/nr][k/group][nr][group]`, zero-padded.
+    Panels { nr: i64, group: i64 },
+    /// Filters `[taps][depth][filters]` in panels of each group of channels, where `run`
+    /// taps at a time are filled up to a multiple of `pad` products.
+    Filters {
+        groups: i64,
+        nr: i64,
+        pad: i64,
+        run: i64,
+    },
+    /// Filters `[taps][1][channels]`, one a channel, by groups of `pad` taps of `run`.
+    Depthwise { pad: i64, run: i64 },
+}
+
+/// A buffer of a launch.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    /// What it is for; the result is `out`.
+    pub role: &'static str,
+    pub dtype: DType,
+    pub shape: Vec<i64>,
+    pub layout: Layout,
+    /// Elements in memory.
+    pub elements: i64,
+}
+
+impl Buffer {
+    /// One whose elements lie in order.
+    pub fn dense(role: &'static str, dtype: DType, shape: &[i64]) -> Buffer {
+        Buffer::strided(role, dtype, shape, &dense_strides(shape))
+    }
+
+    /// One whose elements lie by strides.
+    pub fn strided(role: &'static str, dtype: DType, shape: &[i64], strides: &[i64]) -> Buffer {
+        let last: i64 = shape.iter().zip(strides).map(|(n, s)| (n - 1) * s).sum();
+        Buffer {
+            role,
+            dtype,
+            shape: shape.to_vec(),
+            layout: Layout::Strides(strides.to_vec()),
+            elements: last + 1,
+        }
+    }
+
+    fn describe(&self) -> Value {
+        let layout = match &self.layout {
+            Layout::Strides(s) => json!({"strides": s}),
+            Layout::Panels { nr, group } => json!({"panels": {"nr": nr, "group": group}}),
+            Layout::Filters {
+                groups,
+                nr,
+                pad,
+                run,
+            } => json!({"filters": {"groups": groups, "nr": nr, "pad": pad, "run": run}}),
+            Layout::Depthwise { pad, run } => json!({"depthwise": {"pad": pad, "run": run}}),
+        };
+        json!({
+            "role": self.role, "dtype": self.dtype.name(), "shape": self.shape,
+            "layout": layout, "elements": self.elements,
+        })
+    }
+}
+
+/// Strides of elements in order, the last axis first.
+pub fn dense_strides(shape: &[i64]) -> Vec<i64> {
+    let mut strides = vec![1; shape.len()];
+    for i in (0..shape.len().saturating_sub(1)).rev() {
+        strides[i] = strides[i + 1] * shape[i + 1];
+    }
+    strides
+}
+
+/// Sizes of a spec: constants, or launch parameters with their values.
+#[derive(Default)]
+pub struct Sizes {
+    pub open: bool,
+    pub params: Vec<i64>,
+}
+
+impl Sizes {
+    /// A size, extent or stride.
+    pub fn size(&mut self, value: i64) -> Size {
+        if !self.open {
+            return Size::Const(value);
+        }
+        let known = self.params.iter().position(|&p| p == value);
+        let at = known.unwrap_or_else(|| {
+            self.params.push(value);
+            self.params.len() - 1
+        });
+        Size::Param(at as u16)
+    }
+
+    /// Strides: a one stays a constant, as kernels are chosen by it.
+    pub fn strides(&mut self, values: &[i64]) -> Vec<Size> {
+        let one = |s: &mut Sizes, v| if v == 1 { Size::ONE } else { s.size(v) };
+        values.iter().map(|&v| one(self, v)).collect()
+    }
+}
+
+/// A kernel of the check.
+pub struct Case {
+    /// The entry's name.
+    pub name: String,
+    pub family: &'static str,
+    /// `check`: compared with a reference; `speed`: timed as well.
+    pub purpose: &'static str,
+    /// What it computes.
+    pub op: Value,
+    pub buffers: Vec<Buffer>,
+    pub params: Vec<i64>,
+    pub spec: KernelSpec,
+    /// Arithmetic operations, and bytes that must move at least.
+    pub work: (i64, i64),
+    launches: BTreeMap<String, Value>,
+}
+
+impl Case {
+    /// A kernel without its launches.
+    pub fn new(
+        (name, family): (String, &'static str),
+        op: Value,
+        spec: KernelSpec,
+        buffers: Vec<Buffer>,
+        params: Vec<i64>,
+    ) -> Case {
+        let bytes = |b: &Buffer| b.elements * b.dtype.size().unwrap_or(1) as i64;
+        let moved = buffers.iter().map(bytes).sum();
+        Case {
+            name,
+            family,
+            purpose: "check",
+            op,
+            buffers,
+            params,
+            spec,
+            work: (0, moved),
+            launches: BTreeMap::new(),
+        }
+    }
+
+    /// The same to be timed; `flops` operations are its work.
+    pub fn timed(self, flops: i64) -> Case {
+        Case {
+            purpose: "speed",
+            work: (flops, self.work.1),
+            ..self
+        }
+    }
+
+    /// Emits it for a target and notes how it is launched there.
+    pub fn emit(&mut self, target: &GpuTarget) -> Result<GpuKernel, String> {
+        let wrong = |what: String| format!("{} for {}: {what}", self.name, target.name);
+        let kernel =
+            cuda::emit(&self.spec, &self.name, target).map_err(|e| wrong(e.to_string()))?;
+        let names = (0..).map(|i| format!("p{i}").into());
+        let binding: Binding = names.zip(self.params.iter().copied()).collect();
+        let size = |d: &Dim| d.eval(&binding).map_err(|e| wrong(e.to_string()));
+        let [x, y, z] = &kernel.grid;
+        let launch = json!({
+            "grid": [size(x)?, size(y)?, size(z)?],
+            "block": kernel.block,
+            "cluster": kernel.cluster,
+            "shared": kernel.shared,
+            "scratch": size(&kernel.scratch)?,
+        });
+        self.launches.insert(target.name.clone(), launch);
+        Ok(kernel)
+    }
+
+    fn describe(&self) -> Value {
+        let buffers: Vec<Value> = self.buffers.iter().map(Buffer::describe).collect();
+        json!({
+            "name": self.name, "family": self.family, "purpose": self.purpose, "op": self.op,
+            "buffers": buffers, "params": self.params, "launches": self.launches,
+            "flops": self.work.0, "bytes": self.work.1,
+        })
+    }
+}
+
+/// All kernels as JSON.
+pub fn description(cases: &[Case]) -> String {
+    let kernels: Vec<Value> = cases.iter().map(Case::describe).collect();
+    let whole = json!({
+        "format": 1, "targets": TARGETS, "status_bytes": STATUS_BYTES, "kernels": kernels,
+    });
+    serde_json::to_string_pretty(&whole).unwrap_or_default()
+}

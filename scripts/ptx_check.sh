@@ -12,7 +12,7 @@ KILN_PTX_DIR=$folder cargo test --release -q -p kiln-runtime --features sim --li
 count=0
 for file in "$folder"/*.ptx runtime/tests/ptx/probes/*.ptx; do
     target=$(awk '$1 == ".target" { print $2; exit }' "$file")
-    "$ptxas" "-arch=$target" -o /dev/null "$file" || { cat "$file"; exit 1; }
+    "$ptxas" "-arch=$target" -o /dev/null "$file" > "$folder/said" 2>&1 || { cat "$file" "$folder/said"; exit 1; }
     count=$((count + 1))
 done
 echo "$count texts assemble"

@@ -127,6 +127,10 @@ pub fn count_sectors(m: &mut Machine, addrs: &[u64; LANES], mask: u32, size: u32
 pub fn load(m: &mut Machine, warp: &mut Warp, op: &Load, active: u32) -> Outcome {
     let addrs = op.addr.lanes(&warp.regs);
     let total = op.size * op.to.len() as u32;
+    if op.space == Space::Shared && load_shared(m, warp, op, &addrs, active) {
+        count(m, Space::Shared, &addrs, active, total, false);
+        return Ok(());
+    }
     if op.space == Space::Global && load_run(m, warp, op, &addrs, active) {
         count(m, Space::Global, &addrs, active, total, false);
         return Ok(());
@@ -159,6 +163,72 @@ pub fn load(m: &mut Machine, warp: &mut Warp, op: &Load, active: u32) -> Outcome
         atomic::acquire(m, warp, by_space[Space::Shared as usize], &places);
     }
     Ok(())
+}
+
+/// A load from the CTA's own shared memory, where nothing is wrong; whether it was one.
+fn load_shared(
+    m: &mut Machine,
+    warp: &mut Warp,
+    op: &Load,
+    addrs: &[u64; LANES],
+    active: u32,
+) -> bool {
+    let (start, now) = (warp.rank as u64 * CTA_STRIDE, m.now);
+    let shared = &mut m.ctas[warp.rank].shared;
+    let size = op.size as u64;
+    if op.acquire {
+        return false;
+    }
+    for lane in lanes(active) {
+        let at = addrs[lane].wrapping_sub(start);
+        if at & (size * op.to.len() as u64 - 1) != 0 {
+            return false;
+        }
+        for (i, to) in op.to.iter().enumerate() {
+            let at = at.wrapping_add(i as u64 * size);
+            let who = (warp.index, lane as u32);
+            if !shared.quick_read(at, size, &warp.views[lane], who, now) {
+                return false;
+            }
+            put(
+                &mut warp.regs,
+                *to,
+                lane,
+                extend(shared.get(at, op.size), op.size, op.signed),
+            );
+        }
+    }
+    true
+}
+
+/// A store to the CTA's own shared memory, where nothing is wrong; whether it was one.
+fn store_shared(
+    m: &mut Machine,
+    warp: &Warp,
+    op: &Store,
+    addrs: &[u64; LANES],
+    active: u32,
+) -> bool {
+    let (start, now) = (warp.rank as u64 * CTA_STRIDE, m.now);
+    let shared = &mut m.ctas[warp.rank].shared;
+    let size = op.size as u64;
+    if op.release {
+        return false;
+    }
+    for lane in lanes(active) {
+        let at = addrs[lane].wrapping_sub(start);
+        if at & (size * op.from.len() as u64 - 1) != 0 {
+            return false;
+        }
+        for (i, from) in op.from.iter().enumerate() {
+            let at = at.wrapping_add(i as u64 * size);
+            if !shared.quick_write(at, size, &warp.views[lane], now) {
+                return false;
+            }
+            shared.set(at, op.size, get(&warp.regs, *from, lane));
+        }
+    }
+    true
 }
 
 /// A load from one buffer, where nothing is wrong; whether it was one.
@@ -210,13 +280,6 @@ fn load_one(
         Space::Global | Space::Generic => m.env.global.load(at, op.size, span),
         Space::Shared => {
             let (rank, offset) = shared_place(m, warp, at, op.cluster)?;
-            if rank == warp.rank {
-                let who = (warp.index, lane as u32);
-                let shared = &mut m.ctas[rank].shared;
-                if shared.quick_read(offset, op.size as u64, &warp.views[lane], who, now) {
-                    return Ok(shared.get(offset, op.size));
-                }
-            }
             let reader = reader(warp, rank, lane);
             let shared = &mut m.ctas[rank].shared;
             shared.read(offset, op.size as u64, &warp.views[lane], reader, now)?;
@@ -241,6 +304,11 @@ pub fn reader(warp: &Warp, rank: usize, lane: usize) -> Reader {
 pub fn store(m: &mut Machine, warp: &mut Warp, op: &Store, active: u32) -> Outcome {
     let addrs = op.addr.lanes(&warp.regs);
     let total = op.size * op.from.len() as u32;
+    if op.space == Space::Shared && store_shared(m, warp, op, &addrs, active) {
+        count(m, Space::Shared, &addrs, active, total, true);
+        m.changes += 1;
+        return Ok(());
+    }
     if op.space == Space::Global && store_run(m, warp, op, &addrs, active) {
         count(m, Space::Global, &addrs, active, total, true);
         m.changes += 1;
@@ -293,10 +361,8 @@ fn store_one(
         Space::Shared => {
             let (rank, offset) = shared_place(m, warp, at, op.cluster)?;
             let (shared, view) = (&mut m.ctas[rank].shared, &warp.views[lane]);
-            if !shared.quick_write(offset, op.size as u64, view, now) {
-                let (len, agent) = (op.size as u64, view.agent);
-                shared.write(offset, len, view, agent, Written::Generic, now)?;
-            }
+            let (len, agent) = (op.size as u64, view.agent);
+            shared.write(offset, len, view, agent, Written::Generic, now)?;
             shared.set(offset, op.size, value);
             Ok(())
         }

@@ -372,8 +372,16 @@ pub fn wait(m: &mut Machine, warp: &mut Warp, left: u32, active: u32) {
     }
 }
 
-/// A lane ended while bulk copies still read the CTA's shared memory.
+/// A lane ended while bulk copies or wgmma still read the CTA's shared memory.
 pub fn unfinished(warp: &Warp, ended: u32) -> Outcome {
+    if warp.flight.count > 0 {
+        let help = "wgmma.wait_group 0 before the end";
+        return Err(trouble(
+            FaultKind::MissingWait,
+            "the thread ends with wgmma in flight",
+            help,
+        ));
+    }
     match lanes(ended).find(|lane| warp.groups_of[*lane].pending()) {
         None => Ok(()),
         Some(lane) => {

@@ -7,6 +7,20 @@ use super::types::Ty;
 use crate::error::Result;
 use std::collections::HashMap;
 
+/// Blocks inside each other at most.
+const MAX_SCOPES: usize = 64;
+/// Names that registers of the ISA have.
+const TAKEN: [&str; 8] = [
+    "%tid",
+    "%ntid",
+    "%ctaid",
+    "%nctaid",
+    "%laneid",
+    "%warpid",
+    "%clusterid",
+    "%clock",
+];
+
 impl<'a> Parser<'a> {
     pub(super) fn entry_mut(&mut self) -> &mut Entry<'a> {
         if self.unit.entries.is_empty() {
@@ -16,11 +30,14 @@ impl<'a> Parser<'a> {
         &mut self.unit.entries[last]
     }
 
-    pub(super) fn open_scope(&mut self) -> u32 {
+    pub(super) fn open_scope(&mut self) -> Result<u32> {
+        if self.scopes.len() > MAX_SCOPES {
+            return self.wrong("blocks inside too many others", "take braces out");
+        }
         let id = self.parents.len() as u32;
         self.parents.push(self.scopes.last().map(|(id, _)| *id));
         self.scopes.push((id, HashMap::new()));
-        id
+        Ok(id)
     }
 
     pub(super) fn entry(&mut self) -> Result<()> {
@@ -37,7 +54,7 @@ impl<'a> Parser<'a> {
             name,
             ..Entry::default()
         });
-        self.open_scope();
+        self.open_scope()?;
         if self.sign(b'(') && !self.sign(b')') {
             self.params()?;
         }
@@ -134,7 +151,7 @@ impl<'a> Parser<'a> {
                 }
                 Word::Sign(b'{') => {
                     self.next();
-                    self.open_scope();
+                    self.open_scope()?;
                     self.block()?;
                     self.scopes.pop();
                 }
@@ -232,6 +249,13 @@ impl<'a> Parser<'a> {
     }
 
     pub(super) fn register(&mut self, place: Place, name: &str, ty: Ty) -> Result<()> {
+        if TAKEN.contains(&name) {
+            return Err(error(
+                place,
+                format!("`{name}` is a special register"),
+                "rename yours",
+            ));
+        }
         let regs = &mut self.entry_mut().regs;
         regs.push(ty);
         let id = regs.len() as u32 - 1;

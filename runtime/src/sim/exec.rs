@@ -59,6 +59,8 @@ pub struct Machine<'a> {
     pub next_agent: Agent,
     /// The barrier of the cluster.
     pub cluster: ClusterBar,
+    /// The warp polled in vain: others go on first.
+    pub polled: bool,
     /// Suspended waits give up, once.
     pub time_out: bool,
 }
@@ -77,11 +79,18 @@ pub enum Flow {
     Block(u64),
 }
 
+/// Instructions of a group in one go, and how often in a turn: so that a warp that polls
+/// memory does not keep others from writing it.
+const SLICE: u64 = 4096;
+const SLICES: u32 = 64;
+
 /// What a warp did in its turn.
 #[derive(PartialEq, Eq)]
 pub enum Turn {
-    /// It ran and is blocked now.
+    /// It ran and is blocked now, or others had to wait for long.
     Ran,
+    /// It did nothing but poll.
+    Polled,
     /// It could not run.
     Stuck,
     /// All its lanes have exited.
@@ -125,20 +134,29 @@ impl<'a> Machine<'a> {
 
     /// Runs a warp until it blocks.
     pub fn turn(&mut self, warp: &mut Warp) -> Result<Turn, Box<Fault>> {
-        let mut ran = false;
+        let (mut ran, mut polled, mut slices) = (false, false, 0);
         // Lanes that were tried in this turn and are still blocked.
         let mut blocked = 0u32;
         loop {
             warp.merge();
             let Some(i) = warp.pick(blocked) else {
-                return Ok(match (warp.groups.is_empty(), ran) {
-                    (true, _) => Turn::Done,
-                    (false, true) => Turn::Ran,
-                    (false, false) => Turn::Stuck,
+                return Ok(match (warp.groups.is_empty(), ran, polled) {
+                    (true, ..) => Turn::Done,
+                    (_, true, _) => Turn::Ran,
+                    (_, _, true) => Turn::Polled,
+                    _ => Turn::Stuck,
                 });
             };
             let mask = warp.groups[i].mask;
             if self.group(warp, i)? {
+                slices += 1;
+                if slices == SLICES {
+                    return Ok(Turn::Ran);
+                }
+                if std::mem::take(&mut self.polled) {
+                    (polled, blocked) = (true, blocked | mask);
+                    continue;
+                }
                 ran = true;
                 blocked = 0;
                 // Once is enough: a loop around the wait would give up for ever.
@@ -158,118 +176,55 @@ impl<'a> Machine<'a> {
             mut token,
             ..
         } = warp.groups[i];
-        let other = |g: &Group| (g.pc > pc).then_some(g.pc);
-        let limit = warp
-            .groups
-            .iter()
-            .filter_map(other)
-            .min()
-            .unwrap_or(u32::MAX);
+        let others = warp.groups.iter().filter(|g| g.pc > pc);
+        let limit = others.map(|g| g.pc).min().unwrap_or(u32::MAX);
         let mut steps = 0u64;
         let done = loop {
             let inst = &env.code.insts[pc as usize];
-            let active = match inst.guard {
-                None => mask,
-                Some((slot, negated)) => {
-                    self.check_reads(warp, inst, &inst.reads[..1], mask)?;
-                    let bits = predicate(&warp.regs, slot);
-                    mask & if negated { !bits } else { bits }
-                }
-            };
+            let active = self.guarded(warp, inst, mask)?;
+            let rest = mask & !active;
             steps += 1;
             if active == 0 {
                 self.report.count(Class::Control, 0);
                 pc += 1;
-                token = None;
             } else if inst.collect != Collect::None && !self.gathered(warp, inst, active)? {
-                let rest = mask & !active;
                 warp.groups[i] = Group {
-                    pc,
-                    mask: active,
-                    token: None,
                     collecting: true,
+                    ..Group::at(pc, active)
                 };
-                if rest != 0 {
-                    warp.groups.push(Group {
-                        pc: pc + 1,
-                        mask: rest,
-                        token: None,
-                        collecting: false,
-                    });
-                }
+                warp.add_group(pc + 1, rest);
                 break true;
             } else {
-                self.check_reads(warp, inst, &inst.reads, active)?;
-                if warp.flight.count > 0 {
-                    self.check_flight(warp, inst, active)?;
-                }
-                let flow = self.execute(warp, inst, active, token);
-                match flow.map_err(|t| self.fault(warp, inst, active, *t))? {
+                match self.step(warp, inst, active, token)? {
                     Flow::Next => pc += 1,
-                    Flow::Jump(to) if active == mask => pc = to,
+                    Flow::Jump(to) if rest == 0 => pc = to,
                     Flow::Jump(to) => {
-                        self.part(warp, i, inst, &[(to, active), (pc + 1, mask & !active)]);
+                        warp.part(i, &[(to, active), (pc + 1, rest)]);
                         break true;
                     }
                     Flow::Scatter(mut parts) => {
-                        parts.push((pc + 1, mask & !active));
-                        self.part(warp, i, inst, &parts);
+                        parts.push((pc + 1, rest));
+                        warp.part(i, &parts);
                         break true;
                     }
-                    Flow::Exit => {
-                        let end = bulk::unfinished(warp, active);
-                        end.map_err(|t| self.fault(warp, inst, active, *t))?;
-                        self.cluster.live -= active.count_ones();
-                        barrier::settle_cluster(self);
-                        warp.live &= !active;
-                        mask &= !active;
-                        if mask == 0 {
-                            self.report.count(inst.class, active.count_ones());
-                            warp.groups.remove(i);
-                            break true;
-                        }
-                        pc += 1;
+                    Flow::Exit if rest == 0 => {
+                        warp.groups.remove(i);
+                        break true;
                     }
+                    Flow::Exit => (pc, mask) = (pc + 1, rest),
                     Flow::Block(to) => {
-                        let first = token.is_none() || steps > 1;
-                        if active != mask {
-                            let rest = Group {
-                                pc: pc + 1,
-                                mask: mask & !active,
-                                token: None,
-                                collecting: false,
-                            };
-                            warp.groups.push(rest);
-                        }
                         warp.groups[i] = Group {
-                            pc,
-                            mask: active,
                             token: Some(to),
-                            collecting: false,
+                            ..Group::at(pc, active)
                         };
-                        break first;
+                        warp.add_group(pc + 1, rest);
+                        break token.is_none() || steps > 1;
                     }
                 }
-                token = None;
-                inst.writes
-                    .iter()
-                    .for_each(|slot| warp.defined[*slot as usize] |= active);
-                if env.code.uses.wgmma {
-                    warp.flight.step += 1;
-                    let step = warp.flight.step;
-                    inst.writes
-                        .iter()
-                        .for_each(|slot| warp.flight.written[*slot as usize] = step);
-                }
-                self.report.count(inst.class, active.count_ones());
             }
-            if pc >= limit || steps >= 4096 {
-                warp.groups[i] = Group {
-                    pc,
-                    mask,
-                    token,
-                    collecting: false,
-                };
+            token = None;
+            if pc >= limit || steps >= SLICE || self.polled {
+                warp.groups[i] = Group::at(pc, mask);
                 break true;
             }
         };
@@ -277,18 +232,52 @@ impl<'a> Machine<'a> {
         Ok(done)
     }
 
-    fn part(&mut self, warp: &mut Warp, i: usize, inst: &Inst, parts: &[(u32, u32)]) {
-        self.report
-            .count(inst.class, warp.groups[i].mask.count_ones());
-        warp.groups.remove(i);
-        for (pc, mask) in parts.iter().filter(|(_, mask)| *mask != 0) {
-            warp.groups.push(Group {
-                pc: *pc,
-                mask: *mask,
-                token: None,
-                collecting: false,
-            });
+    /// The lanes of `mask` for which the instruction's predicate holds.
+    #[inline]
+    fn guarded(&self, warp: &Warp, inst: &Inst, mask: u32) -> Result<u32, Box<Fault>> {
+        let Some((slot, negated)) = inst.guard else {
+            return Ok(mask);
+        };
+        self.check_reads(warp, inst, &inst.reads[..1], mask)?;
+        let bits = predicate(&warp.regs, slot);
+        Ok(mask & if negated { !bits } else { bits })
+    }
+
+    /// Checks and executes an instruction, and notes what it wrote.
+    fn step(
+        &mut self,
+        warp: &mut Warp,
+        inst: &Inst,
+        active: u32,
+        token: Option<u64>,
+    ) -> Result<Flow, Box<Fault>> {
+        self.check_reads(warp, inst, &inst.reads, active)?;
+        if warp.flight.count > 0 {
+            self.check_flight(warp, inst, active)?;
         }
+        let flow = self.execute(warp, inst, active, token);
+        let flow = flow.map_err(|t| self.fault(warp, inst, active, *t))?;
+        if matches!(flow, Flow::Block(_)) {
+            return Ok(flow);
+        }
+        let writes = inst.writes.iter();
+        writes.for_each(|slot| warp.defined[*slot as usize] |= active);
+        if self.env.code.uses.wgmma {
+            warp.flight.step += 1;
+            let (flight, writes) = (&mut warp.flight, inst.writes.iter());
+            writes.for_each(|slot| flight.written[*slot as usize] = flight.step);
+        }
+        self.report.count(inst.class, active.count_ones());
+        Ok(flow)
+    }
+
+    /// The lanes of `active` end.
+    fn exit(&mut self, warp: &mut Warp, active: u32) -> Outcome<Flow> {
+        bulk::unfinished(warp, active)?;
+        self.cluster.live -= active.count_ones();
+        barrier::settle_cluster(self);
+        warp.live &= !active;
+        Ok(Flow::Exit)
     }
 
     fn spend(&self, warp: &Warp, steps: u64) -> Result<(), Box<Fault>> {
@@ -435,7 +424,7 @@ impl<'a> Machine<'a> {
             Op::Nop => {}
             Op::Bra(to) => return Ok(Flow::Jump(*to)),
             Op::Brx(slot, targets) => return barrier::table(warp, active, *slot, targets),
-            Op::Exit => return Ok(Flow::Exit),
+            Op::Exit => return self.exit(warp, active),
             Op::Trap => {
                 let help = "see the condition that guards it";
                 return Err(trouble(FaultKind::Trap, "the kernel executed `trap`", help));

@@ -120,18 +120,22 @@ impl Kernel {
 /// Gives `.const` and `.global` variables their places.
 fn place_data(vars: &mut [Var], module: &mut Module) {
     for var in vars {
-        let mut init = var.init.clone().unwrap_or_default();
-        init.resize(var.bytes as usize, 0);
+        let init = || {
+            let mut init = var.init.clone().unwrap_or_default();
+            init.resize(var.bytes as usize, 0);
+            init
+        };
         match var.space {
             Space::Const => {
                 let at = (module.constants.len() as u64).next_multiple_of(var.align);
                 module.constants.resize(at as usize, 0);
-                module.constants.extend(init);
+                module.constants.extend(init());
                 var.offset = at;
             }
             Space::Global => {
-                var.offset = module.globals.len() as u64;
-                module.globals.push((var.bytes, init));
+                let number = module.globals.len() as u64;
+                module.globals.push((var.bytes, init()));
+                var.offset = number;
             }
             _ => {}
         }
@@ -161,7 +165,7 @@ fn kernel(unit: &mut Unit, entry: &mut Entry) -> Result<Kernel> {
     for var in unit.vars.iter_mut().chain(&mut entry.vars).filter(dynamic) {
         var.offset = shared;
     }
-    if shared >= 1 << 24 || local >= 1 << 19 {
+    if shared >= 1 << 24 || local > 1 << 19 {
         let place = entry
             .body
             .first()

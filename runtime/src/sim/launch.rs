@@ -61,7 +61,8 @@ pub fn launch(
     params: &[u8],
 ) -> Result<Report, Box<Fault>> {
     check(module, kernel, launch, params)?;
-    let globals = globals(module, memory);
+    let globals =
+        globals(module, memory).map_err(|e| misfit(kernel, e.message, "use smaller variables"))?;
     let steps = AtomicU64::new(launch.steps);
     // Variables of the module lie outside the buffers of a launch.
     let mut windows = launch.windows.clone();
@@ -134,6 +135,9 @@ fn run(env: &Env, clusters: u64, threads: usize) -> Result<Report, Box<Fault>> {
     }
 }
 
+/// Rounds in which all that runs polls in vain, until that counts as a deadlock.
+const IDLE_ROUNDS: u32 = 10_000;
+
 /// A thread of the host that runs clusters, one after the other.
 struct Worker<'a> {
     machine: Machine<'a>,
@@ -164,6 +168,7 @@ impl<'a> Worker<'a> {
                 changes: 0,
                 next_agent: 0,
                 cluster: ClusterBar::default(),
+                polled: false,
                 time_out: false,
             },
             warps: (0..ctas * warps)
@@ -218,19 +223,27 @@ impl<'a> Worker<'a> {
     fn rounds(&mut self) -> Result<(), Box<Fault>> {
         let m = &mut self.machine;
         let (mut given_up, mut give_up) = (None, false);
+        // Rounds in which warps did nothing but poll, and nothing happened.
+        let mut idle = (0, 0);
         loop {
-            let (mut ran, mut done) = (false, true);
+            let (mut ran, mut polled, mut done) = (false, false, true);
             for warp in &mut self.warps {
                 m.time_out = give_up;
                 let turn = m.turn(warp)?;
                 ran |= turn == Turn::Ran;
+                polled |= turn == Turn::Polled;
                 done &= turn == Turn::Done;
             }
             give_up = false;
             if done {
                 return Ok(());
             }
-            if ran {
+            if ran || polled {
+                let same = !ran && idle.1 == m.changes;
+                idle = (if same { idle.0 + 1 } else { 0 }, m.changes);
+                if idle.0 > IDLE_ROUNDS {
+                    return Err(deadlock(m, &self.warps));
+                }
                 continue;
             }
             // A suspended `try_wait` may give up; if nothing came of that, none of them
@@ -311,19 +324,33 @@ fn deadlock(m: &Machine, warps: &[Warp]) -> Box<Fault> {
 }
 
 /// Addresses of the module's variables, which are allocated at its first launch.
-fn globals(module: &Module, memory: &mut Memory) -> Vec<u64> {
+fn globals(module: &Module, memory: &mut Memory) -> crate::error::Result<Vec<u64>> {
     if let Some(found) = memory.globals.get(&module.id) {
-        return found.clone();
+        return Ok(found.clone());
     }
     let mut out = vec![];
     for (bytes, init) in &module.globals {
-        let at = memory.alloc(*bytes as usize);
-        // Just allocated, with this size.
-        let _ = memory.write(at, init);
+        let at = memory.try_alloc(*bytes as usize)?;
+        memory.write(at, init)?;
         out.push(at);
     }
     memory.globals.insert(module.id, out.clone());
-    out
+    Ok(out)
+}
+
+/// A launch that does not fit its kernel.
+fn misfit(kernel: &Kernel, message: String, help: &str) -> Box<Fault> {
+    Box::new(Fault {
+        kind: FaultKind::Launch,
+        kernel: kernel.name().into(),
+        line: 0,
+        instruction: String::new(),
+        block: [0; 3],
+        thread: None,
+        address: None,
+        message,
+        help: help.into(),
+    })
 }
 
 /// Shared memory that a block may have, bytes, by target.
@@ -343,19 +370,7 @@ fn check(
     launch: &Launch,
     params: &[u8],
 ) -> Result<(), Box<Fault>> {
-    let wrong = |message: String, help: &str| {
-        Err(Box::new(Fault {
-            kind: FaultKind::Launch,
-            kernel: kernel.name().into(),
-            line: 0,
-            instruction: String::new(),
-            block: [0; 3],
-            thread: None,
-            address: None,
-            message,
-            help: help.into(),
-        }))
-    };
+    let wrong = |message: String, help: &str| Err(misfit(kernel, message, help));
     let product = |v: [u32; 3]| v.iter().map(|n| *n as u64).product::<u64>();
     let threads = product(launch.block);
     let [_, gy, gz] = launch.grid;
@@ -365,7 +380,10 @@ fn check(
             "1 to 2^31-1, 65535, 65535",
         );
     }
-    if !(1..=1024).contains(&threads) || launch.block[2] > 64 {
+    if launch.block.iter().any(|n| *n > 1024)
+        || !(1..=1024).contains(&threads)
+        || launch.block[2] > 64
+    {
         return wrong(
             format!("a block of {:?} threads", launch.block),
             "1 to 1024 threads, 64 along z",

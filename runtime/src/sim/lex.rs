@@ -19,7 +19,7 @@ pub enum Word<'a> {
     Name(&'a str),
     /// A dot and a name: a directive or a modifier, without its dot.
     Dot(&'a str),
-    /// An integer and whether it is written unsigned.
+    /// An integer, without a sign.
     Int(u64),
     /// The bits of a single, `0f…`.
     Single(u32),
@@ -33,7 +33,7 @@ pub enum Word<'a> {
     End,
 }
 
-/// A word and its place; `glued` if nothing stands between it and the one before.
+/// A word and its place.
 #[derive(Clone, Debug)]
 pub struct Token<'a> {
     /// The word.

@@ -450,6 +450,7 @@ fn wait(
     if done == 0 && suspend {
         return Ok(Flow::Block(0));
     }
+    m.polled = done == 0;
     if op.orders {
         clocks
             .iter()

@@ -259,7 +259,7 @@ impl<'a> Global<'a> {
         if self.windows.is_empty() {
             return Ok(span);
         }
-        let inside = |w: &&Window| at >= w.start && end <= w.start + w.len;
+        let inside = |w: &&Window| at >= w.start && end <= w.start.saturating_add(w.len);
         let mut found = self.windows.iter().filter(inside);
         let window = found
             .clone()
@@ -274,14 +274,14 @@ impl<'a> Global<'a> {
             return Err(trouble(FaultKind::ReadOnly, what, help).at(at));
         }
         span.start = span.start.max(window.start);
-        span.end = span.end.min(window.start + window.len);
+        span.end = span.end.min(window.start.saturating_add(window.len));
         span.writable = window.writable;
         Ok(span)
     }
 
     fn outside(&self, at: u64, len: u64) -> Box<Trouble> {
         let near = |start: u64, size: u64| {
-            let end = start + size;
+            let end = start.saturating_add(size);
             let past = (at >= end).then(|| format!("{} bytes past the end of", at - end));
             let before = (at < start).then(|| format!("{} bytes before", start - at));
             let where_ = past.or(before).unwrap_or("across the end of".into());
@@ -291,7 +291,7 @@ impl<'a> Global<'a> {
             if at < start {
                 start - at
             } else {
-                at.saturating_sub(start + size)
+                at.saturating_sub(start.saturating_add(size))
             }
         };
         let buffers: Vec<(u64, u64)> = if self.windows.is_empty() {

@@ -80,7 +80,7 @@ fn transpose(d: Slot, a: Slot) -> Alu {
     })
 }
 
-/// A shape with its types: rows, k, and which.
+/// Rows of A and its columns; B has 8 columns.
 struct Shape {
     m: usize,
     k: usize,
@@ -231,10 +231,66 @@ fn gather<T: Copy + Default>(
     (left, right)
 }
 
-fn floats(regs: &mut [Reg], shape: &Shape, slots: &Slots, (a, b): (Ty, Ty), halves: bool) {
-    let per = 32 / a.bits() as usize;
-    let read = (|w, i| element(a, w, i), |w, i| element(b, w, i));
-    let (left, right) = gather(regs, shape, slots, per, read);
+/// A's and B's elements, by row and column.
+type Elements = ([[f32; 32]; 16], [[f32; 8]; 32]);
+
+/// The elements as f32; the type is known in each arm, so that no element asks for it.
+fn elements(regs: &[Reg], shape: &Shape, slots: &Slots, (a, b): (Ty, Ty)) -> Elements {
+    macro_rules! of {
+        ($ty:expr, $per:expr) => {{
+            let read = |w, i| element($ty, w, i);
+            gather(regs, shape, slots, $per, (read, read))
+        }};
+    }
+    match a {
+        Ty::F16 => of!(Ty::F16, 2),
+        Ty::Bf16 => of!(Ty::Bf16, 2),
+        Ty::Tf32 => of!(Ty::Tf32, 1),
+        _ => gather(
+            regs,
+            shape,
+            slots,
+            4,
+            (|w, i| element(a, w, i), |w, i| element(b, w, i)),
+        ),
+    }
+}
+
+/// `sums += left * right`
+fn accumulate(elements: &Elements, shape: &Shape, sums: &mut [[f32; 8]; 16]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function is compiled for.
+        unsafe { accumulate_wide(elements, shape, sums) };
+        return;
+    }
+    accumulate_rows(elements, shape, sums);
+}
+
+/// # Safety
+/// The processor must have AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn accumulate_wide(elements: &Elements, shape: &Shape, sums: &mut [[f32; 8]; 16]) {
+    accumulate_rows(elements, shape, sums);
+}
+
+#[inline(always)]
+fn accumulate_rows((left, right): &Elements, shape: &Shape, sums: &mut [[f32; 8]; 16]) {
+    for (row, sums) in left.iter().zip(sums).take(shape.m) {
+        // A row's sums stay in registers.
+        let mut row_sums = *sums;
+        for (a, right) in row[..shape.k].iter().zip(right) {
+            for i in 0..8 {
+                row_sums[i] += a * right[i];
+            }
+        }
+        *sums = row_sums;
+    }
+}
+
+fn floats(regs: &mut [Reg], shape: &Shape, slots: &Slots, types: (Ty, Ty), halves: bool) {
+    let factors = elements(regs, shape, slots, types);
     let mut sums = [[0f32; 8]; 16];
     for lane in 0..LANES {
         let (g, t) = (lane / 4, lane % 4);
@@ -248,16 +304,7 @@ fn floats(regs: &mut [Reg], shape: &Shape, slots: &Slots, (a, b): (Ty, Ty), halv
             }
         }
     }
-    for (row, sums) in left.iter().zip(&mut sums).take(shape.m) {
-        // A row's sums stay in registers.
-        let mut row_sums = *sums;
-        for (a, right) in row[..shape.k].iter().zip(&right) {
-            for i in 0..8 {
-                row_sums[i] += a * right[i];
-            }
-        }
-        *sums = row_sums;
-    }
+    accumulate(&factors, shape, &mut sums);
     for (r, slot) in slots.d.iter().enumerate() {
         let words = std::array::from_fn(|lane| {
             let (g, t) = (lane / 4, lane % 4);

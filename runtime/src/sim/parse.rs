@@ -31,6 +31,7 @@ pub fn parse(text: &str) -> Result<Unit<'_>> {
         parents: vec![],
         labels: HashMap::new(),
         lists: HashMap::new(),
+        depth: 0,
     };
     parser.module()?;
     Ok(parser.unit)
@@ -59,6 +60,8 @@ pub(super) struct Parser<'a> {
     pub(super) labels: HashMap<(u32, &'a str), u32>,
     /// Lists of branch targets: their numbers, and the labels.
     pub(super) lists: HashMap<(u32, &'a str), Targets<'a>>,
+    /// Operands that are open.
+    pub(super) depth: u32,
 }
 
 /// What a declaration says before its name.
@@ -277,8 +280,11 @@ impl<'a> Parser<'a> {
                 Word::Dot("align") => {
                     self.next();
                     let align = self.integer()?;
-                    if !align.is_power_of_two() {
-                        return self.wrong("an alignment is a power of two", "write 1, 2, 4 …");
+                    if !align.is_power_of_two() || align > 1 << 16 {
+                        return self.wrong(
+                            "an alignment is a power of two up to 2^16",
+                            "write 1, 2, 4 …",
+                        );
                     }
                     header.align = Some(align);
                 }
@@ -397,7 +403,7 @@ impl<'a> Parser<'a> {
             };
             bytes = bytes.and_then(|b| b.checked_mul(count));
         }
-        let bytes = bytes.filter(|b| *b < 1 << 40);
+        let bytes = bytes.filter(|b| *b <= 1 << 26);
         let Some(bytes) = bytes else {
             return Err(error(
                 place,

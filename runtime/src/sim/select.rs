@@ -57,7 +57,6 @@ fn slct(cx: &mut Cx) -> Result<Alu> {
     cx.count(4)?;
     let d = cx.dst(0, ty)?;
     let s = cx.srcs(1, [ty, ty, by])?;
-    let _ = flushed;
     // Subnormal numbers below zero count as -0 when flushed, which is not below zero.
     Ok(match (ty.bits(), by) {
         (64, Ty::S32) => map3::<u64, u64, u64, i32>(d, s, |a, b, c| if c >= 0 { a } else { b }),

@@ -167,7 +167,7 @@ impl Shared {
         (warp, lane): (u32, u32),
         now: u32,
     ) -> bool {
-        if at & (len - 1) != 0 || at + len > self.bytes.len() as u64 {
+        if at & (len - 1) != 0 || at.saturating_add(len) > self.bytes.len() as u64 {
             return false;
         }
         for i in (at >> self.shift) as usize..=((at + len - 1) >> self.shift) as usize {
@@ -187,7 +187,7 @@ impl Shared {
     /// A lane's store where nothing can be wrong: false sends it to [`Shared::write`].
     #[inline]
     pub fn quick_write(&mut self, at: u64, len: u64, view: &View, now: u32) -> bool {
-        if at & (len - 1) != 0 || at + len > self.bytes.len() as u64 {
+        if at & (len - 1) != 0 || at.saturating_add(len) > self.bytes.len() as u64 {
             return false;
         }
         let cells = (at >> self.shift) as usize..=((at + len - 1) >> self.shift) as usize;
@@ -423,14 +423,21 @@ impl Shared {
             .all(|cell| cell.stamp >= self.start)
     }
 
-    /// The value of up to 8 bytes that are known to be inside.
+    /// The value of 1, 2, 4 or 8 bytes that are known to be inside.
+    #[inline]
     pub fn get(&self, at: u64, len: u32) -> u64 {
-        let mut word = [0; 8];
-        word[..len as usize].copy_from_slice(&self.bytes[at as usize..][..len as usize]);
-        u64::from_le_bytes(word)
+        let bytes = &self.bytes[at as usize..][..len as usize];
+        match *bytes {
+            [a] => a as u64,
+            [a, b] => u16::from_le_bytes([a, b]) as u64,
+            [a, b, c, d] => u32::from_le_bytes([a, b, c, d]) as u64,
+            [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            _ => 0,
+        }
     }
 
     /// Sets up to 8 bytes that are known to be inside.
+    #[inline]
     pub fn set(&mut self, at: u64, len: u32, value: u64) {
         self.bytes[at as usize..][..len as usize]
             .copy_from_slice(&value.to_le_bytes()[..len as usize]);

@@ -6,6 +6,9 @@ use super::parse::{Parser, Symbol, error};
 use super::types::Ty;
 use crate::error::Result;
 
+/// Operands inside each other: more than any instruction has.
+const MAX_DEPTH: u32 = 8;
+
 impl<'a> Parser<'a> {
     pub(super) fn instruction(&mut self) -> Result<()> {
         let start = self.token().span.0;
@@ -64,6 +67,19 @@ impl<'a> Parser<'a> {
     }
 
     pub(super) fn simple(&mut self) -> Result<Operand<'a>> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return self.wrong(
+                "an operand inside too many others",
+                "see the instruction's form",
+            );
+        }
+        let operand = self.simple_here();
+        self.depth -= 1;
+        operand
+    }
+
+    fn simple_here(&mut self) -> Result<Operand<'a>> {
         let place = self.place();
         match self.next().word {
             Word::Sign(b'{') => {

@@ -48,6 +48,18 @@ pub struct Warp {
     pub cluster: [Option<u64>; LANES],
 }
 
+impl Group {
+    /// Lanes that wait for nothing.
+    pub fn at(pc: u32, mask: u32) -> Group {
+        Group {
+            pc,
+            mask,
+            token: None,
+            collecting: false,
+        }
+    }
+}
+
 impl Warp {
     /// A warp that exists in no CTA yet.
     pub fn new(code: &Code, local: u64) -> Warp {
@@ -85,12 +97,7 @@ impl Warp {
         self.live = self.exist;
         self.defined.fill(0);
         self.groups.clear();
-        self.groups.push(Group {
-            pc: 0,
-            mask: self.exist,
-            token: None,
-            collecting: false,
-        });
+        self.groups.push(Group::at(0, self.exist));
         let view = |lane| View {
             agent: first + lane,
             clock: clock.clone(),
@@ -127,6 +134,21 @@ impl Warp {
             .filter(free)
             .min_by_key(|(_, g)| g.pc)
             .map(|(i, _)| *i)
+    }
+
+    /// A further group, if it has lanes.
+    pub fn add_group(&mut self, pc: u32, mask: u32) {
+        if mask != 0 {
+            self.groups.push(Group::at(pc, mask));
+        }
+    }
+
+    /// Group `i` becomes these: places and lanes.
+    pub fn part(&mut self, i: usize, parts: &[(u32, u32)]) {
+        self.groups.remove(i);
+        parts
+            .iter()
+            .for_each(|(pc, mask)| self.add_group(*pc, *mask));
     }
 
     /// Joins groups that stand at one place and wait for nothing.

@@ -264,6 +264,11 @@ impl<'r> Run<'r> {
         Ok(Taken::Device(d.stacks - 1, 0))
     }
 
+    fn only_on_device(&self, buffer: u32) -> bool {
+        let away = |d: &DeviceRun| !d.spaces.space(buffer).host;
+        self.device.as_ref().is_some_and(away)
+    }
+
     /// Adds a buffer's bytes to a stack.
     pub(in super::super) fn push(
         &mut self,
@@ -272,6 +277,14 @@ impl<'r> Run<'r> {
         bytes: usize,
     ) -> Result<()> {
         match stack {
+            Taken::Host(stack) if self.only_on_device(from) => {
+                // What is on the device alone comes down piece by piece.
+                let start = stack.len();
+                stack.resize(start + bytes, 0);
+                if self.device()?.valid(from).device {
+                    self.download(from, &mut stack[start..])?;
+                }
+            }
             Taken::Host(stack) => {
                 self.host_needs(from)?;
                 let at = self.pointer(from)?;

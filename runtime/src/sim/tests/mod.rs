@@ -5,6 +5,8 @@ mod planted;
 mod probes;
 mod rate;
 mod scalar;
+mod spaces;
+mod types;
 mod warp;
 
 use super::{Fault, Launch, Memory, Module, Report, launch};

@@ -110,6 +110,44 @@ fn loops_carry_and_stack_on_the_device() {
     }
 }
 
+/// What kernels make and only the host reads comes down step by step.
+#[test]
+fn a_stack_that_the_host_reads_is_on_the_host() {
+    let mut e = looped();
+    e.outputs[1] = port("at", DType::I64, &["2", "found"], 9);
+    e.buffers[8].place = Place::Arena;
+    e.buffers.push(buffer("2 * found * 8", Place::Output));
+    e.steps.push(Step::NonZero {
+        from: 8,
+        dtype: DType::F32,
+        dims: vec![dim("steps"), dim("n")],
+        to: 9,
+        symbol: "found".into(),
+    });
+    let mut s = session(&program(vec![e]));
+    let (x, trip, on) = (bytes(&[-2.0, 5.0]), 3i64.to_le_bytes(), [1u8]);
+    let of = |dtype, shape, bytes| TensorRef {
+        dtype,
+        shape,
+        bytes,
+    };
+    for _ in 0..2 {
+        let inputs = [
+            ("x", of(DType::F32, &[2][..], &x[..])),
+            ("trip", of(DType::I64, &[], &trip)),
+            ("cond", of(DType::Bool, &[], &on)),
+            ("limit", of(DType::I64, &[], &[9, 0, 0, 0, 0, 0, 0, 0])),
+        ];
+        s.run(0, &inputs).unwrap();
+        // -1 6, 0 7, 1 8: all but the third.
+        let at = s.output(1).unwrap();
+        let words = at.bytes.as_chunks::<8>().0.iter();
+        let at: Vec<i64> = words.map(|w| i64::from_le_bytes(*w)).collect();
+        assert_eq!(at, [0, 0, 1, 2, 2, 0, 1, 1, 0, 1]);
+        assert_eq!(numbers(s.output(0).unwrap().bytes), [1.0, 8.0]);
+    }
+}
+
 #[test]
 fn branches_are_taken_by_the_host() {
     let e = Entry {

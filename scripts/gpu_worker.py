@@ -146,6 +146,7 @@ class Worker:
             if time.time() > self.until - 60:
                 return None
             try:
+                print("compiling", flush=True)  # News, as it may take long.
                 torch._dynamo.reset()
                 graph = torch.compile(function, dynamic=False)
                 graph(*args)

@@ -2,6 +2,7 @@
 
 use kiln_codegen::GpuTarget;
 use kiln_ir::{Binding, DType, Dim};
+use kiln_kernels::cuda::cost::predict;
 use kiln_kernels::cuda::{self, GpuKernel, STATUS_BYTES};
 use kiln_kernels::{KernelSpec, Size};
 use serde_json::{Value, json};
@@ -174,15 +175,26 @@ impl Case {
         let binding: Binding = names.zip(self.params.iter().copied()).collect();
         let size = |d: &Dim| d.eval(&binding).map_err(|e| wrong(e.to_string()));
         let [x, y, z] = &kernel.grid;
+        let predicted =
+            predict(&self.spec, &kernel, &self.params, target).map_err(|e| wrong(e.to_string()))?;
         let launch = json!({
             "grid": [size(x)?, size(y)?, size(z)?],
             "block": kernel.block,
             "cluster": kernel.cluster,
             "shared": kernel.shared,
             "scratch": size(&kernel.scratch)?,
+            "predicted": predicted,
         });
         self.launches.insert(target.name.clone(), launch);
         Ok(kernel)
+    }
+
+    /// What each target's chip is predicted to take.
+    pub fn prediction(&self) -> Value {
+        let of = |launch: &Value| launch["predicted"].clone();
+        let all: BTreeMap<&String, Value> =
+            (self.launches.iter()).map(|(t, l)| (t, of(l))).collect();
+        json!({"name": self.name, "family": self.family, "op": self.op, "predicted": all})
     }
 
     fn describe(&self) -> Value {

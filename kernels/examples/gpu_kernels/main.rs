@@ -4,6 +4,8 @@
 //! `gpu_kernels write FOLDER` writes `kernels.json` and `kernels.TARGET.ptx`;
 //! `gpu_kernels sim FOLDER TARGET DATA` launches what these files describe on the PTX
 //! interpreter, over the buffers in DATA. The second reads nothing but the files.
+//! `gpu_kernels predict` prints what `kernels/src/cuda/cost.rs` predicts of those that are
+//! timed, to be held against what a chip takes.
 
 mod attention;
 mod case;
@@ -23,9 +25,12 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
         ["write", folder] => write(Path::new(folder)),
+        ["predict"] => predict(),
         ["sim", folder, target, data] => sim::run(Path::new(folder), target, Path::new(data)),
         _ => {
-            eprintln!("usage: gpu_kernels write FOLDER | gpu_kernels sim FOLDER TARGET DATA");
+            eprintln!(
+                "usage: gpu_kernels write FOLDER | gpu_kernels sim FOLDER TARGET DATA | gpu_kernels predict"
+            );
             return ExitCode::from(64);
         }
     };
@@ -48,6 +53,21 @@ fn cases() -> Vec<Case> {
     all.extend(convolutions::cases());
     all.extend(nests::cases());
     all
+}
+
+fn predict() -> Result<String, String> {
+    let (mut cases, mut chips) = (cases(), serde_json::Map::new());
+    cases.retain(|c| c.purpose == "speed");
+    for name in TARGETS {
+        let target = GpuTarget::named(name).ok_or(format!("no target {name}"))?;
+        chips.insert(name.into(), target.chip.clone().into());
+        for case in &mut cases {
+            case.emit(&target)?;
+        }
+    }
+    let kernels: Vec<_> = cases.iter().map(Case::prediction).collect();
+    let whole = serde_json::json!({"chips": chips, "kernels": kernels});
+    serde_json::to_string_pretty(&whole).map_err(|e| e.to_string())
 }
 
 fn write(folder: &Path) -> Result<String, String> {

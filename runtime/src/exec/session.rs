@@ -460,10 +460,13 @@ impl Run<'_> {
         let entry = self.entry;
         for (p, output) in entry.outputs.iter().zip(outputs) {
             shapes.push(hand_over(self, p, output)?);
-            let handles = output.bytes().chunks_exact(8);
-            let handles = handles.filter(|_| p.dtype == DType::Str);
+            // Numbers are not looked at, however many there are.
+            let handles: &[u8] = match p.dtype {
+                DType::Str => output.bytes(),
+                _ => &[],
+            };
             let text = |h: &[u8]| Ok(self.strings.text(read_i64(DType::I64, h, 0))?.to_string());
-            texts.push(handles.map(text).collect::<Result<_>>()?);
+            texts.push(handles.chunks_exact(8).map(text).collect::<Result<_>>()?);
         }
         match self.device.is_some() {
             true => self.end_on_device(),

@@ -53,6 +53,8 @@ pub(crate) struct Importer<'m> {
     globals: Globals,
     /// The sizes that the caller's inputs decide.
     pub(crate) sizes: BTreeSet<Arc<str>>,
+    /// The sizes that loops carry from step to step.
+    pub(crate) carried: BTreeSet<Arc<str>>,
     diagnostics: Vec<Diagnostic>,
     functions: HashMap<(&'m str, &'m str, &'m str), &'m FunctionProto>,
     nodes: usize,
@@ -82,6 +84,7 @@ impl<'m> Importer<'m> {
             constants: by_key,
             globals,
             sizes: BTreeSet::new(),
+            carried: BTreeSet::new(),
             diagnostics,
             functions,
             nodes: 0,

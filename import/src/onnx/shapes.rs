@@ -99,6 +99,16 @@ impl Cx<'_, '_, '_> {
         !symbols.is_subset(&self.imp.sizes)
     }
 
+    /// Whether one of two extents may turn out to be 1 and broadcast: one of them hangs on
+    /// data. What a loop carries is taken as equal to what it meets, under a guard, as its
+    /// size would else be another one after every step.
+    fn may_meet(&self, x: &Dim, y: &Dim) -> bool {
+        let mut symbols = BTreeSet::new();
+        x.symbols(&mut symbols);
+        y.symbols(&mut symbols);
+        !symbols.is_subset(&self.imp.sizes) && symbols.is_disjoint(&self.imp.carried)
+    }
+
     /// The shape that shapes broadcast to. Extents of the caller's sizes that may or may
     /// not be equal are taken as equal, under a guard of the op that wants it; one that
     /// hangs on data may also turn out to be 1 ([`Cx::meet`]).
@@ -107,7 +117,7 @@ impl Cx<'_, '_, '_> {
         let joined = |x: Dim, y: Dim| match (x.as_const(), y.as_const()) {
             (_, Some(1)) | (Some(_), _) if x != Dim::ONE => x,
             (Some(1), _) | (_, Some(_)) => y,
-            _ if x == y || !(self.hangs_on_data(&x) || self.hangs_on_data(&y)) => y,
+            _ if x == y || !self.may_meet(&x, &y) => y,
             // The one that is not 1; 0 if either is.
             _ => x.maximum(&y) * x.minimum(&y).minimum(&Dim::ONE),
         };
@@ -135,7 +145,7 @@ impl Cx<'_, '_, '_> {
         for (axis, d) in self.shape(v).into_iter().enumerate() {
             let to = extent(shape, axis + shape.len() - self.rank(v), shape.len());
             let apart = d != Dim::ONE && d != to && (d.as_const().is_none() || to != Dim::ONE);
-            if !(apart && (self.hangs_on_data(&d) || self.hangs_on_data(&to))) {
+            if !(apart && self.may_meet(&d, &to)) {
                 continue;
             }
             self.b.graph.add_guard(Guard {

@@ -158,6 +158,7 @@ fn mint_extents(
             continue;
         }
         let symbol = cx.b.graph.fresh_symbol("carried");
+        cx.imp.carried.insert(symbol.clone());
         ty.shape[axis] = Dim::sym(symbol.clone());
         sizes.push(MintedSize {
             result,

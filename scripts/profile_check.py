@@ -24,7 +24,7 @@ KILN, KILN_RT = sys.argv[1:3]
 DOCUMENT = {"median_ms", "min_ms", "compile_ms", "load_ms", "before_bytes", "peak_bytes", "flops", "bytes", "runs",
             "threads", "level", "roofline", "per_step"}
 STEP = {"label", "kernel", "ns", "flops", "bytes", "share", "bound"}
-ARGS = {"step", "kernel", "flops", "bytes", "gflops", "gb_s", "share", "bound"}
+ARGS = {"step", "kernel", "flops", "bytes", "gflops", "gb_s", "share", "bound", "lane", "counts"}
 
 
 best = {KILN: 0.0, KILN_RT: 0.0}

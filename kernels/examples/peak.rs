@@ -2,11 +2,11 @@
 //! `cargo run --release -p kiln-kernels --example peak [LEVEL] [bytes]`; with `bytes`
 //! products of 8-bit integers, against the peak of `vpdpbusd`.
 
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/compiled/gpu.rs"]
 mod gpu;
 #[path = "../tests/compiled/support.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the tests use the rest")]
 mod support;
 
 use kiln_codegen::CpuTarget;

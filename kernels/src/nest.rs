@@ -200,7 +200,31 @@ pub fn size_dim(size: Size, params: &[Dim]) -> Dim {
     }
 }
 
+impl Stage {
+    /// These effects, in order, over these axes.
+    pub fn new(axes: &[u8], effects: Vec<Effect>) -> Stage {
+        let axes = axes.to_vec();
+        Stage { axes, effects }
+    }
+}
+
 impl Effect {
+    /// Writes an element everywhere, over what was there.
+    pub fn store(arg: u16, index: Index, value: ExprId) -> Effect {
+        Effect::Store {
+            arg,
+            index,
+            value,
+            update: None,
+            when: None,
+        }
+    }
+
+    /// Feeds an accumulator.
+    pub fn reduce(acc: u16, by: Reducer, value: ExprId) -> Effect {
+        Effect::Reduce { acc, by, value }
+    }
+
     /// The expressions that the effect evaluates.
     pub fn roots(&self) -> Vec<ExprId> {
         match self {
@@ -218,9 +242,7 @@ impl Effect {
                 .collect(),
         }
     }
-}
 
-impl Effect {
     /// The same effect on other expressions.
     pub(crate) fn with_roots(&self, f: &dyn Fn(ExprId) -> ExprId) -> Effect {
         let mut out = self.clone();

@@ -1,8 +1,8 @@
 //! Whole programs on the simulated device, against the reference interpreter.
 
-use super::{artifacts, assert_close, call, program, reseal, run};
+use super::{artifacts, assert_close, call, files_compute_what_they_say, program, reseal, run};
 use kiln::compile::{self, Options};
-use kiln::ir::filetest::{Runner, random_module, run_dir, same_results};
+use kiln::ir::filetest::{random_module, same_results};
 use kiln::ir::interp::Interpreter;
 use kiln::ir::print::{PrintOptions, print_module};
 use kiln::ir::{DType, Module, Tensor};
@@ -10,7 +10,7 @@ use kiln::runtime::device::Name;
 use kiln::runtime::{Artifact, Model, Session};
 use kiln_codegen::GpuTarget;
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 fn options(gpu: Vec<GpuTarget>) -> Options {
@@ -100,22 +100,11 @@ fn entries_share_weights_and_a_cache_on_the_device() {
 
 #[test]
 fn files_run_on_the_device_as_they_run_interpreted() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kir/run");
-    let on_device = |_: &str, module: &Module, function: &str, inputs: &[Tensor]| {
+    files_compute_what_they_say(&|_, module, function, inputs| {
         let model = compiled(module.clone(), &GpuTarget::sm_80(), "file")?;
         let mut session = Session::on(model, 2, Name::Sim, None).unwrap();
         call(&mut session, module, function, inputs)
-    };
-    let runner = Runner {
-        run: Some(&on_device),
-        ..Runner::default()
-    };
-    let report = run_dir(&dir, &runner).unwrap();
-    for (path, message) in &report.failed {
-        eprintln!("{}: {message}\n", path.display());
-    }
-    assert!(report.failed.is_empty() && report.skipped.is_empty());
-    assert!(report.passed >= 20, "only {} files", report.passed);
+    });
 }
 
 #[test]

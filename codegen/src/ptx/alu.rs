@@ -5,7 +5,7 @@ use super::reg::{Arith, B16, B32, B64, F32, F64, Float, Int, Pred, Reg, Src, Typ
 
 /// How two numbers are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the ISA's own names")]
 pub enum Order {
     Eq,
     Ne,

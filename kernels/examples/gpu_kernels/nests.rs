@@ -16,27 +16,6 @@ fn c(n: i64) -> Size {
     Size::Const(n)
 }
 
-fn store(arg: usize, index: Index, value: ExprId) -> Effect {
-    Effect::Store {
-        arg: arg as u16,
-        index,
-        value,
-        update: None,
-        when: None,
-    }
-}
-
-fn reduce(acc: u16, by: Reducer, value: ExprId) -> Effect {
-    Effect::Reduce { acc, by, value }
-}
-
-fn stage(axes: &[u8], effects: Vec<Effect>) -> Stage {
-    Stage {
-        axes: axes.to_vec(),
-        effects,
-    }
-}
-
 /// A nest over `[rows, columns]` whose work units are rows, with a temporary a row.
 fn over_rows(e: Exprs, buffers: &[Buffer], [m, k]: [i64; 2], stages: Vec<Stage>) -> LoopNest {
     LoopNest {
@@ -77,9 +56,9 @@ fn softmax(dtype: DType, [m, k]: [i64; 2]) -> Case {
         value: exp,
     };
     let stages = vec![
-        stage(&[1], vec![reduce(0, Reducer::Max, x)]),
-        stage(&[1], vec![keep, reduce(1, Reducer::Sum, exp)]),
-        stage(&[1], vec![store(1, index, y)]),
+        Stage::new(&[1], vec![Effect::reduce(0, Reducer::Max, x)]),
+        Stage::new(&[1], vec![keep, Effect::reduce(1, Reducer::Sum, exp)]),
+        Stage::new(&[1], vec![Effect::store(1, index, y)]),
     ];
     let buffers = ["x", "out"].map(|role| Buffer::dense(role, dtype, &[m, k]));
     let nest = over_rows(e, &buffers, [m, k], stages);
@@ -115,9 +94,9 @@ fn layer_norm(dtype: DType, [m, k]: [i64; 2]) -> Case {
     let y = e.cast(dtype, y).unwrap();
     let keep = Effect::Keep { temp: 0, value: x };
     let stages = vec![
-        stage(&[1], vec![keep, reduce(0, Reducer::Sum, x)]),
-        stage(&[1], vec![reduce(1, Reducer::Sum, square)]),
-        stage(&[1], vec![store(3, row, y)]),
+        Stage::new(&[1], vec![keep, Effect::reduce(0, Reducer::Sum, x)]),
+        Stage::new(&[1], vec![Effect::reduce(1, Reducer::Sum, square)]),
+        Stage::new(&[1], vec![Effect::store(3, row, y)]),
     ];
     let buffers = vec![
         Buffer::dense("x", dtype, &[m, k]),
@@ -144,8 +123,8 @@ fn rms_norm(dtype: DType, [m, k]: [i64; 2]) -> Case {
     let y = e.cast(dtype, y).unwrap();
     let keep = Effect::Keep { temp: 0, value: x };
     let stages = vec![
-        stage(&[1], vec![keep, reduce(0, Reducer::Sum, square)]),
-        stage(&[1], vec![store(2, row, y)]),
+        Stage::new(&[1], vec![keep, Effect::reduce(0, Reducer::Sum, square)]),
+        Stage::new(&[1], vec![Effect::store(2, row, y)]),
     ];
     let buffers = vec![
         Buffer::dense("x", dtype, &[m, k]),
@@ -188,7 +167,10 @@ fn elementwise(
         axes: shape.iter().map(|&n| c(n)).collect(),
         outer: shape.len() as u8,
         temps: vec![],
-        stages: vec![stage(&[], vec![store(inputs.len(), index(out_index), y)])],
+        stages: vec![Stage::new(
+            &[],
+            vec![Effect::store(inputs.len() as u16, index(out_index), y)],
+        )],
     };
     case(what, dtype, shape, nest, buffers)
 }
@@ -249,8 +231,8 @@ fn sum(dtype: DType, [m, k]: [i64; 2], columns: bool) -> Case {
         Buffer::dense("out", acc, &[m]),
     ];
     let stages = vec![
-        stage(&[1], vec![reduce(0, Reducer::Sum, x)]),
-        stage(&[], vec![store(1, Index::strided([c(1)]), total)]),
+        Stage::new(&[1], vec![Effect::reduce(0, Reducer::Sum, x)]),
+        Stage::new(&[], vec![Effect::store(1, Index::strided([c(1)]), total)]),
     ];
     let mut nest = over_rows(e, &buffers, [m, k], stages);
     nest.temps.clear();

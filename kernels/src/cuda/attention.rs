@@ -98,13 +98,28 @@ pub(super) fn emit(
             spec.features, spec.values, target.name
         )));
     };
-    let blocks = dim(spec.queries).ceil_div(&tile.queries.into());
-    let (body, _) = entry(name, target, THREADS as u32, |e| {
+    let shared = tile.bytes();
+    let block = (THREADS, tile.queries);
+    let write = |e: &mut Emitter, cx| Attend { spec, tile, cx }.write(e);
+    Ok(kernel(spec, (name, target), block, shared, write))
+}
+
+/// A kernel whose blocks, of so many threads, attend from so many queries of a head each,
+/// with `shared` bytes of shared memory.
+pub(super) fn kernel<'a>(
+    spec: &'a AttentionSpec,
+    (name, target): (&str, &GpuTarget),
+    (threads, queries): (i64, i64),
+    shared: i64,
+    write: impl FnOnce(&mut Emitter, ExprCx<'a>),
+) -> GpuKernel {
+    let blocks = dim(spec.queries).ceil_div(&queries.into());
+    let (body, _) = entry(name, target, threads as u32, |e| {
         let ports = Ports::declare(e, spec.args.len(), spec.params);
         let cx = ExprCx::new(&spec.exprs, ports.args, ports.params, ports.status);
-        Attend { spec, tile, cx }.write(e);
+        write(e, cx);
     });
-    Ok(GpuKernel {
+    GpuKernel {
         entry: name.to_string(),
         body,
         grid: [
@@ -112,11 +127,11 @@ pub(super) fn emit(
             Dim::ONE,
             Dim::ONE,
         ],
-        block: [THREADS as u32, 1, 1],
+        block: [threads as u32, 1, 1],
         cluster: [1, 1, 1],
-        shared: tile.bytes() as u32,
+        shared: shared as u32,
         scratch: Dim::ZERO,
-    })
+    }
 }
 
 struct Attend<'a> {

@@ -10,7 +10,7 @@
 use super::attention::{exponential, larger};
 use super::gemm::coordinates;
 use super::nest::{divide, long};
-use super::{GpuKernel, Ports, dim, entry};
+use super::{GpuKernel, attention};
 use crate::Size;
 use crate::attention::AttentionSpec;
 use crate::lower::{ExprCx, convert, memory_elem};
@@ -19,7 +19,7 @@ use crate::softmax::Bounds;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::ptx::{B32, F32, Half, Reg};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
-use kiln_ir::{DType, Dim};
+use kiln_ir::DType;
 
 /// Threads of a block.
 const THREADS: i64 = 128;
@@ -91,10 +91,8 @@ impl Shape {
 
 pub(super) fn emit(spec: &AttentionSpec, half: Half, name: &str, target: &GpuTarget) -> GpuKernel {
     let shape = Shape::of(spec);
-    let blocks = dim(spec.queries).ceil_div(&QUERIES.into());
-    let (body, _) = entry(name, target, THREADS as u32, |e| {
-        let ports = Ports::declare(e, spec.args.len(), spec.params);
-        let cx = ExprCx::new(&spec.exprs, ports.args, ports.params, ports.status);
+    let block = (THREADS, QUERIES);
+    attention::kernel(spec, (name, target), block, shape.bytes(), |e, cx| {
         let attend = Attend {
             spec,
             half,
@@ -102,20 +100,7 @@ pub(super) fn emit(spec: &AttentionSpec, half: Half, name: &str, target: &GpuTar
             cx,
         };
         attend.write(e);
-    });
-    GpuKernel {
-        entry: name.to_string(),
-        body,
-        grid: [
-            dim(spec.batch) * dim(spec.heads) * blocks,
-            Dim::ONE,
-            Dim::ONE,
-        ],
-        block: [THREADS as u32, 1, 1],
-        cluster: [1, 1, 1],
-        shared: shape.bytes() as u32,
-        scratch: Dim::ZERO,
-    }
+    })
 }
 
 struct Attend<'a> {

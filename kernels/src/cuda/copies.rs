@@ -7,6 +7,7 @@
 //! Hopper call a swizzle of 128 bytes; in rows of 64, of which two fill the banks, at
 //! `c ^ (r / 2 % 4)`.
 
+use super::block::Place;
 use super::gemm::Source;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
@@ -23,19 +24,6 @@ pub(super) struct Layout {
     pub threads: i64,
     /// Chunks of a row: 4 or 8.
     pub chunks: i64,
-}
-
-/// Where a block is.
-pub(super) struct Place {
-    pub thread: Val,
-    pub batch: Val,
-    /// The block's first row, and all rows; columns likewise.
-    pub rows: (Val, Val),
-    pub columns: (Val, Val),
-    /// Products.
-    pub k: Val,
-    /// Shared memory.
-    pub shared: Val,
 }
 
 /// Rows of one side that a thread copies chunks of.
@@ -137,7 +125,14 @@ fn rows(
 
 /// Starts copying a side's part from product `k0` on to the stage that starts at this byte
 /// of shared memory; what does not exist becomes zeros.
-pub(super) fn copy(e: &mut Emitter, layout: Layout, p: &Place, side: &Rows, k0: Val, stage: Val) {
+pub(super) fn copy(
+    e: &mut Emitter,
+    layout: Layout,
+    (p, shared): (&Place, Val),
+    side: &Rows,
+    k0: Val,
+    stage: Val,
+) {
     let (zero, two, eight) = (e.i64(0), e.i64(2), e.i64(CHUNK));
     for (j, (&start, &exists)) in (0..).zip(side.starts.iter().zip(&side.exist)) {
         let (row, c) = chunk(e, layout, p.thread, j);
@@ -156,7 +151,7 @@ pub(super) fn copy(e: &mut Emitter, layout: Layout, p: &Place, side: &Rows, k0: 
         let to = e.add(to, stage);
         let skip = e.i64(side.skip);
         let to = e.add(to, skip);
-        let to = e.offset(p.shared, to, Elem::I8);
+        let to = e.offset(shared, to, Elem::I8);
         e.either(
             side.aligned,
             &[],

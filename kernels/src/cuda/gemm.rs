@@ -7,11 +7,10 @@
 //! sums then pass through shared memory to the epilogue, which is written once and
 //! stores 16 bytes at a time.
 
-use super::nest::{divide, long};
-use super::tail;
-use super::{GpuKernel, Ports, entry, vectors};
+use super::GpuKernel;
+use super::block::{self, Place, Shape, Sums};
+use super::nest::divide;
 use crate::LoopNest;
-use crate::emit_nest::NestEmitter;
 use crate::lower::{ExprCx, compute_elem, convert, is_unsigned, memory_elem, widen};
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
@@ -128,84 +127,42 @@ pub(super) fn emit(
     target: &GpuTarget,
 ) -> GpuKernel {
     let tile = Tile::of(source.types()[2]);
-    let [rows, columns, _, batches] = source.dims();
-    let (body, _) = entry(name, target, THREADS as u32, |e| {
-        Product { source, tile }.write(e, nest);
-    });
-    GpuKernel {
-        entry: name.to_string(),
-        body,
-        grid: [
-            batches * rows.ceil_div(&tile.rows.into()),
-            columns.ceil_div(&tile.columns.into()),
-            Dim::ONE,
-        ],
-        block: [THREADS as u32, 1, 1],
-        cluster: [1, 1, 1],
-        shared: 0,
-        scratch: Dim::ZERO,
-    }
+    let shape = Shape {
+        rows: tile.rows,
+        columns: tile.columns,
+        threads: THREADS,
+    };
+    block::kernel((name, target), source, nest, shape, 0, |e, cx, p| {
+        let table = e
+            .kernel_mut()
+            .shared((8 * tile.rows * source.width()) as u32, 8);
+        let shared = e.kernel_mut().shared(tile.shared() as u32, 16);
+        let table = e.from_word(table, Elem::Ptr);
+        let shared = e.from_word(shared, Elem::Ptr);
+        let product = Product {
+            source,
+            tile,
+            table,
+            shared,
+        };
+        product.fill_table(e, cx, p);
+        e.kernel_mut().barrier();
+        let sums = product.sums(e, cx, p);
+        product.share(e, p, &sums)
+    })
 }
 
 struct Product<'a> {
     source: &'a dyn Source,
     tile: Tile,
-}
-
-/// Where a block is, and what its parts need.
-struct Place {
-    /// The thread's number.
-    thread: Val,
-    batch: Val,
-    /// The block's first row, and all rows.
-    rows: (Val, Val),
-    /// The block's first column, and all columns.
-    columns: (Val, Val),
     /// Where the place of each of the block's rows in A is; its first number is
     /// [`NOWHERE`] where there is no such row.
     table: Val,
     /// Where parts and sums are.
     shared: Val,
-    k: Val,
 }
 
 impl Product<'_> {
-    fn write(&self, e: &mut Emitter, nest: &LoopNest) {
-        let tile = self.tile;
-        let ports = Ports::declare(e, nest.args.len(), nest.params);
-        let cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
-        let [rows, columns, k, _] = self.source.extents(e, &cx);
-        let thread = e.kernel_mut().thread();
-        let thread = long(e, thread);
-        let (x, y) = (e.kernel_mut().block(0), e.kernel_mut().block(1));
-        let (x, y) = (long(e, x), long(e, y));
-        let (less, high, wide) = (e.i64(tile.rows - 1), e.i64(tile.rows), e.i64(tile.columns));
-        let up = e.add(rows, less);
-        let blocks = e.op2("arith.divui", up, high);
-        let (batch, block) = divide(e, x, blocks, None);
-        let first = e.mul(block, high);
-        let column = e.mul(y, wide);
-        let table = e
-            .kernel_mut()
-            .shared((8 * tile.rows * self.source.width()) as u32, 8);
-        let shared = e.kernel_mut().shared(tile.shared() as u32, 16);
-        let place = Place {
-            thread,
-            batch,
-            rows: (first, rows),
-            columns: (column, columns),
-            table: e.from_word(table, Elem::Ptr),
-            shared: e.from_word(shared, Elem::Ptr),
-            k,
-        };
-        self.fill_table(e, &cx, &place);
-        e.kernel_mut().barrier();
-        let sums = self.sums(e, &cx, &place);
-        self.share(e, &place, &sums);
-        e.kernel_mut().barrier();
-        self.finish(e, nest, cx, &place);
-    }
-
     /// Writes down where each row of the block is in A.
     fn fill_table(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) {
         let high = e.i64(self.tile.rows);
@@ -218,17 +175,17 @@ impl Product<'_> {
             let none = e.i64(NOWHERE);
             at[0] = e.select(exists, at[0], none);
             for (i, x) in (0..).zip(at) {
-                let to = self.slot(e, p, p.thread, i);
+                let to = self.slot(e, p.thread, i);
                 e.store(x, to);
             }
         });
     }
 
     /// Where number `i` of a row's place is.
-    fn slot(&self, e: &mut Emitter, p: &Place, row: Val, i: i64) -> Val {
+    fn slot(&self, e: &mut Emitter, row: Val, i: i64) -> Val {
         let skip = e.i64(i * self.tile.rows);
         let at = e.add(row, skip);
-        e.offset(p.table, at, Elem::I64)
+        e.offset(self.table, at, Elem::I64)
     }
 
     /// The thread's sums, row by row.
@@ -273,7 +230,7 @@ impl Product<'_> {
             let (row, k) = self.a_place(e, p.thread, j);
             let numbers: Vec<Val> = (0..source.width())
                 .map(|i| {
-                    let slot = self.slot(e, p, row, i);
+                    let slot = self.slot(e, row, i);
                     e.load(slot, Ty::scalar(Elem::I64))
                 })
                 .collect();
@@ -358,7 +315,7 @@ impl Product<'_> {
             let at = e.mul(k, pitch);
             let at = e.add(at, row);
             let at = e.add(at, start);
-            let to = e.offset(p.shared, at, self.tile.elem);
+            let to = e.offset(self.shared, at, self.tile.elem);
             e.store(x, to);
         }
         let behind = e.i64(a_size);
@@ -369,7 +326,7 @@ impl Product<'_> {
             let at = e.mul(k, pitch);
             let at = e.add(at, column);
             let at = e.add(at, start);
-            let to = e.offset(p.shared, at, self.tile.elem);
+            let to = e.offset(self.shared, at, self.tile.elem);
             e.store(x, to);
         }
     }
@@ -390,11 +347,11 @@ impl Product<'_> {
         let start = e.mul(buffer, both);
         let (row, column) = self.corner(e, p.thread);
         let at = e.add(start, row);
-        let a0 = e.offset(p.shared, at, tile.elem);
+        let a0 = e.offset(self.shared, at, tile.elem);
         let behind = e.i64(a_size);
         let at = e.add(start, behind);
         let at = e.add(at, column);
-        let b0 = e.offset(p.shared, at, tile.elem);
+        let b0 = e.offset(self.shared, at, tile.elem);
         let half = (tile.own / 2) as u32;
         let halves = |e: &mut Emitter, base: Val, skip: i64, all: i64| -> Vec<Val> {
             let mut xs = vec![];
@@ -425,7 +382,7 @@ impl Product<'_> {
     }
 
     /// Writes the thread's sums to shared memory, `[row][column]`.
-    fn share(&self, e: &mut Emitter, p: &Place, sums: &[Val]) {
+    fn share(&self, e: &mut Emitter, p: &Place, sums: &[Val]) -> Sums {
         let tile = self.tile;
         let half = tile.own / 2;
         let (row, column) = self.corner(e, p.thread);
@@ -438,82 +395,17 @@ impl Product<'_> {
             for h in 0..2 {
                 let skip = e.i64(h * tile.columns / 2);
                 let at = e.add(at, skip);
-                let to = e.offset(p.shared, at, tile.elem);
+                let to = e.offset(self.shared, at, tile.elem);
                 let first = (i * tile.own + h * half) as usize;
                 e.store_few(&sums[first..first + half as usize], to);
             }
         }
-    }
-
-    /// The epilogue, neighbours along a row together.
-    fn finish(&self, e: &mut Emitter, nest: &LoopNest, cx: ExprCx, p: &Place) {
-        let tile = self.tile;
-        let run = tail::run(nest, (16 / tile.size()) as u32);
-        let mut tail = tail::emitter(e, nest, cx);
-        let width = tile.columns / i64::from(run);
-        let (threads, all) = (e.i64(THREADS), e.i64(tile.rows * width));
-        e.for_loop(p.thread, all, threads, &[], |e, i, _| {
-            let width = e.i64(width);
-            let r = e.op2("arith.divui", i, width);
-            let c = e.op2("arith.remui", i, width);
-            let step = e.i64(i64::from(run));
-            let c = e.mul(c, step);
-            let sums = Shown {
-                at: p.shared,
-                pitch: tile.pitch.1,
-                elem: tile.elem,
-                run,
-            };
-            let within = [(p.rows, r), (p.columns, c)];
-            store(&mut tail, e, self.source, p.batch, within, &sums);
-            vec![]
-        });
-    }
-}
-
-/// Sums in shared memory, `[row][column]`, of which a thread stores `run` neighbours.
-pub(super) struct Shown {
-    pub at: Val,
-    /// Elements between rows.
-    pub pitch: i64,
-    pub elem: Elem,
-    pub run: u32,
-}
-
-/// The epilogue of a run of a block's sums. Rows and columns: the block's first and how
-/// many there are in all, and the run's in the block.
-pub(super) fn store(
-    tail: &mut NestEmitter,
-    e: &mut Emitter,
-    source: &dyn Source,
-    batch: Val,
-    [(rows, r), (columns, c)]: [((Val, Val), Val); 2],
-    sums: &Shown,
-) {
-    let (row, column) = (e.add(rows.0, r), e.add(columns.0, c));
-    let row_is = e.cmp(Cmp::Lt, row, rows.1, false);
-    let column_is = e.cmp(Cmp::Lt, column, columns.1, false);
-    let exists = e.op2("arith.andi", row_is, column_is);
-    e.if_then(exists, |e| {
-        let pitch = e.i64(sums.pitch);
-        let at = e.mul(r, pitch);
-        let at = e.add(at, c);
-        let from = e.offset(sums.at, at, sums.elem);
-        let left = e.sub(columns.1, column);
-        let step = e.i64(i64::from(sums.run));
-        let count = e.min(left, step, false);
-        tail.cx.push();
-        let point = source.point(e, &tail.cx, batch, row, column);
-        let last = point.len() - 1;
-        for (axis, &c) in point[..last].iter().enumerate() {
-            tail.cx.axes[axis] = Some(c);
+        Sums {
+            at: self.shared,
+            pitch: tile.pitch.1,
+            elem: tile.elem,
         }
-        let end = e.add(point[last], count);
-        let from = Some((from, sums.elem));
-        vectors::neighbours(tail, e, (point[last], end), sums.run, from);
-        tail.cx.axes.fill(None);
-        tail.cx.pop();
-    });
+    }
 }
 
 /// Element `j` of a thread among those of a part, as a fast and a slow coordinate.

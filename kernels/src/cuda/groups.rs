@@ -7,16 +7,13 @@
 //! started, so a part's place is written again two parts later, when every group has waited
 //! for them. The epilogue reads the sums from shared memory.
 
-use super::copies::{self, Layout, Place, Rows};
-use super::gemm::{Shown, Source, store};
-use super::nest::{divide, long};
-use super::{GpuKernel, Ports, entry, tail};
+use super::GpuKernel;
+use super::block::{self, Place, Shape, Sums};
+use super::copies::{self, Layout, Rows};
 use crate::LoopNest;
-use crate::lower::ExprCx;
 use crate::matmul::MatMulSpec;
 use kiln_codegen::ptx::{B64, F32, Half, Order, Reg, Space};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
-use kiln_ir::Dim;
 
 /// Threads of a block: two groups of four warps.
 const THREADS: i64 = 256;
@@ -54,90 +51,52 @@ pub(super) fn emit(
     name: &str,
     target: &GpuTarget,
 ) -> GpuKernel {
-    let [rows, all, _, batches] = spec.dims();
-    let product = Product {
-        spec,
-        half,
-        columns: columns(spec),
+    let columns = columns(spec);
+    let (stage, pitch) = ((ROWS + columns) * ROW, columns + 4);
+    let shape = Shape {
+        rows: ROWS,
+        columns,
+        threads: THREADS,
     };
-    let shared = (STAGES * product.stage()).max(4 * ROWS * product.pitch());
-    let columns = product.columns;
-    let (body, _) = entry(name, target, THREADS as u32, |e| product.write(e, nest));
-    GpuKernel {
-        entry: name.to_string(),
-        body,
-        grid: [
-            batches * rows.ceil_div(&ROWS.into()),
-            all.ceil_div(&columns.into()),
-            Dim::ONE,
-        ],
-        block: [THREADS as u32, 1, 1],
-        cluster: [1, 1, 1],
-        shared: shared as u32,
-        scratch: Dim::ZERO,
-    }
+    let shared = (STAGES * stage).max(4 * ROWS * pitch);
+    block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
+        let shared = e.kernel_mut().dynamic_shared();
+        let product = Product {
+            half,
+            columns,
+            stage,
+            shared: e.from_word(shared, Elem::Ptr),
+        };
+        let parts = [(ROWS, 0), (columns, ROWS * ROW)];
+        let sides = copies::sides(e, cx, spec, LAYOUT, p, parts);
+        let sums = product.sums(e, p, &sides);
+        product.share(e, p, &sums, pitch)
+    })
 }
 
-struct Product<'a> {
-    spec: &'a MatMulSpec,
+struct Product {
     half: Half,
     /// Columns of a block.
     columns: i64,
+    /// Bytes of a stage: a part of A, then one of B.
+    stage: i64,
+    shared: Val,
 }
 
-impl Product<'_> {
-    /// Bytes of a stage: a part of A, then one of B.
-    fn stage(&self) -> i64 {
-        (ROWS + self.columns) * ROW
-    }
-
-    /// Elements between rows of sums.
-    fn pitch(&self) -> i64 {
-        self.columns + 4
-    }
-
-    fn write(&self, e: &mut Emitter, nest: &LoopNest) {
-        let ports = Ports::declare(e, nest.args.len(), nest.params);
-        let cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
-        let [rows, columns, k, _] = self.spec.extents(e, &cx);
-        let thread = e.kernel_mut().thread();
-        let thread = long(e, thread);
-        let (x, y) = (e.kernel_mut().block(0), e.kernel_mut().block(1));
-        let (x, y) = (long(e, x), long(e, y));
-        let (less, high, wide) = (e.i64(ROWS - 1), e.i64(ROWS), e.i64(self.columns));
-        let up = e.add(rows, less);
-        let blocks = e.op2("arith.divui", up, high);
-        let (batch, block) = divide(e, x, blocks, None);
-        let shared = e.kernel_mut().dynamic_shared();
-        let p = Place {
-            thread,
-            batch,
-            rows: (e.mul(block, high), rows),
-            columns: (e.mul(y, wide), columns),
-            k,
-            shared: e.from_word(shared, Elem::Ptr),
-        };
-        let parts = [(ROWS, 0), (self.columns, ROWS * ROW)];
-        let sides = copies::sides(e, &cx, self.spec, LAYOUT, &p, parts);
-        let sums = self.sums(e, &p, &sides);
-        self.share(e, &p, &sums);
-        e.kernel_mut().barrier();
-        self.finish(e, nest, cx, &p);
-    }
-
+impl Product {
     fn sums(&self, e: &mut Emitter, p: &Place, sides: &[Rows; 2]) -> Vec<Reg<F32>> {
         let k = e.kernel_mut();
         let sums: Vec<Reg<F32>> = (0..self.columns / 2).map(|_| k.mov(0.0f32)).collect();
         for s in 0..AHEAD {
-            let (k0, stage) = (e.i64(s * DEPTH), e.i64(s * self.stage()));
+            let (k0, stage) = (e.i64(s * DEPTH), e.i64(s * self.stage));
             for side in sides {
-                copies::copy(e, LAYOUT, p, side, k0, stage);
+                copies::copy(e, LAYOUT, (p, self.shared), side, k0, stage);
             }
             e.kernel_mut().end_copies();
         }
         let (zero, depth) = (e.i64(0), e.i64(DEPTH));
-        let (size, all) = (e.i64(self.stage()), e.i64(STAGES * self.stage()));
-        let (ahead, next) = (e.i64(AHEAD * DEPTH), e.i64(AHEAD * self.stage()));
+        let (size, all) = (e.i64(self.stage), e.i64(STAGES * self.stage));
+        let (ahead, next) = (e.i64(AHEAD * DEPTH), e.i64(AHEAD * self.stage));
         let stages = e.variables(&[zero, next]);
         e.for_loop(zero, p.k, depth, &[], |e, k0, _| {
             let k = e.kernel_mut();
@@ -148,7 +107,7 @@ impl Product<'_> {
             self.multiply(e, p, stages[0], k0, &sums);
             let k1 = e.add(k0, ahead);
             for side in sides {
-                copies::copy(e, LAYOUT, p, side, k1, stages[1]);
+                copies::copy(e, LAYOUT, (p, self.shared), side, k1, stages[1]);
             }
             e.kernel_mut().end_copies();
             e.kernel_mut().wait_products(1);
@@ -181,7 +140,7 @@ impl Product<'_> {
         let a = e.add(stage, skip);
         let behind = e.i64(ROWS * ROW);
         let b = e.add(stage, behind);
-        let (a, b) = (self.descriptor(e, p, a), self.descriptor(e, p, b));
+        let (a, b) = (self.descriptor(e, a), self.descriptor(e, b));
         let k0 = e.long(k0);
         let k = e.kernel_mut();
         let add = k.compare(Order::Gt, k0, 0, false);
@@ -204,8 +163,8 @@ impl Product<'_> {
 
     /// What a product reads: rows of 128 bytes that are swizzled, eight of them 1024 bytes
     /// after the eight before ("Matrix descriptor format", PTX ISA 9.7.15.5.1).
-    fn descriptor(&self, e: &mut Emitter, p: &Place, at: Val) -> Reg<B64> {
-        let at = e.offset(p.shared, at, Elem::I8);
+    fn descriptor(&self, e: &mut Emitter, at: Val) -> Reg<B64> {
+        let at = e.offset(self.shared, at, Elem::I8);
         let at = e.word(at);
         let k = e.kernel_mut();
         let wide = k.extend(at, false);
@@ -215,54 +174,26 @@ impl Product<'_> {
         k.bitwise("or", address, rest)
     }
 
-    /// Writes the group's sums to shared memory, `[row][column]`.
-    fn share(&self, e: &mut Emitter, p: &Place, sums: &[Reg<F32>]) {
-        let lane = e.kernel_mut().lane();
-        let lane = long(e, lane);
-        let (four, two, size, sixteen) = (e.i64(4), e.i64(2), e.i64(32), e.i64(16));
+    /// Writes the group's sums to shared memory.
+    fn share(&self, e: &mut Emitter, p: &Place, sums: &[Reg<F32>], pitch: i64) -> Sums {
+        let shown = Sums {
+            at: self.shared,
+            pitch,
+            elem: Elem::F32,
+        };
         // Warps have sixteen rows each, group after group.
+        let (size, sixteen, zero) = (e.i64(32), e.i64(16), e.i64(0));
         let warp = e.op2("arith.divui", p.thread, size);
         let row = e.mul(warp, sixteen);
-        let g = e.op2("arith.divui", lane, four);
-        let row = e.add(row, g);
-        let t = e.op2("arith.remui", lane, four);
-        let column = e.mul(t, two);
-        let pitch = e.i64(self.pitch());
-        let at = e.mul(row, pitch);
-        let at = e.add(at, column);
-        let to = e.offset(p.shared, at, Elem::F32);
-        let to = e.word(to);
+        let to = block::fragment(e, shown, (row, zero));
         let k = e.kernel_mut();
         for (j, four) in (0..).zip(sums.chunks(4)) {
             for half in 0..2 {
-                let skip = 4 * (8 * half * self.pitch() + 8 * j);
+                let skip = 4 * (8 * half * pitch + 8 * j);
                 let h = 2 * half as usize;
                 k.store(Space::Shared, to, skip, &four[h..h + 2]);
             }
         }
-    }
-
-    /// The epilogue, neighbours along a row together.
-    fn finish(&self, e: &mut Emitter, nest: &LoopNest, cx: ExprCx, p: &Place) {
-        let run = tail::run(nest, 4);
-        let mut tail = tail::emitter(e, nest, cx);
-        let width = self.columns / i64::from(run);
-        let (threads, all) = (e.i64(THREADS), e.i64(ROWS * width));
-        e.for_loop(p.thread, all, threads, &[], |e, i, _| {
-            let width = e.i64(width);
-            let r = e.op2("arith.divui", i, width);
-            let c = e.op2("arith.remui", i, width);
-            let step = e.i64(i64::from(run));
-            let c = e.mul(c, step);
-            let sums = Shown {
-                at: p.shared,
-                pitch: self.pitch(),
-                elem: Elem::F32,
-                run,
-            };
-            let within = [(p.rows, r), (p.columns, c)];
-            store(&mut tail, e, self.spec, p.batch, within, &sums);
-            vec![]
-        });
+        shown
     }
 }

@@ -7,18 +7,17 @@
 //! are swapped so that the eight rows which an instruction reads lie on all banks. The
 //! epilogue reads the sums from shared memory.
 
-use super::copies::{self, Layout, Place, Rows};
-use super::gemm::{Shown, Source, store};
-use super::nest::{divide, long};
-use super::{GpuKernel, Ports, entry, tail};
+use super::GpuKernel;
+use super::block::{self, Place, Shape, Sums};
+use super::copies::{self, Layout, Rows};
+use super::nest::long;
 use crate::LoopNest;
 use crate::Size;
-use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::ptx::{B32, F32, Half, Reg, Space};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
-use kiln_ir::{DType, Dim};
+use kiln_ir::DType;
 
 /// Threads of a block: 2 × 4 warps.
 const THREADS: i64 = 256;
@@ -66,59 +65,28 @@ pub(super) fn emit(
     name: &str,
     target: &GpuTarget,
 ) -> GpuKernel {
-    let [rows, columns, _, batches] = spec.dims();
-    let (body, _) = entry(name, target, THREADS as u32, |e| {
-        Product { spec, half }.write(e, nest);
-    });
-    GpuKernel {
-        entry: name.to_string(),
-        body,
-        grid: [
-            batches * rows.ceil_div(&SIDE.into()),
-            columns.ceil_div(&SIDE.into()),
-            Dim::ONE,
-        ],
-        block: [THREADS as u32, 1, 1],
-        cluster: [1, 1, 1],
-        shared: (STAGES * BOTH).max(4 * SIDE * SUM_PITCH) as u32,
-        scratch: Dim::ZERO,
-    }
-}
-
-struct Product<'a> {
-    spec: &'a MatMulSpec,
-    half: Half,
-}
-
-impl Product<'_> {
-    fn write(&self, e: &mut Emitter, nest: &LoopNest) {
-        let ports = Ports::declare(e, nest.args.len(), nest.params);
-        let cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
-        let [rows, columns, k, _] = self.spec.extents(e, &cx);
-        let thread = e.kernel_mut().thread();
-        let thread = long(e, thread);
-        let (x, y) = (e.kernel_mut().block(0), e.kernel_mut().block(1));
-        let (x, y) = (long(e, x), long(e, y));
-        let (less, side) = (e.i64(SIDE - 1), e.i64(SIDE));
-        let up = e.add(rows, less);
-        let blocks = e.op2("arith.divui", up, side);
-        let (batch, block) = divide(e, x, blocks, None);
+    let shape = Shape {
+        rows: SIDE,
+        columns: SIDE,
+        threads: THREADS,
+    };
+    let shared = (STAGES * BOTH).max(4 * SIDE * SUM_PITCH);
+    block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
         let shared = e.kernel_mut().dynamic_shared();
-        let p = Place {
-            thread,
-            batch,
-            rows: (e.mul(block, side), rows),
-            columns: (e.mul(y, side), columns),
-            k,
-            shared: e.from_word(shared, Elem::Ptr),
-        };
-        let sides = copies::sides(e, &cx, self.spec, LAYOUT, &p, [(SIDE, 0), (SIDE, PART)]);
-        let sums = self.sums(e, &p, &sides);
-        self.share(e, &p, &sums);
-        e.kernel_mut().barrier();
-        self.finish(e, nest, cx, &p);
-    }
+        let shared = e.from_word(shared, Elem::Ptr);
+        let product = Product { half, shared };
+        let sides = copies::sides(e, cx, spec, LAYOUT, p, [(SIDE, 0), (SIDE, PART)]);
+        let sums = product.sums(e, p, &sides);
+        product.share(e, p, &sums)
+    })
+}
 
+struct Product {
+    half: Half,
+    shared: Val,
+}
+
+impl Product {
     fn sums(&self, e: &mut Emitter, p: &Place, sides: &[Rows; 2]) -> Vec<[Reg<F32>; 4]> {
         let tiles = (WARP_ROWS / 16 * WARP_COLUMNS / 8) as usize;
         let k = e.kernel_mut();
@@ -129,7 +97,7 @@ impl Product<'_> {
         for s in 0..STAGES - 1 {
             let (k0, stage) = (e.i64(s * DEPTH), e.i64(s * BOTH));
             for side in sides {
-                copies::copy(e, LAYOUT, p, side, k0, stage);
+                copies::copy(e, LAYOUT, (p, self.shared), side, k0, stage);
             }
             e.kernel_mut().end_copies();
         }
@@ -146,7 +114,7 @@ impl Product<'_> {
             e.if_then(works, |e| self.multiply(e, p, stages[0], &sums));
             let next = e.add(k0, ahead);
             for side in sides {
-                copies::copy(e, LAYOUT, p, side, next, stages[1]);
+                copies::copy(e, LAYOUT, (p, self.shared), side, next, stages[1]);
             }
             e.kernel_mut().end_copies();
             let turned: Vec<Val> = stages
@@ -172,7 +140,6 @@ impl Product<'_> {
     fn address(
         &self,
         e: &mut Emitter,
-        p: &Place,
         first: Val,
         (stage, skip): (Val, i64),
         step: i64,
@@ -197,7 +164,7 @@ impl Product<'_> {
         let at = e.add(at, stage);
         let skip = e.i64(skip);
         let at = e.add(at, skip);
-        let at = e.offset(p.shared, at, Elem::I8);
+        let at = e.offset(self.shared, at, Elem::I8);
         e.word(at)
     }
 
@@ -206,8 +173,8 @@ impl Product<'_> {
         let (row, column) = corner(e, p.thread);
         for step in 0..DEPTH / 16 {
             // Rows 16 apart have their chunks swapped alike.
-            let a0 = self.address(e, p, row, (stage, 0), step, true);
-            let b0 = self.address(e, p, column, (stage, PART), step, false);
+            let a0 = self.address(e, row, (stage, 0), step, true);
+            let b0 = self.address(e, column, (stage, PART), step, false);
             let k = e.kernel_mut();
             let b: Vec<[Reg<B32>; 4]> = (0..WARP_COLUMNS / 16)
                 .map(|j| k.load_matrices(b0, 16 * j * ROW))
@@ -223,22 +190,15 @@ impl Product<'_> {
         }
     }
 
-    /// Writes the warp's sums to shared memory, `[row][column]`.
-    fn share(&self, e: &mut Emitter, p: &Place, sums: &[[Reg<F32>; 4]]) {
-        let (row, column) = corner(e, p.thread);
-        let lane = e.kernel_mut().lane();
-        let lane = long(e, lane);
-        let (four, two) = (e.i64(4), e.i64(2));
-        let t = e.op2("arith.remui", lane, four);
-        let g = e.op2("arith.divui", lane, four);
-        let r = e.add(row, g);
-        let pitch = e.i64(SUM_PITCH);
-        let at = e.mul(r, pitch);
-        let c = e.mul(t, two);
-        let c = e.add(column, c);
-        let at = e.add(at, c);
-        let to = e.offset(p.shared, at, Elem::F32);
-        let to = e.word(to);
+    /// Writes the warp's sums to shared memory.
+    fn share(&self, e: &mut Emitter, p: &Place, sums: &[[Reg<F32>; 4]]) -> Sums {
+        let shown = Sums {
+            at: self.shared,
+            pitch: SUM_PITCH,
+            elem: Elem::F32,
+        };
+        let corner = corner(e, p.thread);
+        let to = block::fragment(e, shown, corner);
         let k = e.kernel_mut();
         for (at, s) in (0..).zip(sums) {
             let (i, j) = (at / (WARP_COLUMNS / 8), at % (WARP_COLUMNS / 8));
@@ -248,30 +208,7 @@ impl Product<'_> {
                 k.store(Space::Shared, to, skip, &s[h..h + 2]);
             }
         }
-    }
-
-    /// The epilogue, neighbours along a row together.
-    fn finish(&self, e: &mut Emitter, nest: &LoopNest, cx: ExprCx, p: &Place) {
-        let run = tail::run(nest, 4);
-        let mut tail = tail::emitter(e, nest, cx);
-        let width = SIDE / i64::from(run);
-        let (threads, all) = (e.i64(THREADS), e.i64(SIDE * width));
-        e.for_loop(p.thread, all, threads, &[], |e, i, _| {
-            let width = e.i64(width);
-            let r = e.op2("arith.divui", i, width);
-            let c = e.op2("arith.remui", i, width);
-            let step = e.i64(i64::from(run));
-            let c = e.mul(c, step);
-            let sums = Shown {
-                at: p.shared,
-                pitch: SUM_PITCH,
-                elem: Elem::F32,
-                run,
-            };
-            let within = [(p.rows, r), (p.columns, c)];
-            store(&mut tail, e, self.spec, p.batch, within, &sums);
-            vec![]
-        });
+        shown
     }
 }
 

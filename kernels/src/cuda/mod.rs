@@ -7,6 +7,7 @@
 
 mod attention;
 mod attention_halves;
+mod block;
 mod conv;
 mod copies;
 pub mod cost;

@@ -9,16 +9,17 @@
 //! other banks: A's fragments come by `ldmatrix`, B's by plain loads. The epilogue reads
 //! the sums from shared memory.
 
-use super::gemm::{NOWHERE, Shown, Source, store};
-use super::nest::{divide, long};
-use super::{GpuKernel, Ports, entry, tail};
+use super::GpuKernel;
+use super::block::{self, Place, Shape, Sums};
+use super::gemm::{NOWHERE, Source};
+use super::nest::long;
 use crate::LoopNest;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, Words};
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::ptx::{B32, Byte, F32, Half, Reg, Space};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
-use kiln_ir::{DType, Dim};
+use kiln_ir::DType;
 
 /// Threads of a block: 2 × 4 warps.
 const THREADS: i64 = 256;
@@ -64,49 +65,40 @@ pub(super) fn emit(
     name: &str,
     target: &GpuTarget,
 ) -> GpuKernel {
-    let [rows, columns, _, batches] = spec.dims();
-    let (body, _) = entry(name, target, THREADS as u32, |e| {
-        Product { spec, words }.write(e, nest);
-    });
+    let shape = Shape {
+        rows: ROWS,
+        columns: COLUMNS,
+        threads: THREADS,
+    };
     let parts = 2 * (A_PART + B_PART);
-    GpuKernel {
-        entry: name.to_string(),
-        body,
-        grid: [
-            batches * rows.ceil_div(&ROWS.into()),
-            columns.ceil_div(&COLUMNS.into()),
-            Dim::ONE,
-        ],
-        block: [THREADS as u32, 1, 1],
-        cluster: [1, 1, 1],
-        shared: 4 * parts.max(ROWS * SUM_PITCH) as u32,
-        scratch: Dim::ZERO,
-    }
+    let shared = 4 * parts.max(ROWS * SUM_PITCH);
+    block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
+        let shared = e.kernel_mut().dynamic_shared();
+        let mut product = Product {
+            spec,
+            words,
+            shared: e.from_word(shared, Elem::Ptr),
+            aligned: aligned(e, cx, spec, words, p.k),
+            starts: vec![],
+        };
+        product.starts = product.starts(e, cx, p);
+        let sums = product.sums(e, cx, p);
+        product.share(e, p, &sums)
+    })
 }
 
 struct Product<'a> {
     spec: &'a MatMulSpec,
     words: Words,
-}
-
-/// Where a block and a thread are.
-struct Place {
-    thread: Val,
-    batch: Val,
-    /// The block's first row, and all rows; columns likewise.
-    rows: (Val, Val),
-    columns: (Val, Val),
-    /// Products.
-    k: Val,
+    shared: Val,
     /// Whether rows of A start at multiples of 16 bytes and hold whole chunks.
     aligned: Val,
     /// The starts in A of the thread's rows; [`NOWHERE`]: no such row.
     starts: Vec<Val>,
-    shared: Val,
 }
 
 /// A warp's sums: by 16 rows, then 8 columns.
-enum Sums {
+enum Own {
     Floats(Vec<[Reg<F32>; 4]>),
     Ints(Vec<[Reg<B32>; 4]>),
 }
@@ -118,59 +110,7 @@ impl Product<'_> {
     }
 
     fn a_elem(&self) -> Elem {
-        match self.words {
-            Words::Bytes(_) => Elem::I8,
-            Words::Pairs => Elem::I16,
-        }
-    }
-
-    fn write(&self, e: &mut Emitter, nest: &LoopNest) {
-        let ports = Ports::declare(e, nest.args.len(), nest.params);
-        let cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
-        let [rows, columns, k, _] = self.spec.extents(e, &cx);
-        let thread = e.kernel_mut().thread();
-        let thread = long(e, thread);
-        let (x, y) = (e.kernel_mut().block(0), e.kernel_mut().block(1));
-        let (x, y) = (long(e, x), long(e, y));
-        let (less, high, wide) = (e.i64(ROWS - 1), e.i64(ROWS), e.i64(COLUMNS));
-        let up = e.add(rows, less);
-        let blocks = e.op2("arith.divui", up, high);
-        let (batch, block) = divide(e, x, blocks, None);
-        let first = e.mul(block, high);
-        let shared = e.kernel_mut().dynamic_shared();
-        let mut p = Place {
-            thread,
-            batch,
-            rows: (first, rows),
-            columns: (e.mul(y, wide), columns),
-            k,
-            aligned: self.aligned(e, &cx, k),
-            starts: vec![],
-            shared: e.from_word(shared, Elem::Ptr),
-        };
-        p.starts = self.starts(e, &cx, &p);
-        let sums = self.sums(e, &cx, &p);
-        self.share(e, &p, &sums);
-        e.kernel_mut().barrier();
-        self.finish(e, nest, cx, &p);
-    }
-
-    /// Whether all that A's rows start at is a multiple of 16 bytes.
-    fn aligned(&self, e: &mut Emitter, cx: &ExprCx, k: Val) -> Val {
-        let size = e.i64(i64::from(self.a_elem().bits() / 8));
-        let r = e.long(cx.args[0]);
-        let mut bits = e.from_long(r, Elem::I64);
-        let rank = self.spec.batch.len();
-        let strides: Vec<Val> = (self.spec.a[..=rank].iter())
-            .map(|&s| cx.size(e, s))
-            .collect();
-        for x in strides.into_iter().chain([k]) {
-            let bytes = e.mul(x, size);
-            bits = e.op2("arith.ori", bits, bytes);
-        }
-        let (mask, zero) = (e.i64(15), e.i64(0));
-        let low = e.op2("arith.andi", bits, mask);
-        e.cmp(Cmp::Eq, low, zero, false)
+        a_elem(self.words)
     }
 
     /// Row and chunk of the thread's chunk `j` of a part of A.
@@ -207,7 +147,7 @@ impl Product<'_> {
         let word = Ty::scalar(Elem::I32);
         let group = e.i64(self.group());
         let mut a = vec![];
-        for (j, &start) in (0..).zip(&p.starts) {
+        for (j, &start) in (0..).zip(&self.starts) {
             let (_, chunk) = self.a_chunk(e, p.thread, j);
             let four = e.i64(CHUNK);
             let at = e.mul(chunk, four);
@@ -219,7 +159,7 @@ impl Product<'_> {
             let exists = e.op2("arith.andi", row_is, k_is);
             let from = e.add(start, k);
             let words = e.either(
-                p.aligned,
+                self.aligned,
                 &[word; CHUNK as usize],
                 &mut (),
                 |e, ()| {
@@ -304,25 +244,25 @@ impl Product<'_> {
         let start = e.mul(buffer, part);
         for (j, words) in (0..).zip(read[0].chunks(CHUNK as usize)) {
             let (row, chunk) = self.a_chunk(e, p.thread, j);
-            put_chunk(e, p, start, (row, A_PITCH), chunk, words);
+            put_chunk(e, self.shared, start, (row, A_PITCH), chunk, words);
         }
         let behind = e.i64(A_PART);
         let start = e.add(start, behind);
         for (j, words) in (0..).zip(read[1].chunks(CHUNK as usize)) {
             let (row, chunk) = self.b_chunk(e, p.thread, j);
-            put_chunk(e, p, start, (row, B_PITCH), chunk, words);
+            put_chunk(e, self.shared, start, (row, B_PITCH), chunk, words);
         }
     }
 
-    fn sums(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) -> Sums {
+    fn sums(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) -> Own {
         let tiles = (WARP_ROWS / 16 * WARP_COLUMNS / 8) as usize;
         let sums = match self.words {
-            Words::Pairs => Sums::Floats(
+            Words::Pairs => Own::Floats(
                 (0..tiles)
                     .map(|_| std::array::from_fn(|_| e.kernel_mut().mov(0.0f32)))
                     .collect(),
             ),
-            Words::Bytes(_) => Sums::Ints(
+            Words::Bytes(_) => Own::Ints(
                 (0..tiles)
                     .map(|_| std::array::from_fn(|_| e.kernel_mut().mov(0i32)))
                     .collect(),
@@ -355,7 +295,7 @@ impl Product<'_> {
     }
 
     /// Adds the products of the parts in a buffer to the warp's sums.
-    fn multiply(&self, e: &mut Emitter, p: &Place, buffer: Val, sums: &Sums) {
+    fn multiply(&self, e: &mut Emitter, p: &Place, buffer: Val, sums: &Own) {
         let part = e.i64(A_PART + B_PART);
         let start = e.mul(buffer, part);
         let (row, column) = corner(e, p.thread);
@@ -370,7 +310,7 @@ impl Product<'_> {
         let at = e.add(at, start);
         let skip = e.mul(half, four);
         let at = e.add(at, skip);
-        let a0 = e.offset(p.shared, at, Elem::I32);
+        let a0 = e.offset(self.shared, at, Elem::I32);
         let a0 = e.word(a0);
         // And has word `l % 4` of column `l / 4` of 8.
         let t = e.op2("arith.remui", lane, four);
@@ -382,7 +322,7 @@ impl Product<'_> {
         let at = e.add(at, start);
         let behind = e.i64(A_PART);
         let at = e.add(at, behind);
-        let b0 = e.offset(p.shared, at, Elem::I32);
+        let b0 = e.offset(self.shared, at, Elem::I32);
         let b0 = e.word(b0);
         let k = e.kernel_mut();
         for step in 0..DEPTH / STEP {
@@ -399,33 +339,30 @@ impl Product<'_> {
                 for (j, &b) in b.iter().enumerate() {
                     let at = (i * WARP_COLUMNS / 8) as usize + j;
                     match (sums, self.words) {
-                        (Sums::Floats(s), _) => k.multiply_halves(Half::Bf16, s[at], a, b),
-                        (Sums::Ints(s), Words::Bytes(signs)) => {
+                        (Own::Floats(s), _) => k.multiply_halves(Half::Bf16, s[at], a, b),
+                        (Own::Ints(s), Words::Bytes(signs)) => {
                             let types = (byte(signs.a), byte(signs.b));
                             k.multiply_bytes(types, s[at], a, b);
                         }
-                        (Sums::Ints(_), Words::Pairs) => unreachable!("pairs have floats' sums"),
+                        (Own::Ints(_), Words::Pairs) => unreachable!("pairs have floats' sums"),
                     }
                 }
             }
         }
     }
 
-    /// Writes the warp's sums to shared memory, `[row][column]`.
-    fn share(&self, e: &mut Emitter, p: &Place, sums: &Sums) {
-        let (row, column) = corner(e, p.thread);
-        let lane = lane(e);
-        let (four, two) = (e.i64(4), e.i64(2));
-        let t = e.op2("arith.remui", lane, four);
-        let g = e.op2("arith.divui", lane, four);
-        let r = e.add(row, g);
-        let pitch = e.i64(SUM_PITCH);
-        let at = e.mul(r, pitch);
-        let c = e.mul(t, two);
-        let c = e.add(column, c);
-        let at = e.add(at, c);
-        let to = e.offset(p.shared, at, Elem::I32);
-        let to = e.word(to);
+    /// Writes the warp's sums to shared memory.
+    fn share(&self, e: &mut Emitter, p: &Place, sums: &Own) -> Sums {
+        let shown = Sums {
+            at: self.shared,
+            pitch: SUM_PITCH,
+            elem: match self.words {
+                Words::Bytes(_) => Elem::I32,
+                Words::Pairs => Elem::F32,
+            },
+        };
+        let corner = corner(e, p.thread);
+        let to = block::fragment(e, shown, corner);
         let k = e.kernel_mut();
         for i in 0..WARP_ROWS / 16 {
             for j in 0..WARP_COLUMNS / 8 {
@@ -434,46 +371,43 @@ impl Product<'_> {
                     let skip = 4 * ((16 * i + 8 * half) * SUM_PITCH + 8 * j);
                     let h = 2 * half as usize;
                     match sums {
-                        Sums::Floats(s) => k.store(Space::Shared, to, skip, &s[at][h..h + 2]),
-                        Sums::Ints(s) => k.store(Space::Shared, to, skip, &s[at][h..h + 2]),
+                        Own::Floats(s) => k.store(Space::Shared, to, skip, &s[at][h..h + 2]),
+                        Own::Ints(s) => k.store(Space::Shared, to, skip, &s[at][h..h + 2]),
                     }
                 }
             }
         }
-    }
-
-    /// The epilogue, neighbours along a row together.
-    fn finish(&self, e: &mut Emitter, nest: &LoopNest, cx: ExprCx, p: &Place) {
-        let elem = match self.words {
-            Words::Bytes(_) => Elem::I32,
-            Words::Pairs => Elem::F32,
-        };
-        let run = tail::run(nest, CHUNK as u32);
-        let mut tail = tail::emitter(e, nest, cx);
-        let width = COLUMNS / i64::from(run);
-        let (threads, all) = (e.i64(THREADS), e.i64(ROWS * width));
-        e.for_loop(p.thread, all, threads, &[], |e, i, _| {
-            let width = e.i64(width);
-            let r = e.op2("arith.divui", i, width);
-            let c = e.op2("arith.remui", i, width);
-            let step = e.i64(i64::from(run));
-            let c = e.mul(c, step);
-            let sums = Shown {
-                at: p.shared,
-                pitch: SUM_PITCH,
-                elem,
-                run,
-            };
-            let within = [(p.rows, r), (p.columns, c)];
-            store(&mut tail, e, self.spec, p.batch, within, &sums);
-            vec![]
-        });
+        shown
     }
 }
 
 /// Chunks of a part of A that a thread reads, and of one of B.
 const A_CHUNKS: i64 = ROWS * DEPTH / CHUNK / THREADS;
 const B_CHUNKS: i64 = DEPTH * COLUMNS / CHUNK / THREADS;
+
+/// The integer that an element of A's bits are.
+fn a_elem(words: Words) -> Elem {
+    match words {
+        Words::Bytes(_) => Elem::I8,
+        Words::Pairs => Elem::I16,
+    }
+}
+
+/// Whether all that A's rows start at is a multiple of 16 bytes.
+fn aligned(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, words: Words, k: Val) -> Val {
+    let size = e.i64(i64::from(a_elem(words).bits() / 8));
+    let r = e.long(cx.args[0]);
+    let mut bits = e.from_long(r, Elem::I64);
+    let rank = spec.batch.len();
+    let strides: Vec<Val> = spec.a[..=rank].iter().map(|&s| cx.size(e, s)).collect();
+    for x in strides.into_iter().chain([k]) {
+        let bytes = e.mul(x, size);
+        bits = e.op2("arith.ori", bits, bytes);
+    }
+    let (mask, zero) = (e.i64(15), e.i64(0));
+    let low = e.op2("arith.andi", bits, mask);
+    e.cmp(Cmp::Eq, low, zero, false)
+}
 
 fn byte(t: DType) -> Byte {
     match t {
@@ -508,7 +442,7 @@ fn load_chunk(e: &mut Emitter, from: Val, exists: Val) -> Vec<Val> {
 
 fn put_chunk(
     e: &mut Emitter,
-    p: &Place,
+    shared: Val,
     start: Val,
     (row, pitch): (Val, i64),
     chunk: Val,
@@ -519,6 +453,6 @@ fn put_chunk(
     let skip = e.mul(chunk, four);
     let at = e.add(at, skip);
     let at = e.add(at, start);
-    let to = e.offset(p.shared, at, Elem::I32);
+    let to = e.offset(shared, at, Elem::I32);
     e.store_few(words, to);
 }

@@ -16,16 +16,6 @@ fn inside(e: &mut Exprs, x: ExprId, extent: i64) -> ExprId {
     e.binary(BinaryFn::And, low, high).unwrap()
 }
 
-fn store(arg: usize, index: Index, value: ExprId) -> Effect {
-    Effect::Store {
-        arg: arg as u16,
-        index,
-        value,
-        update: None,
-        when: None,
-    }
-}
-
 /// Pieces of `[rows, ..]` joined along the last axis (`along` 1) or the first, with a
 /// sum of something else so that no piece is a plain copy.
 fn concat(t: DType, lengths: &[i64], across: i64, along: u8, seed: u64) -> Case {
@@ -80,7 +70,7 @@ fn concat(t: DType, lengths: &[i64], across: i64, along: u8, seed: u64) -> Case 
             outer: 2,
             stages: vec![Stage {
                 axes: vec![],
-                effects: vec![store(at, index, out)],
+                effects: vec![Effect::store(at as u16, index, out)],
             }],
             ..LoopNest::default()
         },
@@ -174,7 +164,7 @@ fn pool(
             },
             Stage {
                 axes: vec![],
-                effects: vec![store(
+                effects: vec![Effect::store(
                     1,
                     Index::strided([c(out(w) * channels), c(channels), c(1)]),
                     acc,

@@ -10,27 +10,6 @@ fn c(n: i64) -> Size {
     Size::Const(n)
 }
 
-fn store(arg: u16, index: Index, value: ExprId) -> Effect {
-    Effect::Store {
-        arg,
-        index,
-        value,
-        update: None,
-        when: None,
-    }
-}
-
-fn reduce(acc: u16, by: Reducer, value: ExprId) -> Effect {
-    Effect::Reduce { acc, by, value }
-}
-
-fn stage(axes: &[u8], effects: Vec<Effect>) -> Stage {
-    Stage {
-        axes: axes.to_vec(),
-        effects,
-    }
-}
-
 /// Softmax over `[m, k]` where `k` has stride `sk`.
 fn softmax(m: Size, k: Size, strides: [Size; 2], params: u16) -> LoopNest {
     let mut e = Exprs::new();
@@ -53,18 +32,18 @@ fn softmax(m: Size, k: Size, strides: [Size; 2], params: u16) -> LoopNest {
             axes: vec![1],
         }],
         stages: vec![
-            stage(&[1], vec![reduce(0, Reducer::Max, x)]),
-            stage(
+            Stage::new(&[1], vec![Effect::reduce(0, Reducer::Max, x)]),
+            Stage::new(
                 &[1],
                 vec![
                     Effect::Keep {
                         temp: 0,
                         value: exp,
                     },
-                    reduce(1, Reducer::Sum, exp),
+                    Effect::reduce(1, Reducer::Sum, exp),
                 ],
             ),
-            stage(&[1], vec![store(1, index, y)]),
+            Stage::new(&[1], vec![Effect::store(1, index, y)]),
         ],
     }
 }
@@ -144,20 +123,26 @@ fn layer_norm_with_residual_gives_two_outputs() {
             axes: vec![1],
         }],
         stages: vec![
-            stage(
+            Stage::new(
                 &[1],
                 vec![
                     Effect::Keep {
                         temp: 0,
                         value: sum,
                     },
-                    reduce(0, Reducer::Sum, sum),
-                    store(4, row.clone(), sum),
+                    Effect::reduce(0, Reducer::Sum, sum),
+                    Effect::store(4, row.clone(), sum),
                 ],
             ),
-            stage(&[1], vec![reduce(1, Reducer::Sum, square)]),
-            stage(&[1], vec![store(5, row.clone(), y), store(6, row, half)]),
-            stage(&[], vec![store(7, Index::strided([c(1)]), mean)]),
+            Stage::new(&[1], vec![Effect::reduce(1, Reducer::Sum, square)]),
+            Stage::new(
+                &[1],
+                vec![
+                    Effect::store(5, row.clone(), y),
+                    Effect::store(6, row, half),
+                ],
+            ),
+            Stage::new(&[], vec![Effect::store(7, Index::strided([c(1)]), mean)]),
         ],
     };
     let mut rng = Rng(2);
@@ -212,7 +197,10 @@ fn embedding(rows: i64, width: i64, count: i64, along: bool) -> LoopNest {
         axes: vec![c(a), c(b)],
         outer: 2,
         temps: vec![],
-        stages: vec![stage(&[], vec![store(2, Index::strided([c(b), c(1)]), x)])],
+        stages: vec![Stage::new(
+            &[],
+            vec![Effect::store(2, Index::strided([c(b), c(1)]), x)],
+        )],
     }
 }
 
@@ -281,9 +269,9 @@ fn guarded_loads_pad_and_concatenate() {
         axes: vec![c(rows + 1), c(wa + wb)],
         outer: 2,
         temps: vec![],
-        stages: vec![stage(
+        stages: vec![Stage::new(
             &[],
-            vec![store(2, Index::strided([c(wa + wb), c(1)]), b)],
+            vec![Effect::store(2, Index::strided([c(wa + wb), c(1)]), b)],
         )],
     };
     let mut rng = Rng(4);
@@ -337,12 +325,12 @@ fn arg_max_takes_the_first_or_last_and_nan_above_all() {
                         outer: 1,
                         temps: vec![],
                         stages: vec![
-                            stage(&[1], vec![effect]),
-                            stage(
+                            Stage::new(&[1], vec![effect]),
+                            Stage::new(
                                 &[],
                                 vec![
-                                    store(1, Index::strided([c(1)]), at),
-                                    store(2, Index::strided([c(1)]), best),
+                                    Effect::store(1, Index::strided([c(1)]), at),
+                                    Effect::store(2, Index::strided([c(1)]), best),
                                 ],
                             ),
                         ],
@@ -381,8 +369,8 @@ fn max_and_min_carry_nan_and_empty_reductions_give_identities() {
                         outer: 1,
                         temps: vec![],
                         stages: vec![
-                            stage(&[1], vec![reduce(0, by, x)]),
-                            stage(&[], vec![store(1, Index::strided([c(1)]), acc)]),
+                            Stage::new(&[1], vec![Effect::reduce(0, by, x)]),
+                            Stage::new(&[], vec![Effect::store(1, Index::strided([c(1)]), acc)]),
                         ],
                     },
                     buffers: vec![bytes(t, &values), vec![0; 12]],
@@ -426,8 +414,8 @@ fn scans_run_in_order_along_rows_and_columns() {
                     value: y,
                     exclusive,
                 },
-                store(1, Index::strided(s), running),
-                store(2, back, from_end),
+                Effect::store(1, Index::strided(s), running),
+                Effect::store(2, back, from_end),
             ];
             cases.push(Case {
                 name: format!("scan_{t}_{exclusive}_{rows}"),
@@ -438,7 +426,7 @@ fn scans_run_in_order_along_rows_and_columns() {
                     axes: vec![c(m), c(k)],
                     outer: 1,
                     temps: vec![],
-                    stages: vec![stage(&[1], effects)],
+                    stages: vec![Stage::new(&[1], effects)],
                 },
                 buffers: vec![
                     rng.data(t, n),
@@ -487,7 +475,7 @@ fn scatters_write_or_add_in_order() {
                     axes: vec![c(count), c(width)],
                     outer: 2,
                     temps: vec![],
-                    stages: vec![stage(
+                    stages: vec![Stage::new(
                         &[],
                         vec![Effect::Store {
                             arg: 2,
@@ -591,7 +579,10 @@ fn casts_between_all_types_round_saturate_and_wrap() {
                     axes: vec![c(n as i64)],
                     outer: 1,
                     temps: vec![],
-                    stages: vec![stage(&[], vec![store(1, Index::strided([c(1)]), y)])],
+                    stages: vec![Stage::new(
+                        &[],
+                        vec![Effect::store(1, Index::strided([c(1)]), y)],
+                    )],
                 },
                 buffers: vec![bytes(from, &values), vec![0; n * to.size().unwrap()]],
                 params: vec![],
@@ -640,7 +631,10 @@ fn quantizing_rounds_as_a_division_does() {
             args: vec![F, to],
             axes: vec![c(n)],
             outer: 1,
-            stages: vec![stage(&[], vec![store(1, Index::strided([Size::ONE]), y)])],
+            stages: vec![Stage::new(
+                &[],
+                vec![Effect::store(1, Index::strided([Size::ONE]), y)],
+            )],
             ..LoopNest::default()
         };
         cases.push(Case {
@@ -669,7 +663,10 @@ fn integer_division_by_zero_is_reported_and_the_least_value_does_not_trap() {
         axes: vec![c(5)],
         outer: 1,
         temps: vec![],
-        stages: vec![stage(&[], vec![store(2, Index::strided([c(1)]), quotient)])],
+        stages: vec![Stage::new(
+            &[],
+            vec![Effect::store(2, Index::strided([c(1)]), quotient)],
+        )],
     };
     let spec = KernelSpec::Nest(nest);
     for target in targets() {
@@ -714,7 +711,7 @@ fn a_slice_is_updated_in_parallel_where_its_start_is_data() {
             axes: vec![c(new), c(width)],
             outer: 2,
             temps: vec![],
-            stages: vec![stage(&[], vec![store(2, index, y)])],
+            stages: vec![Stage::new(&[], vec![Effect::store(2, index, y)])],
         };
         let schedule = nest.schedule();
         assert!(!schedule.serial && schedule.vector == Some(1));

@@ -1,0 +1,164 @@
+//! A block's share of a product: where it is, how it is launched, and what becomes of its
+//! sums, for every kernel of sums of products.
+
+use super::gemm::Source;
+use super::nest::{divide, long};
+use super::{GpuKernel, Ports, entry, tail, vectors};
+use crate::LoopNest;
+use crate::lower::ExprCx;
+use kiln_codegen::emit::Cmp;
+use kiln_codegen::ptx::{B32, Reg};
+use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
+use kiln_ir::Dim;
+
+/// Rows and columns of a block, and its threads.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub rows: i64,
+    pub columns: i64,
+    pub threads: i64,
+}
+
+/// Where a block is.
+pub(super) struct Place {
+    pub thread: Val,
+    pub batch: Val,
+    /// The block's first row, and all rows; columns likewise.
+    pub rows: (Val, Val),
+    pub columns: (Val, Val),
+    /// Products.
+    pub k: Val,
+}
+
+/// The sums of a block in shared memory, `[row][column]`.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    pub at: Val,
+    /// Elements between rows.
+    pub pitch: i64,
+    pub elem: Elem,
+}
+
+/// A kernel whose blocks share a product; `shared` bytes of shared memory are added.
+/// `write` gets what expressions need and where a block is, and gives its sums when every
+/// thread has written its own; the epilogue follows.
+pub(super) fn kernel(
+    (name, target): (&str, &GpuTarget),
+    source: &dyn Source,
+    nest: &LoopNest,
+    shape: Shape,
+    shared: i64,
+    write: impl FnOnce(&mut Emitter, &ExprCx, &Place) -> Sums,
+) -> GpuKernel {
+    let [rows, columns, _, batches] = source.dims();
+    let threads = shape.threads as u32;
+    let (body, _) = entry(name, target, threads, |e| {
+        let ports = Ports::declare(e, nest.args.len(), nest.params);
+        let cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
+        let place = place(e, &cx, source, shape);
+        let sums = write(e, &cx, &place);
+        e.kernel_mut().barrier();
+        finish(e, nest, cx, source, &place, shape, sums);
+    });
+    GpuKernel {
+        entry: name.to_string(),
+        body,
+        grid: [
+            batches * rows.ceil_div(&shape.rows.into()),
+            columns.ceil_div(&shape.columns.into()),
+            Dim::ONE,
+        ],
+        block: [threads, 1, 1],
+        cluster: [1, 1, 1],
+        shared: shared as u32,
+        scratch: Dim::ZERO,
+    }
+}
+
+fn place(e: &mut Emitter, cx: &ExprCx, source: &dyn Source, shape: Shape) -> Place {
+    let [rows, columns, k, _] = source.extents(e, cx);
+    let thread = e.kernel_mut().thread();
+    let thread = long(e, thread);
+    let (x, y) = (e.kernel_mut().block(0), e.kernel_mut().block(1));
+    let (x, y) = (long(e, x), long(e, y));
+    let (less, high, wide) = (
+        e.i64(shape.rows - 1),
+        e.i64(shape.rows),
+        e.i64(shape.columns),
+    );
+    let up = e.add(rows, less);
+    let blocks = e.op2("arith.divui", up, high);
+    let (batch, block) = divide(e, x, blocks, None);
+    Place {
+        thread,
+        batch,
+        rows: (e.mul(block, high), rows),
+        columns: (e.mul(y, wide), columns),
+        k,
+    }
+}
+
+/// Where the first of a thread's two neighbours goes that `mma` and `wgmma` leave in each
+/// eight rows and columns: row `lane / 4`, column `2·(lane % 4)`, from this corner on.
+pub(super) fn fragment(e: &mut Emitter, sums: Sums, (row, column): (Val, Val)) -> Reg<B32> {
+    let lane = e.kernel_mut().lane();
+    let lane = long(e, lane);
+    let (four, two, pitch) = (e.i64(4), e.i64(2), e.i64(sums.pitch));
+    let t = e.op2("arith.remui", lane, four);
+    let g = e.op2("arith.divui", lane, four);
+    let r = e.add(row, g);
+    let at = e.mul(r, pitch);
+    let c = e.mul(t, two);
+    let c = e.add(column, c);
+    let at = e.add(at, c);
+    let to = e.offset(sums.at, at, sums.elem);
+    e.word(to)
+}
+
+/// The epilogue, neighbours along a row together.
+fn finish(
+    e: &mut Emitter,
+    nest: &LoopNest,
+    cx: ExprCx,
+    source: &dyn Source,
+    p: &Place,
+    shape: Shape,
+    sums: Sums,
+) {
+    // What one access reads of the sums.
+    let most = 128 / sums.elem.bits();
+    let run = i64::from(tail::run(nest, most));
+    let mut tail = tail::emitter(e, nest, cx);
+    let width = shape.columns / run;
+    let (threads, all) = (e.i64(shape.threads), e.i64(shape.rows * width));
+    e.for_loop(p.thread, all, threads, &[], |e, i, _| {
+        let (width, step) = (e.i64(width), e.i64(run));
+        let r = e.op2("arith.divui", i, width);
+        let c = e.op2("arith.remui", i, width);
+        let c = e.mul(c, step);
+        let (row, column) = (e.add(p.rows.0, r), e.add(p.columns.0, c));
+        let row_is = e.cmp(Cmp::Lt, row, p.rows.1, false);
+        let column_is = e.cmp(Cmp::Lt, column, p.columns.1, false);
+        let exists = e.op2("arith.andi", row_is, column_is);
+        e.if_then(exists, |e| {
+            let pitch = e.i64(sums.pitch);
+            let at = e.mul(r, pitch);
+            let at = e.add(at, c);
+            let from = e.offset(sums.at, at, sums.elem);
+            let left = e.sub(p.columns.1, column);
+            let count = e.min(left, step, false);
+            tail.cx.push();
+            let point = source.point(e, &tail.cx, p.batch, row, column);
+            let last = point.len() - 1;
+            for (axis, &c) in point[..last].iter().enumerate() {
+                tail.cx.axes[axis] = Some(c);
+            }
+            let end = e.add(point[last], count);
+            let from = Some((from, sums.elem));
+            vectors::neighbours(&mut tail, e, (point[last], end), run as u32, from);
+            tail.cx.axes.fill(None);
+            tail.cx.pop();
+        });
+        vec![]
+    });
+}

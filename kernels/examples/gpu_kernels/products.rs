@@ -340,6 +340,16 @@ pub fn cases() -> Vec<Case> {
             shared: true,
             ..whole([BF16; 2], B::Words)
         },
+        // Clusters that work off several parts, with tails along each axis.
+        Product {
+            epilogue: Epilogue::BiasGelu,
+            ..Product::new([F16; 2], B::KMajor, [600, 520, 328])
+        },
+        Product {
+            batch: vec![2],
+            open: true,
+            ..Product::new([BF16; 2], B::KMajor, [200, 136, 64])
+        },
     ]);
     let mut cases: Vec<Case> = all.iter().map(Product::case).collect();
     for (types, b, size) in [

@@ -95,7 +95,10 @@ pub fn predict(
     let (flops, bytes) = spec.cost(&dims);
     let value = |d: &Dim| d.eval(&binding).map(|n| n as f64);
     let (flops, bytes) = (value(&flops)?, value(&bytes)?);
-    let blocks = value(&kernel.grid[0])? * value(&kernel.grid[1])? * value(&kernel.grid[2])?;
+    let mut blocks = value(&kernel.grid[0])? * value(&kernel.grid[1])? * value(&kernel.grid[2])?;
+    if let Some(parts) = &kernel.parts {
+        blocks = value(parts)? * f64::from(kernel.cluster.iter().product::<u32>());
+    }
     let at_once = f64::from(target.multiprocessors * resident(kernel, target));
     let waves = (blocks / at_once).ceil().max(1.0);
     // Of the last round part of the chip rests; a first one that is not full is all there is.
@@ -121,7 +124,7 @@ pub fn predict(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::emit;
+    use crate::cuda::{emit, form};
     use crate::expr::{Exprs, Index, Size};
     use crate::matmul::{Columns, MatMulSpec};
 
@@ -155,8 +158,8 @@ mod tests {
         let target = GpuTarget::sm_90a();
         let predicted = |m| {
             let spec = product(m, 4096, 4096);
-            let kernel = emit(&spec, "k", &target).unwrap();
-            predict(&spec, &kernel, &[], &target).unwrap()
+            let forms = emit(&spec, "k", &target).unwrap();
+            predict(&spec, form(&forms, &[]).unwrap(), &[], &target).unwrap()
         };
         let (large, row) = (predicted(4096), predicted(1));
         assert!(large.by_arithmetic && large.waves == 4.0, "{large:?}");

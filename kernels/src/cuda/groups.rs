@@ -12,7 +12,7 @@ use super::block::{self, Place, Shape, Sums};
 use super::copies::{self, Layout, Rows};
 use crate::LoopNest;
 use crate::matmul::MatMulSpec;
-use kiln_codegen::ptx::{B64, F32, Half, Order, Reg, Space};
+use kiln_codegen::ptx::{B32, B64, F32, Half, Order, Pred, Reg, Space};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 
 /// Threads of a block: two groups of four warps.
@@ -23,7 +23,7 @@ const ROWS: i64 = 128;
 const GROUP_ROWS: i64 = 64;
 
 /// Products of a part, parts in shared memory, and how far ahead they are copied.
-const DEPTH: i64 = 64;
+pub(super) const DEPTH: i64 = 64;
 const STAGES: i64 = 4;
 const AHEAD: i64 = STAGES - 2;
 
@@ -37,7 +37,7 @@ const LAYOUT: Layout = Layout {
 };
 
 /// Columns of a block: the widest product, where few are wasted.
-fn columns(spec: &MatMulSpec) -> i64 {
+pub(super) fn columns(spec: &MatMulSpec) -> i64 {
     match spec.n.as_const() {
         Some(n) if n % 256 != 0 && n % 256 <= 128 => 128,
         _ => 256,
@@ -140,38 +140,16 @@ impl Product {
         let a = e.add(stage, skip);
         let behind = e.i64(ROWS * ROW);
         let b = e.add(stage, behind);
-        let (a, b) = (self.descriptor(e, a), self.descriptor(e, b));
+        let sides = [a, b].map(|at| e.offset(self.shared, at, Elem::I8));
         let k0 = e.long(k0);
-        let k = e.kernel_mut();
-        let add = k.compare(Order::Gt, k0, 0, false);
-        let always = k.compare(Order::Ge, k0, 0, false);
-        k.fence_group();
-        for step in 0..DEPTH / 16 {
-            // 16 products are 32 bytes of a row.
-            let (a, b) = (k.add(a, 2 * step), k.add(b, 2 * step));
-            let add = if step == 0 { add } else { always };
-            k.multiply_group(self.half, sums, a, b, add);
-        }
-        k.end_products();
+        let add = e.kernel_mut().compare(Order::Gt, k0, 0, false);
+        start(e, self.half, sides, add, sums);
     }
 
     /// Which group the thread is of.
     fn group(&self, e: &mut Emitter, thread: Val) -> Val {
         let size = e.i64(128);
         e.op2("arith.divui", thread, size)
-    }
-
-    /// What a product reads: rows of 128 bytes that are swizzled, eight of them 1024 bytes
-    /// after the eight before ("Matrix descriptor format", PTX ISA 9.7.15.5.1).
-    fn descriptor(&self, e: &mut Emitter, at: Val) -> Reg<B64> {
-        let at = e.offset(self.shared, at, Elem::I8);
-        let at = e.word(at);
-        let k = e.kernel_mut();
-        let wide = k.extend(at, false);
-        let address = k.shr(false, wide, 4);
-        let address: Reg<B64> = k.bitwise("and", address, 0x3fff);
-        let rest = (1i64 << 62) | (64 << 32) | (1 << 16);
-        k.bitwise("or", address, rest)
     }
 
     /// Writes the group's sums to shared memory.
@@ -196,4 +174,40 @@ impl Product {
         }
         shown
     }
+}
+
+/// Starts the products of parts of [`DEPTH`] products of 64 rows and of columns, which lie
+/// at these places of shared memory, to be added to `sums` where `add` holds and to zeros
+/// elsewhere.
+pub(super) fn start(
+    e: &mut Emitter,
+    half: Half,
+    sides: [Val; 2],
+    add: Reg<Pred>,
+    sums: &[Reg<F32>],
+) {
+    let [a, b] = sides.map(|at| descriptor(e, at));
+    let k = e.kernel_mut();
+    let zero: Reg<B32> = k.mov(0);
+    let always = k.compare(Order::Eq, zero, 0, false);
+    k.fence_group();
+    for step in 0..DEPTH / 16 {
+        // 16 products are 32 bytes of a row.
+        let (a, b) = (k.add(a, 2 * step), k.add(b, 2 * step));
+        let add = if step == 0 { add } else { always };
+        k.multiply_group(half, sums, a, b, add);
+    }
+    k.end_products();
+}
+
+/// What a product reads: rows of 128 bytes that are swizzled, eight of them 1024 bytes
+/// after the eight before ("Matrix descriptor format", PTX ISA 9.7.15.5.1).
+fn descriptor(e: &mut Emitter, at: Val) -> Reg<B64> {
+    let at = e.word(at);
+    let k = e.kernel_mut();
+    let wide = k.extend(at, false);
+    let address = k.shr(false, wide, 4);
+    let address: Reg<B64> = k.bitwise("and", address, 0x3fff);
+    let rest = (1i64 << 62) | (64 << 32) | (1 << 16);
+    k.bitwise("or", address, rest)
 }

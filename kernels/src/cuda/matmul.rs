@@ -2,31 +2,32 @@
 
 use super::gemm::{self, Source, coordinates};
 use super::nest::divide;
-use super::{GpuKernel, dim, groups, halves, tail, words};
+use super::{GpuKernel, dim, groups, halves, tail, tiles, words};
 use crate::Size;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, advance};
 use kiln_codegen::{Emitter, GpuTarget, Val};
 use kiln_ir::{DType, Dim};
 
-pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> GpuKernel {
+pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> Vec<GpuKernel> {
     let axes = spec.batch.iter().copied().chain([spec.m, spec.n]).collect();
     let out = (&spec.out, spec.value);
     let nest = tail::nest(&spec.exprs, &spec.args, spec.params, axes, out);
-    if let Some(half) = halves::serves(spec) {
-        return match target.is_hopper() {
-            true => groups::emit(spec, half, &nest, name, target),
-            false => halves::emit(spec, half, &nest, name, target),
-        };
+    let mut forms = vec![];
+    if let Some(half) = halves::serves(spec).filter(|_| target.is_hopper()) {
+        forms.extend(tiles::emit(spec, half, &nest, name, target));
     }
-    match words::serves(spec) {
-        Some(of) => words::emit(spec, of, &nest, name, target),
-        None => gemm::emit(spec, &nest, name, target),
-    }
+    forms.push(match (halves::serves(spec), words::serves(spec)) {
+        (Some(half), _) if target.is_hopper() => groups::emit(spec, half, &nest, name, target),
+        (Some(half), _) => halves::emit(spec, half, &nest, name, target),
+        (None, Some(of)) => words::emit(spec, of, &nest, name, target),
+        (None, None) => gemm::emit(spec, &nest, name, target),
+    });
+    forms
 }
 
 impl MatMulSpec {
-    fn batch_extents(&self, e: &mut Emitter, cx: &ExprCx) -> Vec<Val> {
+    pub(super) fn batch_extents(&self, e: &mut Emitter, cx: &ExprCx) -> Vec<Val> {
         self.batch.iter().map(|&s| cx.size(e, s)).collect()
     }
 

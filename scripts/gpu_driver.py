@@ -13,7 +13,8 @@ PLAIN_SHARED = 48 << 10
 # Exit status of a worker whose context is lost.
 LOST = 3
 CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-MAP_TYPES = {"f16": 6, "bf16": 9}  # CU_TENSOR_MAP_DATA_TYPE_FLOAT16, .._BFLOAT16
+# CU_TENSOR_MAP_DATA_TYPE_FLOAT16, .._BFLOAT16, .._UINT8, and their bytes.
+MAP_TYPES = {"f16": (6, 2), "bf16": (9, 2), "i8": (0, 1), "u8": (0, 1)}
 MAP_SWIZZLE_128 = 3  # CU_TENSOR_MAP_SWIZZLE_128B
 MAP_PROMOTE_256 = 3  # CU_TENSOR_MAP_L2_PROMOTION_L2_256B
 
@@ -80,10 +81,11 @@ class Driver:
         rank, memory = len(tile["sizes"]), ctypes.create_string_buffer(128 + 64)
         at = -ctypes.addressof(memory) % 64
         place = (ctypes.c_char * 128).from_buffer(memory, at)
+        number, size = MAP_TYPES[tile["dtype"]]
         sizes = (ctypes.c_uint64 * rank)(*tile["sizes"])
-        strides = (ctypes.c_uint64 * (rank - 1))(*(2 * n for n in tile["strides"]))
+        strides = (ctypes.c_uint64 * (rank - 1))(*(size * n for n in tile["strides"]))
         extent, steps = (c_uint * rank)(*tile["tile"]), (c_uint * rank)(*[1] * rank)
-        self.call("cuTensorMapEncodeTiled", byref(place), c_int(MAP_TYPES[tile["dtype"]]), c_uint(rank), c_void_p(address),
+        self.call("cuTensorMapEncodeTiled", byref(place), c_int(number), c_uint(rank), c_void_p(address),
                   sizes, strides, extent, steps, c_int(0), c_int(MAP_SWIZZLE_128), c_int(MAP_PROMOTE_256), c_int(0))
         return place
 

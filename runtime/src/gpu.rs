@@ -55,7 +55,7 @@ pub struct GpuKernel {
 pub struct Tile {
     /// The argument.
     pub arg: u32,
-    /// Its elements' type: f16 or bf16.
+    /// Its elements' type: f16, bf16, i8 or u8.
     pub dtype: DType,
     /// Elements along each dimension, 2 to 5 of them.
     pub sizes: Vec<Dim>,
@@ -123,7 +123,8 @@ impl Tile {
     fn validate(&self) -> Result<(), String> {
         let rank = self.sizes.len();
         let inner = |n: u32| self.dtype.size().unwrap_or(0) as u32 * n;
-        let fits = matches!(self.dtype, DType::F16 | DType::BF16)
+        let known = [DType::F16, DType::BF16, DType::I8, DType::U8];
+        let fits = known.contains(&self.dtype)
             && (2..=5).contains(&rank)
             && self.strides.len() == rank - 1
             && self.tile.len() == rank

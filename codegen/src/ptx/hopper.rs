@@ -2,26 +2,32 @@
 //! in shared memory, clusters of blocks.
 
 use super::Kernel;
-use super::matrix::Half;
-use super::reg::{B16, B32, B64, F32, Pred, Reg};
+use super::matrix::Sum;
+use super::reg::{B16, B32, B64, Pred, Reg};
 
 impl Kernel {
-    /// Starts `sums += a · b` (or `= a · b` where `add` does not hold) of a 64 × 16 by a
-    /// 16 × n matrix of halves in shared memory, both by descriptors, with neighbours
-    /// along k together; `sums` are the n/2 of the thread. All threads of a group of four
-    /// warps.
-    pub fn multiply_group(
+    /// Starts `sums += a · b` (or `= a · b` where `add` does not hold) of a 64 × k by a k × n
+    /// matrix in shared memory, where k numbers have 32 bytes, both by descriptors, with
+    /// neighbours along k together; `sums` are the n/2 of the thread, those of integers wrap.
+    /// All threads of a group of four warps.
+    pub fn multiply_group<T: Sum>(
         &mut self,
-        t: Half,
-        sums: &[Reg<F32>],
+        of: T::Factors,
+        sums: &[Reg<T>],
         a: Reg<B64>,
         b: Reg<B64>,
         add: Reg<Pred>,
     ) {
         let names: Vec<String> = sums.iter().map(Reg::to_string).collect();
-        let (names, n, t) = (names.join(", "), 2 * sums.len(), t.name());
+        let (names, n, d) = (names.join(", "), 2 * sums.len(), T::SUM);
+        let ([ta, tb], deep) = (T::factors(of), 256 / T::factor_bits(of));
+        // Scales of A and B, and whether they are turned.
+        let rest = match deep {
+            16 => ", 1, 1, 0, 0",
+            _ => "",
+        };
         self.line(format_args!(
-            "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{t}.{t} {{{names}}}, {a}, {b}, {add}, 1, 1, 0, 0"
+            "wgmma.mma_async.sync.aligned.m64n{n}k{deep}.{d}.{ta}.{tb} {{{names}}}, {a}, {b}, {add}{rest}"
         ));
     }
 

@@ -274,6 +274,7 @@ pub fn cases() -> Vec<Case> {
         ([BF16; 2], B::KMajor),
         ([BF16; 2], B::Words),
         ([I8; 2], B::Words),
+        ([I8; 2], B::KMajor),
     ] {
         all.push(Product::new(types, b, [260, 264, 160]));
     }
@@ -362,6 +363,7 @@ pub fn cases() -> Vec<Case> {
         ([BF16; 2], B::Words, [16, 4096, 4096]),
         ([F32; 2], B::Packed, [2048, 2048, 2048]),
         ([I8; 2], B::Words, [4096, 4096, 4096]),
+        ([I8; 2], B::KMajor, [4096, 4096, 4096]),
     ] {
         cases.push(Product::new(types, b, size).timed());
     }

@@ -81,6 +81,7 @@ fn map(tile: &Value, buffers: &[u64]) -> Result<[u8; MAP_BYTES], String> {
     let dtype = match tile["dtype"].as_str() {
         Some("f16") => TensorType::F16,
         Some("bf16") => TensorType::Bf16,
+        Some("i8" | "u8") => TensorType::U8,
         _ => return Err(format!("tiles of {}", tile["dtype"])),
     };
     let boxes: Vec<u32> = sizes("tile")?.iter().map(|&n| n as u32).collect();
@@ -89,7 +90,10 @@ fn map(tile: &Value, buffers: &[u64]) -> Result<[u8; MAP_BYTES], String> {
         dtype,
         address: *address.ok_or("a tile of no buffer")?,
         sizes: sizes("sizes")?.iter().map(|&n| n as u64).collect(),
-        strides: sizes("strides")?.iter().map(|&n| 2 * n as u64).collect(),
+        strides: sizes("strides")?
+            .iter()
+            .map(|&n| n as u64 * u64::from(dtype.bytes()))
+            .collect(),
         steps: vec![1; boxes.len()],
         boxes,
         swizzle: Swizzle::B128,

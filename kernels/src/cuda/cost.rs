@@ -67,10 +67,16 @@ fn rate(spec: &KernelSpec, target: &GpuTarget) -> f64 {
         false => MMA_SHARE,
     };
     match spec {
-        KernelSpec::MatMul(m) if halves::serves(m).is_some() => match target.is_hopper() {
-            true => target.f16_peak * WGMMA_SHARE,
-            false => target.f16_peak * mma,
-        },
+        KernelSpec::MatMul(m) if halves::serves(m).is_some() => {
+            let peak = match m.acc {
+                DType::I32 => target.i8_peak,
+                _ => target.f16_peak,
+            };
+            match target.is_hopper() {
+                true => peak * WGMMA_SHARE,
+                false => peak * mma,
+            }
+        }
         KernelSpec::MatMul(m) if words::serves(m).is_some() => match m.acc {
             DType::I32 => target.i8_peak * mma,
             _ => target.f16_peak * mma,

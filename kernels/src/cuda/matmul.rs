@@ -1,11 +1,13 @@
 //! Contractions as sums of products.
 
 use super::gemm::{self, Source, coordinates};
+use super::halves::{self, Factors};
 use super::nest::divide;
-use super::{GpuKernel, dim, groups, halves, tail, tiles, words};
-use crate::Size;
+use super::{GpuKernel, dim, groups, tail, tiles, words};
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, advance};
+use crate::{LoopNest, Size};
+use kiln_codegen::ptx::{B32, F32, Sum};
 use kiln_codegen::{Emitter, GpuTarget, Val};
 use kiln_ir::{DType, Dim};
 
@@ -13,17 +15,28 @@ pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> Vec<Gpu
     let axes = spec.batch.iter().copied().chain([spec.m, spec.n]).collect();
     let out = (&spec.out, spec.value);
     let nest = tail::nest(&spec.exprs, &spec.args, spec.params, axes, out);
-    let mut forms = vec![];
-    if let Some(half) = halves::serves(spec).filter(|_| target.is_hopper()) {
-        forms.extend(tiles::emit(spec, half, &nest, name, target));
+    match (halves::serves(spec), words::serves(spec)) {
+        (Some(Factors::Halves(of)), _) => by_columns::<F32>(spec, of, &nest, name, target),
+        (Some(Factors::Bytes(of)), _) => by_columns::<B32>(spec, of, &nest, name, target),
+        (None, Some(of)) => vec![words::emit(spec, of, &nest, name, target)],
+        (None, None) => vec![gemm::emit(spec, &nest, name, target)],
     }
-    forms.push(match (halves::serves(spec), words::serves(spec)) {
-        (Some(half), _) if target.is_hopper() => groups::emit(spec, half, &nest, name, target),
-        (Some(half), _) => halves::emit(spec, half, &nest, name, target),
-        (None, Some(of)) => words::emit(spec, of, &nest, name, target),
-        (None, None) => gemm::emit(spec, &nest, name, target),
-    });
-    forms
+}
+
+/// The forms of a contraction on tensor cores whose sides have neighbours along k together.
+fn by_columns<T: Sum>(
+    spec: &MatMulSpec,
+    of: T::Factors,
+    nest: &LoopNest,
+    name: &str,
+    target: &GpuTarget,
+) -> Vec<GpuKernel> {
+    if !target.is_hopper() {
+        return vec![halves::emit::<T>(spec, of, nest, name, target)];
+    }
+    let tiles = tiles::emit::<T>(spec, of, nest, name, target);
+    let groups = groups::emit::<T>(spec, of, nest, name, target);
+    tiles.into_iter().chain([groups]).collect()
 }
 
 impl MatMulSpec {

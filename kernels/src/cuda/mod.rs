@@ -106,8 +106,12 @@ pub fn form<'a>(forms: &'a [GpuKernel], params: &[i64]) -> Option<&'a GpuKernel>
     let value = |d: &Dim| d.eval(&binding).ok();
     forms.iter().find(|form| {
         let holds = |(a, b): &(Dim, Dim)| value(a).zip(value(b)).is_some_and(|(a, b)| a <= b);
-        let apart = |d: &Dim| value(d).is_some_and(|n| n > 0 && n % 8 == 0);
-        form.when.iter().all(holds) && form.tiles.iter().all(|t| t.strides.iter().all(apart))
+        let apart = |t: &Tile, d: &Dim| {
+            let bytes = |n: i64| n * t.dtype.size().unwrap_or(1) as i64;
+            value(d).is_some_and(|n| n > 0 && bytes(n) % 16 == 0)
+        };
+        let tiled = |t: &Tile| t.strides.iter().all(|d| apart(t, d));
+        form.when.iter().all(holds) && form.tiles.iter().all(tiled)
     })
 }
 

@@ -1,18 +1,19 @@
-//! Contractions of f16 or bf16 on Hopper's tensor cores (`wgmma`) from tiles that the
+//! Contractions of f16, bf16 or bytes on Hopper's tensor cores (`wgmma`) from tiles that the
 //! tensor memory accelerator copies.
 //!
 //! Blocks come in clusters of two, one multiprocessor each, which stay and work off the
 //! product's parts in turn: 256 rows and 256 (or 128) columns a cluster, 128 rows a block.
 //! A block has one group of four warps of which one thread copies, and two groups that
 //! multiply, 64 rows each. Each block copies its rows of A, and half of the columns of B
-//! to both blocks. A ring of [`STAGES`] places holds parts of [`DEPTH`] products; barriers
+//! to both blocks. A ring of [`STAGES`] places holds parts of [`ROW`] bytes a row; barriers
 //! say which are full and which may be filled again, so that copies go on while sums are
 //! written: a warp does that for its own sixteen rows, [`PIECE`] columns after the other,
 //! through a place of its own in shared memory.
 
 use super::block::{self, Place, Shape, Sums};
 use super::gemm::{Source, coordinates};
-use super::groups::{self, DEPTH};
+use super::groups::{self, ROW};
+use super::halves::sum_elem;
 use super::nest::{divide, long};
 use super::{GpuKernel, Ports, Tile, dim, entry, tail};
 use crate::emit_nest::NestEmitter;
@@ -20,7 +21,7 @@ use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
 use crate::{LoopNest, Size};
 use kiln_codegen::emit::Cmp;
-use kiln_codegen::ptx::{B32, B64, F32, Half, Order, Reg, Space};
+use kiln_codegen::ptx::{B32, B64, Order, Reg, Space, Sum};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 use kiln_ir::Dim;
 
@@ -37,9 +38,6 @@ const GROUP_ROWS: i64 = 64;
 
 /// Places in the ring.
 const STAGES: i64 = 4;
-
-/// Bytes of a row of a part: what a swizzle of 128 bytes spans.
-const ROW: i64 = 2 * DEPTH;
 
 /// Columns of sums that a warp writes at once, elements between rows of them, and their
 /// bytes.
@@ -60,9 +58,9 @@ const SIDE_BY_SIDE: i64 = 8;
 
 /// The form that reads tiles; none where A or B has too many dimensions, or too few rows
 /// for two blocks.
-pub(super) fn emit(
+pub(super) fn emit<T: Sum>(
     spec: &MatMulSpec,
-    half: Half,
+    of: T::Factors,
     nest: &LoopNest,
     name: &str,
     target: &GpuTarget,
@@ -82,7 +80,7 @@ pub(super) fn emit(
         let ports = Ports::declare(e, nest.args.len(), nest.params);
         let maps = [a.0.len(), b.0.len()].map(|_| e.kernel_mut().tensor_map());
         let cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
-        let product = Product::new(e, &cx, (spec, half), wide, (stage, bars), maps);
+        let product = Product::<T>::new(e, &cx, (spec, of), wide, (stage, bars), maps);
         product.write(e, nest, cx, [&a.0, &b.0]);
     });
     let parts = rows.ceil_div(&(CLUSTER * ROWS).into()) * columns.ceil_div(&wide.into()) * batches;
@@ -151,6 +149,8 @@ fn batched(
     batch: &[Size],
     many: i64,
 ) -> Option<Side> {
+    let size = spec.args[arg as usize].size()? as i64;
+    let deep = ROW / size;
     // Along axes without a step there is one matrix.
     let axes: Vec<usize> = (0..batch.len())
         .filter(|&i| batch[i] != Size::ZERO)
@@ -160,7 +160,7 @@ fn batched(
         dtype: spec.args[arg as usize],
         sizes: vec![dim(spec.k), dim(lines)],
         strides: vec![dim(step)],
-        tile: vec![DEPTH as u32, many as u32],
+        tile: vec![deep as u32, many as u32],
     };
     for &i in &axes {
         tile.sizes.push(dim(spec.batch[i]));
@@ -184,9 +184,9 @@ struct Turn {
     parity: Val,
 }
 
-struct Product<'a> {
+struct Product<'a, T: Sum> {
     spec: &'a MatMulSpec,
-    half: Half,
+    of: T::Factors,
     /// Columns of a cluster.
     wide: i64,
     /// Bytes of a stage: a part of A, then one of B.
@@ -202,22 +202,22 @@ struct Product<'a> {
     extents: [Val; 4],
 }
 
-impl<'a> Product<'a> {
+impl<'a, T: Sum> Product<'a, T> {
     fn new(
         e: &mut Emitter,
         cx: &ExprCx,
-        (spec, half): (&'a MatMulSpec, Half),
+        (spec, of): (&'a MatMulSpec, T::Factors),
         wide: i64,
         (stage, bars): (i64, i64),
         maps: [Reg<B64>; 2],
-    ) -> Product<'a> {
+    ) -> Product<'a, T> {
         let k = e.kernel_mut();
         let (shared, thread, rank) = (k.dynamic_shared(), k.thread(), k.cluster_rank());
         let shared = e.from_word(shared, Elem::Ptr);
         let bars = e.i64(bars);
         Product {
             spec,
-            half,
+            of,
             wide,
             stage,
             shared,
@@ -255,6 +255,11 @@ impl<'a> Product<'a> {
         );
         // A block that is left may still be written to.
         e.kernel_mut().cluster_barrier();
+    }
+
+    /// Products of a part.
+    fn depth(&self) -> i64 {
+        8 * ROW / i64::from(T::factor_bits(self.of))
     }
 
     fn make_barriers(&self, e: &mut Emitter) {
@@ -380,7 +385,7 @@ impl<'a> Product<'a> {
                     [line].into_iter().chain(outer).map(|c| low(e, c)).collect()
                 })
                 .collect();
-            let (zero, depth) = (e.i64(0), e.i64(DEPTH));
+            let (zero, depth) = (e.i64(0), e.i64(self.depth()));
             e.for_loop(zero, products, depth, &[], |e, k0, _| {
                 self.wait(e, STAGES, &turn);
                 let full = self.bar(e, 0, turn.slot);
@@ -406,7 +411,7 @@ impl<'a> Product<'a> {
     fn multiply(&self, e: &mut Emitter, tail: &mut NestEmitter) {
         let products = self.extents[2];
         let k = e.kernel_mut();
-        let sums: Vec<Reg<F32>> = (0..self.wide / 2).map(|_| k.mov(0.0f32)).collect();
+        let sums: Vec<Reg<T>> = (0..self.wide / 2).map(|_| T::zero(k)).collect();
         let size = e.i64(GROUP);
         let group = e.op2("arith.divui", self.thread, size);
         let one = e.i64(1);
@@ -416,7 +421,7 @@ impl<'a> Product<'a> {
         let turn = self.begin(e, 0);
         let before = e.variables(&[one])[0];
         self.parts(e, |e, part| {
-            let (zero, depth) = (e.i64(0), e.i64(DEPTH));
+            let (zero, depth) = (e.i64(0), e.i64(self.depth()));
             e.for_loop(zero, products, depth, &[], |e, k0, _| {
                 self.wait(e, 0, &turn);
                 let a = self.place(e, turn.slot, 0);
@@ -424,7 +429,7 @@ impl<'a> Product<'a> {
                 let b = self.place(e, turn.slot, ROWS * ROW);
                 let started = e.long(k0);
                 let started = e.kernel_mut().compare(Order::Gt, started, 0, false);
-                groups::start(e, self.half, [a, b], started, &sums);
+                groups::start(e, self.of, [a, b], started, &sums);
                 e.kernel_mut().wait_products(1);
                 let again = e.from_pred(started);
                 e.if_then(again, |e| self.release(e, before));
@@ -448,7 +453,7 @@ impl<'a> Product<'a> {
     }
 
     /// Writes the warp's sums.
-    fn finish(&self, e: &mut Emitter, tail: &mut NestEmitter, part: &Part, sums: &[Reg<F32>]) {
+    fn finish(&self, e: &mut Emitter, tail: &mut NestEmitter, part: &Part, sums: &[Reg<T>]) {
         let lane = e.kernel_mut().lane();
         let lane = long(e, lane);
         let (group, size, sixteen) = (e.i64(GROUP), e.i64(32), e.i64(16));
@@ -463,7 +468,7 @@ impl<'a> Product<'a> {
         let shown = Sums {
             at: e.offset(own, behind, Elem::I8),
             pitch: PITCH,
-            elem: Elem::F32,
+            elem: sum_elem::<T>(),
         };
         let [rows, columns, k, _] = self.extents;
         let zero = e.i64(0);

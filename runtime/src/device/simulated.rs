@@ -90,7 +90,9 @@ impl From<&TensorMap> for sim::TensorMap {
         sim::TensorMap {
             dtype: match map.dtype {
                 DType::F16 => sim::TensorType::F16,
-                _ => sim::TensorType::Bf16,
+                DType::BF16 => sim::TensorType::Bf16,
+                // Bytes are copied as they are.
+                _ => sim::TensorType::U8,
             },
             address: map.address,
             sizes: map.sizes.clone(),

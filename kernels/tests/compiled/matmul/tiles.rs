@@ -45,6 +45,23 @@ fn tiles_compute_what_plain_copies_do() {
     problems.push(of(&[3], false, true, 160, &mut rng));
     problems.push(of(&[2, 3], true, false, 50, &mut rng));
     problems.push(of(&[3, 2], true, true, 45, &mut rng));
+    // Bytes of every sign, their sums exact.
+    let signs = [DType::I8, DType::U8];
+    for (i, (m, n, k)) in [
+        (150, 40, 128),
+        (300, 72, 272),
+        (256, 136, 16),
+        (131, 24, 640),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        problems.push(Problem {
+            layout: Layout::Transposed,
+            open: i % 2 == 0,
+            ..Problem::bytes(signs[i / 2], signs[i % 2], m, n, k)
+        });
+    }
     let built: Vec<_> = problems.iter().map(|p| p.build(&mut rng)).collect();
     let kernels: Vec<_> = (0..)
         .zip(&built)

@@ -404,7 +404,9 @@ impl Device for Cuda {
         self.enter()?;
         let dtype = match map.dtype {
             DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-            _ => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            DType::BF16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            // Bytes are copied as they are.
+            _ => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
         };
         let steps = vec![1; map.tile.len()];
         let mut out = AlignedMap([0; MAP_BYTES]);

@@ -6,7 +6,9 @@
 //! scratch; and the launch's integer parameters as i64.
 
 mod attention;
+mod attention_groups;
 mod attention_halves;
+mod attention_rows;
 mod block;
 mod conv;
 mod copies;

@@ -275,38 +275,102 @@ impl Problem {
     }
 }
 
+/// Runs the problems at every level and holds results against softmax in f64.
+fn check(problems: &[Problem], rng: &mut Rng) {
+    let built: Vec<Built> = problems.iter().map(|p| p.build(rng)).collect();
+    let cases: Vec<Launch> = (built.iter())
+        .map(|b| Launch {
+            spec: b.spec.clone(),
+            buffers: b.buffers.clone(),
+            params: b.params.clone(),
+        })
+        .collect();
+    let cases: Vec<&Launch> = cases.iter().collect();
+    at_every_level(&cases, &mut |level, i, result| {
+        let (p, b) = (&problems[i], &built[i]);
+        let got = numbers(p.dtype, result);
+        let allowed = match p.dtype {
+            DType::F16 => 2e-3,
+            DType::BF16 => 1.5e-2,
+            _ => 4e-6,
+        };
+        for (n, (&want, &at)) in b.want.iter().zip(&b.out_at).enumerate() {
+            let off = (got[at] - want).abs();
+            assert!(
+                off <= allowed,
+                "{level} element {n}: {} not {want}; {p:?}",
+                got[at]
+            );
+        }
+    });
+}
+
 #[test]
 fn random_attention_matches_softmax() {
     let mut rng = Rng(21);
     for _ in 0..3 {
         let problems: Vec<Problem> = (0..12).map(|_| Problem::random(&mut rng)).collect();
-        let built: Vec<Built> = problems.iter().map(|p| p.build(&mut rng)).collect();
-        let cases: Vec<Launch> = (built.iter())
-            .map(|b| Launch {
-                spec: b.spec.clone(),
-                buffers: b.buffers.clone(),
-                params: b.params.clone(),
-            })
-            .collect();
-        let cases: Vec<&Launch> = cases.iter().collect();
-        at_every_level(&cases, &mut |level, i, result| {
-            let (p, b) = (&problems[i], &built[i]);
-            let got = numbers(p.dtype, result);
-            let allowed = match p.dtype {
-                DType::F16 => 2e-3,
-                DType::BF16 => 1.5e-2,
-                _ => 4e-6,
-            };
-            for (n, (&want, &at)) in b.want.iter().zip(&b.out_at).enumerate() {
-                let off = (got[at] - want).abs();
-                assert!(
-                    off <= allowed,
-                    "{level} element {n}: {} not {want}; {p:?}",
-                    got[at]
-                );
-            }
-        });
+        check(&problems, &mut rng);
     }
+}
+
+/// Blocks of more than 64 queries of halves, which Hopper's groups of warps multiply.
+fn many_queries(
+    (queries, keys): (usize, usize),
+    (features, values): (usize, usize),
+    mask: Mask,
+    n: usize,
+) -> Problem {
+    let group = [1, 2][n % 2];
+    Problem {
+        batch: 1,
+        heads: group,
+        group,
+        queries,
+        keys,
+        features,
+        values,
+        dtype: [DType::BF16, DType::F16][n / 2 % 2],
+        mask,
+        seq_first: n % 3 == 0,
+        k_transposed: false,
+        open: n % 4 < 2,
+        block: 64,
+    }
+}
+
+#[test]
+fn many_queries_of_halves_match_softmax() {
+    let cases = [
+        ((70, 1), (32, 32), Mask::None),
+        ((130, 300), (64, 64), Mask::Causal(0)),
+        ((150, 129), (40, 40), Mask::Keep),
+        ((128, 257), (96, 96), Mask::Bias),
+        ((65, 200), (128, 128), Mask::Window(9)),
+        ((129, 128), (20, 72), Mask::Padding),
+        ((66, 260), (128, 64), Mask::Causal(200)),
+        // Queries that see no key, and blocks of them.
+        ((130, 40), (32, 16), Mask::Causal(-100)),
+        ((131, 40), (1, 1), Mask::Causal(-129)),
+    ];
+    let problems: Vec<Problem> = (cases.iter().enumerate())
+        .map(|(n, &(lengths, sizes, mask))| many_queries(lengths, sizes, mask, n))
+        .collect();
+    check(&problems, &mut Rng(22));
+}
+
+#[test]
+fn large_heads_of_halves_match_softmax() {
+    let cases = [
+        ((70, 170), (256, 256), Mask::Causal(60)),
+        ((65, 81), (256, 256), Mask::Bias),
+        ((72, 230), (192, 192), Mask::None),
+        ((66, 120), (192, 128), Mask::Keep),
+    ];
+    let problems: Vec<Problem> = (cases.iter().enumerate())
+        .map(|(n, &(lengths, sizes, mask))| many_queries(lengths, sizes, mask, n))
+        .collect();
+    check(&problems, &mut Rng(23));
 }
 
 #[test]

@@ -91,6 +91,7 @@ impl Kernel {
     /// Each thread of the group of four warps has `n` registers from here on: more (`up`),
     /// once others have given them away, or fewer.
     pub fn registers(&mut self, n: u32, up: bool) {
+        self.exchanges = true;
         let how = if up { "inc" } else { "dec" };
         self.line(format_args!("setmaxnreg.{how}.sync.aligned.u32 {n}"));
     }

@@ -23,7 +23,7 @@
 //! has seen, not writes that another thread's copies still make in another proxy.
 
 use super::attention_rows::{self, Block, Place, Rows, Softmax, State, Sums};
-use super::nest::long;
+use super::nest::{divide, long};
 use super::{GpuKernel, attention};
 use crate::Size;
 use crate::attention::AttentionSpec;
@@ -53,6 +53,9 @@ const MANY: u32 = 232;
 
 /// Of the latter, those that scores, rounded weights and results may have.
 const ROOM: i64 = 188;
+
+/// What else a thread keeps.
+const OTHERS: i64 = 32;
 
 /// The most keys of a part.
 const KEYS: i64 = 128;
@@ -139,12 +142,29 @@ impl Shape {
         let (features, values) = (up(spec.features), up(spec.values));
         // Of a thread's row of results half a register each, of its scores too, and of
         // weights that are being multiplied a quarter.
-        let keys = (ROOM - values / 2) * 4 / 3 / 16 * 16;
+        let (room, most) = match attention_rows::reads(spec) {
+            // Addresses, and what is read.
+            true => (ROOM - 24, KEYS / 2),
+            false => (ROOM, KEYS),
+        };
+        let keys = (room - values / 2) * 4 / 3 / 16 * 16;
         Shape {
             features,
             values,
-            keys: keys.clamp(16, KEYS),
+            keys: keys.clamp(16, most),
         }
+    }
+
+    /// Registers of scores, of weights that are being multiplied and of results.
+    fn registers(self) -> i64 {
+        self.keys / 2 + self.keys / 4 + self.values / 2
+    }
+
+    /// Eights of keys whose scores read memory at once: an address and a number each for two
+    /// keys of two queries, and as much again that the assembler has under way.
+    fn eights(self) -> usize {
+        let free = i64::from(MANY) - self.registers() - OTHERS;
+        (free / 24).max(1) as usize
     }
 
     fn queries(self) -> Panels {
@@ -190,7 +210,11 @@ pub(super) fn emit(spec: &AttentionSpec, half: Half, name: &str, target: &GpuTar
     attention::kernel(spec, (name, target), block, shape.bytes(), |e, cx| {
         let shared = e.kernel_mut().dynamic_shared();
         let attend = Attend {
-            softmax: Softmax { spec, cx },
+            softmax: Softmax {
+                spec,
+                cx,
+                pause: attention_rows::reads(spec).then(|| shape.eights()),
+            },
             half,
             shape,
             shared,
@@ -240,7 +264,9 @@ impl Attend<'_> {
         let walk = self.walk(e, &b);
         self.barriers(e);
         let thread = e.kernel_mut().thread();
-        let copies = e.kernel_mut().compare(Order::Lt, thread, GROUP as i32, false);
+        let copies = e
+            .kernel_mut()
+            .compare(Order::Lt, thread, GROUP as i32, false);
         let copies = e.from_pred(copies);
         e.either(
             copies,
@@ -264,14 +290,14 @@ impl Attend<'_> {
         let cx = &mut self.softmax.cx;
         let (low, end) = self.bounds.range(e, cx, at, b.keys);
         let inner = self.bounds.inner(e, cx, at, b.keys);
-        let step = e.i64(self.shape.keys);
-        let low = e.op2("arith.divsi", low, step);
+        let (step, known) = (e.i64(self.shape.keys), Some(self.shape.keys));
+        let (low, _) = divide(e, low, step, known);
         let low = e.mul(low, step);
-        let less = e.i64(self.shape.keys - 1);
+        let (less, zero) = (e.i64(self.shape.keys - 1), e.i64(0));
         let left = e.sub(end, low);
+        let left = e.max(left, zero, false);
         let up = e.add(left, less);
-        // Of a negative number nothing, or less.
-        let parts = e.op2("arith.divsi", up, step);
+        let (parts, _) = divide(e, up, step, known);
         Walk { low, parts, inner }
     }
 
@@ -410,10 +436,7 @@ fn copy(e: &mut Emitter, (rows, m): (&Rows, Panels), first: Val, to: Reg<B32>) {
     let row = e.select(real, row, many);
     let c = e.op2("arith.remui", thread, by);
     let per = word(e, m.width() / 16);
-    let (panel, c_in) = (
-        e.op2("arith.divui", c, per),
-        e.op2("arith.remui", c, per),
-    );
+    let (panel, c_in) = (e.op2("arith.divui", c, per), e.op2("arith.remui", c, per));
     let size = word(e, m.panel());
     let skip = e.mul(panel, size);
     let to = e.from_word(to, Elem::I32);
@@ -429,7 +452,10 @@ fn copy(e: &mut Emitter, (rows, m): (&Rows, Panels), first: Val, to: Reg<B32>) {
     let left = e.min(left, all, false);
     let left = e.max(left, zero, false);
     let left = e.cast(left, Elem::I32, false, false);
-    let (c, row0) = (e.cast(c, Elem::I64, true, true), e.cast(row, Elem::I64, true, true));
+    let (c, row0) = (
+        e.cast(c, Elem::I64, true, true),
+        e.cast(row, Elem::I64, true, true),
+    );
     let (eight, rows_apart) = (e.i64(CHUNK), e.i64(step));
     let column = e.mul(c, eight);
     let start = e.add(first, row0);
@@ -515,15 +541,15 @@ impl Attend<'_> {
     /// What a group that multiplies does.
     fn attend(&mut self, e: &mut Emitter, b: &Block, walk: &Walk) {
         e.kernel_mut().registers(MANY, true);
-        let thread = e.kernel_mut().thread();
-        let thread = long(e, thread);
-        let (group, size, rows) = (e.i64(GROUP), e.i64(32), e.i64(WARP_ROWS));
-        let thread = e.sub(thread, group);
-        let warp = e.op2("arith.divui", thread, size);
-        let skip = e.mul(warp, rows);
-        let (lane, row) = (e.op2("arith.remui", thread, size), e.add(b.first, skip));
+        let k = e.kernel_mut();
+        let (thread, lane) = (k.thread(), k.lane());
+        let thread = k.sub(thread, GROUP as i32);
+        let warp = k.shr(false, thread, 5);
+        let group = k.shr(false, thread, GROUP.trailing_zeros());
+        let skip = k.mul(warp, WARP_ROWS as i32);
+        let skip = long(e, skip);
+        let row = e.add(b.first, skip);
         let p = Place::of(e, lane, row);
-        let group = e.op2("arith.divui", thread, group);
         let d = self.descriptors(e, group);
         let state = State::start(e, self.shape.values);
         let k = e.kernel_mut();
@@ -604,16 +630,14 @@ impl Attend<'_> {
         e.kernel_mut().wait_products(0);
     }
 
-    fn descriptors(&self, e: &mut Emitter, group: Val) -> Descriptors {
+    fn descriptors(&self, e: &mut Emitter, group: Reg<B32>) -> Descriptors {
         let (q, k, v) = (
             self.shape.queries(),
             self.shape.part(Part::Keys),
             self.shape.part(Part::Values),
         );
         let (keys_at, values_at) = (self.shape.start(Part::Keys), self.shape.start(Part::Values));
-        let group = e.long(group);
         let kernel = e.kernel_mut();
-        let group = kernel.low(group);
         let own = kernel.mad(group, (GROUP_ROWS * q.width()) as i32, self.shared);
         let keys = kernel.add(self.shared, keys_at as i32);
         let values = kernel.add(self.shared, values_at as i32);

@@ -82,7 +82,11 @@ pub(super) fn emit(spec: &AttentionSpec, half: Half, name: &str, target: &GpuTar
     let shape = Shape::of(spec);
     let block = (THREADS, QUERIES);
     attention::kernel(spec, (name, target), block, shape.bytes(), |e, cx| {
-        let softmax = Softmax { spec, cx };
+        let softmax = Softmax {
+            spec,
+            cx,
+            pause: None,
+        };
         let attend = Attend {
             softmax,
             half,
@@ -114,7 +118,8 @@ impl Attend<'_> {
         let rows = e.i64(ROWS);
         let before = e.mul(t.warp, rows);
         let first = e.add(b.first, before);
-        let p = Place::of(e, t.lane, first);
+        let lane = e.kernel_mut().lane();
+        let p = Place::of(e, lane, first);
         let [q, k, v] = Rows::all(e, &self.softmax.cx, spec, &b);
         let zero = e.i64(0);
         let (features, values) = (self.shape.features, self.shape.values);
@@ -344,4 +349,3 @@ fn copy(
         vec![]
     });
 }
-

@@ -7,7 +7,7 @@ use super::gemm::coordinates;
 use super::nest::{divide, long};
 use crate::Size;
 use crate::attention::AttentionSpec;
-use crate::expr::ExprId;
+use crate::expr::{ExprId, Node};
 use crate::lower::{ExprCx, convert, memory_elem};
 use crate::matmul::advance;
 use kiln_codegen::emit::Cmp;
@@ -16,6 +16,7 @@ use kiln_codegen::{Elem, Emitter, Ty, Val};
 use kiln_ir::DType;
 
 const SINGLE: Ty = Ty::scalar(Elem::F32);
+const WORD: Ty = Ty::scalar(Elem::I32);
 
 /// Sums of eight columns: two of a row, two of the row eight below.
 pub(super) type Sums = [Reg<F32>; 4];
@@ -52,7 +53,7 @@ impl Block {
         let x = long(e, x);
         let (less, high) = (e.i64(many - 1), e.i64(many));
         let up = e.add(queries, less);
-        let blocks = e.op2("arith.divui", up, high);
+        let (blocks, _) = divide(e, up, high, Some(many));
         let (rest, block) = divide(e, x, blocks, None);
         let at = coordinates(e, rest, &[batch, heads]);
         let (key_head, _) = divide(e, at[1], group, spec.group.as_const());
@@ -130,14 +131,15 @@ pub(super) struct Place {
 
 impl Place {
     /// Of the lane of a warp whose first query is this one.
-    pub(super) fn of(e: &mut Emitter, lane: Val, first: Val) -> Place {
-        let (four, two, eight) = (e.i64(4), e.i64(2), e.i64(8));
-        let g = e.op2("arith.divui", lane, four);
-        let t = e.op2("arith.remui", lane, four);
-        let row = e.add(first, g);
+    pub(super) fn of(e: &mut Emitter, lane: Reg<B32>, first: Val) -> Place {
+        let k = e.kernel_mut();
+        let (g, t) = (k.shr(false, lane, 2), k.bitwise("and", lane, 3));
+        let t = k.shl(t, 1);
+        let (g, column) = (long(e, g), long(e, t));
+        let (row, eight) = (e.add(first, g), e.i64(8));
         Place {
             rows: [row, e.add(row, eight)],
-            column: e.mul(t, two),
+            column,
         }
     }
 }
@@ -194,6 +196,21 @@ pub(super) fn fragments(k: &mut Kernel, half: Half, weights: &[Sums]) -> Vec<[Re
 pub(super) struct Softmax<'a> {
     pub spec: &'a AttentionSpec,
     pub cx: ExprCx<'a>,
+    /// After so many eights of columns the warp meets: across that no assembler moves loads
+    /// of scores, which would want more registers than there are.
+    pub pause: Option<usize>,
+}
+
+/// Whether scores read memory by key.
+pub(super) fn reads(spec: &AttentionSpec) -> bool {
+    let read = |id: &ExprId| match spec.exprs.node(*id) {
+        Node::Load { index, .. } => {
+            let moves = index.strides.get(3).is_some_and(|&s| s != Size::ZERO);
+            moves || !index.gathers.is_empty()
+        }
+        _ => false,
+    };
+    spec.exprs.reachable(&[spec.score]).iter().any(read)
 }
 
 impl Softmax<'_> {
@@ -208,10 +225,16 @@ impl Softmax<'_> {
         known: Option<&[ExprId]>,
     ) -> [Vec<Val>; 2] {
         let one = e.i64(1);
-        let [last_query, last_key] = [b.queries, b.keys].map(|n| e.sub(n, one));
+        let last_query = e.sub(b.queries, one);
         // Beyond the end the last one stands in.
         let queries = p.rows.map(|r| e.min(r, last_query, false));
         let key0 = e.add(key0, p.column);
+        // Keys from here on, as a word: no more than matters.
+        let (left, most) = (e.sub(b.keys, key0), e.i64(8 * products.len() as i64));
+        let left = e.min(left, most, false);
+        let left = e.cast(left, Elem::I32, false, false);
+        let one = e.int(WORD, 1);
+        let last_key = e.sub(left, one);
         let mut out = [vec![], vec![]];
         let assumed = self.cx.assumed.clone();
         for &condition in known.unwrap_or_default() {
@@ -221,17 +244,20 @@ impl Softmax<'_> {
         self.cx.push();
         self.cx.hoist(e, &[self.spec.score]);
         for (j, sums) in (0..).zip(products) {
+            if self.pause.is_some_and(|n| j > 0 && j as usize % n == 0) {
+                e.kernel_mut().warp_barrier();
+            }
             for c in 0..2 {
-                let skip = e.i64(8 * j + c);
-                let mut key = e.add(key0, skip);
-                let exists = match known {
-                    Some(_) => None,
+                let skip = e.int(WORD, 8 * j + c);
+                let (skip, exists) = match known {
+                    Some(_) => (skip, None),
                     None => {
-                        let exists = e.cmp(Cmp::Lt, key, b.keys, false);
-                        key = e.min(key, last_key, false);
-                        Some(exists)
+                        let exists = e.cmp(Cmp::Lt, skip, left, false);
+                        (e.min(skip, last_key, false), Some(exists))
                     }
                 };
+                let skip = e.cast(skip, Elem::I64, false, false);
+                let key = e.add(key0, skip);
                 self.cx.axes[3] = Some(key);
                 self.cx.push();
                 self.cx.hoist(e, &[self.spec.score]);
@@ -270,7 +296,10 @@ impl Softmax<'_> {
         i: usize,
         scores: &[Val],
     ) -> (Vec<Reg<F32>>, Reg<F32>) {
-        let mut max = scores.iter().skip(1).fold(scores[0], |m, &x| larger(e, m, x));
+        let mut max = scores
+            .iter()
+            .skip(1)
+            .fold(scores[0], |m, &x| larger(e, m, x));
         for mask in [1, 2] {
             let other = e.shuffle_xor(max, mask);
             max = larger(e, max, other);

@@ -109,15 +109,16 @@ impl Panels {
     }
 
     /// A descriptor of the matrix without its address ("Matrix descriptor format", PTX ISA
-    /// 9.7.15.5.1): eight rows of a panel after eight, panel after panel. The latter is read
-    /// where neighbours of a row are not along k.
-    fn descriptor(self) -> i64 {
+    /// 9.7.15.5.1): eight rows of a panel after eight, and, where neighbours of a row are not
+    /// `along_k`, panel after panel.
+    fn descriptor(self, along_k: bool) -> i64 {
+        let panels = if along_k { 1 } else { self.panel() >> 4 };
         let swizzle: i64 = match self.width() {
             128 => 1,
             64 => 2,
             _ => 3,
         };
-        swizzle << 62 | (8 * self.width() >> 4) << 32 | (self.panel() >> 4) << 16
+        swizzle << 62 | (8 * self.width() >> 4) << 32 | panels << 16
     }
 }
 
@@ -641,15 +642,15 @@ impl Attend<'_> {
         let own = kernel.mad(group, (GROUP_ROWS * q.width()) as i32, self.shared);
         let keys = kernel.add(self.shared, keys_at as i32);
         let values = kernel.add(self.shared, values_at as i32);
-        let mut descriptor = |at: Reg<B32>, m: Panels| {
+        let mut descriptor = |at: Reg<B32>, m: Panels, along_k: bool| {
             let wide = kernel.extend(at, false);
             let address = kernel.shr(false, wide, 4);
-            kernel.bitwise("or", address, m.descriptor())
+            kernel.bitwise("or", address, m.descriptor(along_k))
         };
         let (queries, keys, values) = (
-            descriptor(own, q),
-            descriptor(keys, k),
-            descriptor(values, v),
+            descriptor(own, q, true),
+            descriptor(keys, k, true),
+            descriptor(values, v, false),
         );
         let zero: Reg<B32> = kernel.mov(0);
         Descriptors {

@@ -1,5 +1,6 @@
 //! Attention against softmax in f64: layouts, heads in groups, masks, tails.
 
+use crate::gpu::Gpu;
 use crate::support::{Launch, Rng, at_every_level, bytes, load, numbers, targets};
 use kiln_ir::{BinaryFn, CompareFn, DType};
 use kiln_kernels::attention::AttentionSpec;
@@ -371,6 +372,29 @@ fn large_heads_of_halves_match_softmax() {
         .map(|(n, &(lengths, sizes, mask))| many_queries(lengths, sizes, mask, n))
         .collect();
     check(&problems, &mut Rng(23));
+}
+
+/// Texts to be assembled (`KILN_TEST_PTX`), which the interpreter reads too.
+#[test]
+fn every_head_size_is_written() {
+    let sizes = [32, 64, 80, 96, 128, 160, 192, 224, 256];
+    let masks = [
+        Mask::None,
+        Mask::Causal(0),
+        Mask::Padding,
+        Mask::Bias,
+        Mask::Keep,
+    ];
+    let mut all = vec![];
+    for (n, size) in sizes.into_iter().enumerate() {
+        for (m, mask) in masks.into_iter().enumerate() {
+            let p = many_queries((65, 3), (size, size), mask, n + m);
+            let built = p.build(&mut Rng(24));
+            all.push((format!("head{size}_{m}"), built.spec));
+        }
+    }
+    let gpu = Gpu::new(&all);
+    assert!(all.iter().all(|(symbol, _)| !gpu.refuses(symbol)));
 }
 
 #[test]

@@ -24,6 +24,7 @@
 
 use super::attention_rows::{self, Block, Place, Rows, Softmax, State, Sums};
 use super::nest::{divide, long};
+use super::panels::{GROUP, Panels};
 use super::{GpuKernel, attention};
 use crate::Size;
 use crate::attention::AttentionSpec;
@@ -31,10 +32,9 @@ use crate::expr::ExprId;
 use crate::softmax::Bounds;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::ptx::{B32, B64, F32, Half, Order, Pred, Reg};
-use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
+use kiln_codegen::{Emitter, GpuTarget, Val};
 
-/// Threads of a group of four warps, groups that multiply, and threads of a block.
-const GROUP: i64 = 128;
+/// Groups of four warps that multiply, and threads of a block.
 const GROUPS: i64 = 2;
 const THREADS: i64 = GROUP * (1 + GROUPS);
 
@@ -50,6 +50,7 @@ const STAGES: i64 = 2;
 /// of three groups starts with.
 const FEW: u32 = 40;
 const MANY: u32 = 232;
+const _: () = assert!(FEW + GROUPS as u32 * MANY == 3 * 168);
 
 /// Of the latter, those that scores, rounded weights and results may have.
 const ROOM: i64 = 188;
@@ -63,11 +64,6 @@ const KEYS: i64 = 128;
 /// The largest heads.
 const MOST: i64 = 256;
 
-/// Elements that one copy moves.
-const CHUNK: i64 = 8;
-
-const WORD: Ty = Ty::scalar(Elem::I32);
-
 /// Whether the kernel serves the problem, and serves it best: few queries leave most of a
 /// block idle.
 pub(super) fn serves(spec: &AttentionSpec, target: &GpuTarget) -> Option<Half> {
@@ -76,50 +72,6 @@ pub(super) fn serves(spec: &AttentionSpec, target: &GpuTarget) -> Option<Half> {
     let small = spec.features <= MOST && spec.values <= MOST;
     let fits = Shape::of(spec).bytes() <= i64::from(target.shared_per_block);
     (target.is_hopper() && small && fits && !few).then_some(half)
-}
-
-/// A matrix of halves in shared memory: columns of panels as wide as the widest swizzle that
-/// divides its rows, each with all rows, chunks of 16 bytes swapped as the swizzle has it.
-#[derive(Clone, Copy)]
-struct Panels {
-    rows: i64,
-    /// Elements of a row, a multiple of 16.
-    elements: i64,
-}
-
-impl Panels {
-    /// Bytes of a panel's row: 128, 64 or 32.
-    fn width(self) -> i64 {
-        let all = 2 * self.elements;
-        [128, 64].into_iter().find(|w| all % w == 0).unwrap_or(32)
-    }
-
-    /// Bytes of a panel.
-    fn panel(self) -> i64 {
-        self.rows * self.width()
-    }
-
-    fn bytes(self) -> i64 {
-        2 * self.rows * self.elements
-    }
-
-    /// The bytes from the start to elements `16·i` of the first row.
-    fn column(self, i: i64) -> i64 {
-        32 * i / self.width() * self.panel() + 32 * i % self.width()
-    }
-
-    /// A descriptor of the matrix without its address ("Matrix descriptor format", PTX ISA
-    /// 9.7.15.5.1): eight rows of a panel after eight, and, where neighbours of a row are not
-    /// `along_k`, panel after panel.
-    fn descriptor(self, along_k: bool) -> i64 {
-        let panels = if along_k { 1 } else { self.panel() >> 4 };
-        let swizzle: i64 = match self.width() {
-            128 => 1,
-            64 => 2,
-            _ => 3,
-        };
-        swizzle << 62 | (8 * self.width() >> 4) << 32 | panels << 16
-    }
 }
 
 /// Features and values, to whole instructions, and keys of a part.
@@ -380,7 +332,7 @@ impl Attend<'_> {
         e.kernel_mut().registers(FEW, false);
         let [q, k, v] = Rows::all(e, &self.softmax.cx, self.softmax.spec, b);
         let first = first_lane(e);
-        copy(e, (&q, self.shape.queries()), b.first, self.shared);
+        self.shape.queries().copy(e, &q, b.first, self.shared);
         let (zero, one) = (e.i64(0), e.i64(1));
         let last = e.sub(walk.parts, one);
         e.for_loop(zero, walk.parts, one, &[], |e, part, _| {
@@ -397,7 +349,7 @@ impl Attend<'_> {
                 let k = e.kernel_mut();
                 let to = k.add(self.shared, self.shape.start(which) as i32);
                 let to = k.mad(turn.stage, panels.bytes() as i32, to);
-                copy(e, (rows, panels), key0, to);
+                panels.copy(e, rows, key0, to);
                 e.kernel_mut().end_copies();
                 e.if_then(later, |e| self.publish(e, which, before, 2, first));
             }
@@ -420,103 +372,6 @@ impl Attend<'_> {
         k.warp_barrier();
         self.arrive(e, Bar::Full(which), turn, first);
     }
-}
-
-/// Starts copying the rows of panels from row `first` on to shared memory; what does not
-/// exist becomes zeros. A thread of the group copies one chunk of every few rows.
-fn copy(e: &mut Emitter, (rows, m): (&Rows, Panels), first: Val, to: Reg<B32>) {
-    let chunks = m.elements / CHUNK;
-    let step = GROUP / chunks;
-    let thread = e.kernel_mut().thread();
-    let thread = e.from_word(thread, Elem::I32);
-    let word = |e: &mut Emitter, n: i64| e.int(WORD, n);
-    let (by, many, step_rows) = (word(e, chunks), word(e, m.rows), word(e, step));
-    let row = e.op2("arith.divui", thread, by);
-    // Threads that are too many have no row.
-    let real = e.cmp(Cmp::Lt, row, step_rows, false);
-    let row = e.select(real, row, many);
-    let c = e.op2("arith.remui", thread, by);
-    let per = word(e, m.width() / 16);
-    let (panel, c_in) = (e.op2("arith.divui", c, per), e.op2("arith.remui", c, per));
-    let size = word(e, m.panel());
-    let skip = e.mul(panel, size);
-    let to = e.from_word(to, Elem::I32);
-    let to = e.add(to, skip);
-    // Bytes of the chunk that exist where its row does.
-    let (sixteen, width, nothing) = (word(e, 16), word(e, 2 * rows.width), word(e, 0));
-    let at = e.mul(c, sixteen);
-    let bytes = e.sub(width, at);
-    let bytes = e.min(bytes, sixteen, false);
-    let bytes = e.max(bytes, nothing, false);
-    let (zero, all) = (e.i64(0), e.i64(m.rows));
-    let left = e.sub(rows.count, first);
-    let left = e.min(left, all, false);
-    let left = e.max(left, zero, false);
-    let left = e.cast(left, Elem::I32, false, false);
-    let (c, row0) = (
-        e.cast(c, Elem::I64, true, true),
-        e.cast(row, Elem::I64, true, true),
-    );
-    let (eight, rows_apart) = (e.i64(CHUNK), e.i64(step));
-    let column = e.mul(c, eight);
-    let start = e.add(first, row0);
-    let start = e.mul(start, rows.step);
-    let start = e.add(start, column);
-    let apart = e.mul(rows_apart, rows.step);
-    let place = |e: &mut Emitter, r: Val| {
-        let width = word(e, m.width());
-        let at = e.mul(r, width);
-        let (seven, mask, four) = (word(e, 7), word(e, m.width() / 16 - 1), word(e, 4));
-        let turn = e.op2("arith.shrui", at, seven);
-        let turn = e.op2("arith.andi", turn, mask);
-        let c = e.op2("arith.xori", c_in, turn);
-        let c = e.op2("arith.shli", c, four);
-        let at = e.add(at, c);
-        e.add(at, to)
-    };
-    let own = |e: &mut Emitter, r: Val| {
-        let exists = e.cmp(Cmp::Lt, r, left, false);
-        e.select(exists, bytes, nothing)
-    };
-    e.either(
-        rows.aligned,
-        &[],
-        &mut (),
-        |e, ()| {
-            e.for_loop(row, many, step_rows, &[start], |e, r, at| {
-                let (to, bytes) = (place(e, r), own(e, r));
-                // Where nothing is read the address must still be one.
-                let some = e.cmp(Cmp::Gt, bytes, nothing, false);
-                let from = e.select(some, at[0], zero);
-                let from = e.offset(rows.base, from, Elem::I16);
-                let (to, from, bytes) = (e.word(to), e.long(from), e.word(bytes));
-                e.kernel_mut().copy_async(to, 0, from, bytes);
-                vec![e.add(at[0], apart)]
-            });
-            vec![]
-        },
-        |e, ()| {
-            e.for_loop(row, many, step_rows, &[start], |e, r, at| {
-                let (to, bytes) = (place(e, r), own(e, r));
-                let bytes = e.cast(bytes, Elem::I64, true, true);
-                let one = e.i64(1);
-                let there = e.op2("arith.shrui", bytes, one);
-                let to = e.word(to);
-                let to = e.from_word(to, Elem::Ptr);
-                e.for_loop(zero, eight, one, &[], |e, i, _| {
-                    let exists = e.cmp(Cmp::Lt, i, there, false);
-                    let from = e.add(at[0], i);
-                    let from = e.offset(rows.base, from, Elem::I16);
-                    let x = e.load_where(exists, from, Ty::scalar(Elem::I16));
-                    let to = e.offset(to, i, Elem::I16);
-                    e.store(x, to);
-                    vec![]
-                });
-                vec![e.add(at[0], apart)]
-            });
-            vec![]
-        },
-    );
 }
 
 /// What a thread that multiplies keeps in registers.
@@ -701,7 +556,7 @@ impl Attend<'_> {
         let kernel = e.kernel_mut();
         kernel.fence_group();
         for (i, &a) in (0..).zip(weights) {
-            let b = kernel.add(values, (16 * v.width() >> 4) * i);
+            let b = kernel.add(values, v.below(i) >> 4);
             kernel.multiply_group_turned(self.half, result, a, b, d.always);
         }
         kernel.end_products();

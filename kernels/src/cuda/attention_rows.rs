@@ -244,11 +244,11 @@ impl Softmax<'_> {
         self.cx.push();
         self.cx.hoist(e, &[self.spec.score]);
         for (j, sums) in (0..).zip(products) {
-            if self.pause.is_some_and(|n| j > 0 && j as usize % n == 0) {
+            if (self.pause).is_some_and(|n| j > 0 && (j as usize).is_multiple_of(n)) {
                 e.kernel_mut().warp_barrier();
             }
             for c in 0..2 {
-                let skip = e.int(WORD, 8 * j + c);
+                let skip = e.int(WORD, 8 * j + c as i64);
                 let (skip, exists) = match known {
                     Some(_) => (skip, None),
                     None => {
@@ -258,33 +258,44 @@ impl Softmax<'_> {
                 };
                 let skip = e.cast(skip, Elem::I64, false, false);
                 let key = e.add(key0, skip);
-                self.cx.axes[3] = Some(key);
-                self.cx.push();
-                self.cx.hoist(e, &[self.spec.score]);
-                for (i, scores) in out.iter_mut().enumerate() {
-                    self.cx.axes[2] = Some(queries[i]);
-                    let sum = e.from_single(sums[2 * i + c as usize]);
-                    self.cx.accs.insert(0, sum);
-                    self.cx.push();
-                    let score = self.cx.value(e, self.spec.score);
-                    self.cx.pop();
-                    self.cx.accs.clear();
-                    self.cx.axes[2] = None;
-                    scores.push(match exists {
-                        Some(exists) => {
-                            let low = e.float(SINGLE, f64::NEG_INFINITY);
-                            e.select(exists, score, low)
-                        }
-                        None => score,
-                    });
-                }
-                self.cx.pop();
-                self.cx.axes[3] = None;
+                let two = self.column(e, queries, key, [sums[c], sums[c + 2]], exists);
+                out[0].push(two[0]);
+                out[1].push(two[1]);
             }
         }
         self.cx.pop();
         self.cx.assumed = assumed;
         out
+    }
+
+    /// The scores of one key of two queries.
+    fn column(
+        &mut self,
+        e: &mut Emitter,
+        queries: [Val; 2],
+        key: Val,
+        products: [Reg<F32>; 2],
+        exists: Option<Val>,
+    ) -> [Val; 2] {
+        self.cx.axes[3] = Some(key);
+        self.cx.push();
+        self.cx.hoist(e, &[self.spec.score]);
+        let scores = [0, 1].map(|i| {
+            self.cx.axes[2] = Some(queries[i]);
+            let product = e.from_single(products[i]);
+            self.cx.accs.insert(0, product);
+            self.cx.push();
+            let score = self.cx.value(e, self.spec.score);
+            self.cx.pop();
+            self.cx.accs.clear();
+            self.cx.axes[2] = None;
+            let Some(exists) = exists else { return score };
+            let low = e.float(SINGLE, f64::NEG_INFINITY);
+            e.select(exists, score, low)
+        });
+        self.cx.pop();
+        self.cx.axes[3] = None;
+        scores
     }
 
     /// Weights of the scores of row `i`, and what its results so far are to be multiplied

@@ -19,6 +19,7 @@ mod groups;
 mod halves;
 mod matmul;
 mod nest;
+mod panels;
 mod tail;
 mod vectors;
 mod words;

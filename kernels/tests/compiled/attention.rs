@@ -333,7 +333,7 @@ fn many_queries(
         values,
         dtype: [DType::BF16, DType::F16][n / 2 % 2],
         mask,
-        seq_first: n % 3 == 0,
+        seq_first: n.is_multiple_of(3),
         k_transposed: false,
         open: n % 4 < 2,
         block: 64,

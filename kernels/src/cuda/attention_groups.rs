@@ -95,8 +95,8 @@ impl Shape {
         let (features, values) = (up(spec.features), up(spec.values));
         // Of a thread's row of results half a register each, of its scores too, and of
         // weights that are being multiplied a quarter.
-        let (room, most) = match attention_rows::reads(spec) {
-            // Addresses, and what is read.
+        let (room, most) = match attention_rows::demanding(spec) {
+            // Addresses and what is read, or steps of functions.
             true => (ROOM - 24, KEYS / 2),
             false => (ROOM, KEYS),
         };
@@ -113,8 +113,9 @@ impl Shape {
         self.keys / 2 + self.keys / 4 + self.values / 2
     }
 
-    /// Eights of keys whose scores read memory at once: an address and a number each for two
-    /// keys of two queries, and as much again that the assembler has under way.
+    /// Eights of keys whose scores are worked out at once where they are demanding: an address
+    /// and a number each for two keys of two queries, and as much again that the assembler
+    /// has under way.
     fn eights(self) -> usize {
         let free = i64::from(MANY) - self.registers() - OTHERS;
         (free / 24).max(1) as usize
@@ -166,7 +167,7 @@ pub(super) fn emit(spec: &AttentionSpec, half: Half, name: &str, target: &GpuTar
             softmax: Softmax {
                 spec,
                 cx,
-                pause: attention_rows::reads(spec).then(|| shape.eights()),
+                pause: attention_rows::demanding(spec).then(|| shape.eights()),
             },
             half,
             shape,

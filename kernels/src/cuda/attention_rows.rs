@@ -13,7 +13,7 @@ use crate::matmul::advance;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::ptx::{B32, F32, Half, Kernel, Reg};
 use kiln_codegen::{Elem, Emitter, Ty, Val};
-use kiln_ir::DType;
+use kiln_ir::{BinaryFn, DType};
 
 const SINGLE: Ty = Ty::scalar(Elem::F32);
 const WORD: Ty = Ty::scalar(Elem::I32);
@@ -196,21 +196,27 @@ pub(super) fn fragments(k: &mut Kernel, half: Half, weights: &[Sums]) -> Vec<[Re
 pub(super) struct Softmax<'a> {
     pub spec: &'a AttentionSpec,
     pub cx: ExprCx<'a>,
-    /// After so many eights of columns the warp meets: across that no assembler moves loads
-    /// of scores, which would want more registers than there are.
+    /// After so many eights of columns the warp meets: across that no assembler moves what
+    /// would want more registers than there are.
     pub pause: Option<usize>,
 }
 
-/// Whether scores read memory by key.
-pub(super) fn reads(spec: &AttentionSpec) -> bool {
-    let read = |id: &ExprId| match spec.exprs.node(*id) {
+/// Whether scores read memory by key or are functions of more than a few instructions, of
+/// which an assembler has many under way at once.
+pub(super) fn demanding(spec: &AttentionSpec) -> bool {
+    let demands = |id: &ExprId| match spec.exprs.node(*id) {
         Node::Load { index, .. } => {
             let moves = index.strides.get(3).is_some_and(|&s| s != Size::ZERO);
             moves || !index.gathers.is_empty()
         }
+        Node::Unary(..) => true,
+        Node::Binary(f, ..) => matches!(
+            f,
+            BinaryFn::Div | BinaryFn::Rem | BinaryFn::Mod | BinaryFn::Pow
+        ),
         _ => false,
     };
-    spec.exprs.reachable(&[spec.score]).iter().any(read)
+    spec.exprs.reachable(&[spec.score]).iter().any(demands)
 }
 
 impl Softmax<'_> {

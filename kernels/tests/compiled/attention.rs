@@ -2,7 +2,7 @@
 
 use crate::gpu::Gpu;
 use crate::support::{Launch, Rng, at_every_level, bytes, load, numbers, targets};
-use kiln_ir::{BinaryFn, CompareFn, DType};
+use kiln_ir::{BinaryFn, CompareFn, DType, UnaryFn};
 use kiln_kernels::attention::AttentionSpec;
 use kiln_kernels::*;
 
@@ -13,6 +13,10 @@ enum Mask {
     Causal(i64),
     /// Causal within a window.
     Window(i64),
+    /// Causal within a window, the first two keys besides.
+    Sinks(i64),
+    /// `5·tanh(score / 5)`, causal.
+    Capped,
     /// `[batch, 1, 1, key]`, 0 or the least f32, added.
     Padding,
     /// `[batch, head, query, key]`, added.
@@ -97,6 +101,8 @@ impl Problem {
             Mask::None => 0.0,
             Mask::Causal(o) => hidden(ki > qi + o),
             Mask::Window(w) => hidden(ki > qi || ki <= qi - w),
+            Mask::Sinks(w) => hidden(ki > qi || ki <= qi - w && ki > 1),
+            Mask::Capped => hidden(ki > qi),
             Mask::Padding => mask[b * k_len + k],
             Mask::Bias => mask[((b * self.heads + h) * q_len + q) * k_len + k],
             Mask::Keep => hidden(mask[q * k_len + k] == 0.0),
@@ -124,7 +130,9 @@ impl Problem {
         let v = rng.data(t, p.batch * key_heads * p.keys * p.values);
         let low = f32::MIN as f64;
         let (mask_type, mask): (DType, Vec<f64>) = match p.mask {
-            Mask::None | Mask::Causal(_) | Mask::Window(_) => (DType::F32, vec![]),
+            Mask::None | Mask::Causal(_) | Mask::Window(_) | Mask::Sinks(_) | Mask::Capped => {
+                (DType::F32, vec![])
+            }
             Mask::Padding => {
                 let n = p.batch * p.keys;
                 (
@@ -164,6 +172,8 @@ impl Problem {
                         let mask = p.added(&mask, b, h, i, j);
                         if mask == low {
                             (s * scale) as f32 as f64 + low
+                        } else if p.mask == Mask::Capped {
+                            5.0 * (s * scale / 5.0).tanh() + mask
                         } else {
                             s * scale + mask
                         }
@@ -219,15 +229,26 @@ impl Problem {
         };
         match p.mask {
             Mask::None => {}
-            Mask::Causal(_) | Mask::Window(_) => {
+            Mask::Causal(_) | Mask::Window(_) | Mask::Sinks(_) | Mask::Capped => {
+                if p.mask == Mask::Capped {
+                    let (cap, part) = (e.f32(5.0), e.f32(0.2));
+                    score = e.binary(BinaryFn::Mul, score, part).unwrap();
+                    score = e.unary(UnaryFn::Tanh, score).unwrap();
+                    score = e.binary(BinaryFn::Mul, score, cap).unwrap();
+                }
                 let offset = e.i64(if let Mask::Causal(o) = p.mask { o } else { 0 });
                 let last = e.binary(BinaryFn::Add, i, offset).unwrap();
                 let seen = e.compare(CompareFn::Le, j, last).unwrap();
                 score = e.select(seen, score, hide).unwrap();
-                if let Mask::Window(w) = p.mask {
+                if let Mask::Window(w) | Mask::Sinks(w) = p.mask {
                     let w = e.i64(w);
                     let first = e.binary(BinaryFn::Sub, i, w).unwrap();
-                    let near = e.compare(CompareFn::Gt, j, first).unwrap();
+                    let mut near = e.compare(CompareFn::Gt, j, first).unwrap();
+                    if let Mask::Sinks(_) = p.mask {
+                        let two = e.i64(2);
+                        let sink = e.compare(CompareFn::Lt, j, two).unwrap();
+                        near = e.binary(BinaryFn::Or, near, sink).unwrap();
+                    }
                     score = e.select(near, score, hide).unwrap();
                 }
             }
@@ -353,6 +374,8 @@ fn many_queries_of_halves_match_softmax() {
         // Queries that see no key, and blocks of them.
         ((130, 40), (32, 16), Mask::Causal(-100)),
         ((131, 40), (1, 1), Mask::Causal(-129)),
+        ((140, 150), (64, 64), Mask::Sinks(20)),
+        ((66, 260), (80, 80), Mask::Capped),
     ];
     let problems: Vec<Problem> = (cases.iter().enumerate())
         .map(|(n, &(lengths, sizes, mask))| many_queries(lengths, sizes, mask, n))
@@ -381,6 +404,8 @@ fn every_head_size_is_written() {
     let masks = [
         Mask::None,
         Mask::Causal(0),
+        Mask::Sinks(9),
+        Mask::Capped,
         Mask::Padding,
         Mask::Bias,
         Mask::Keep,

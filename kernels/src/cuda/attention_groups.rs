@@ -17,10 +17,10 @@
 //! these stands at the loop's top, where no assembler can move it above the exponentials.
 //!
 //! Copies are `cp.async`, which serves every stride and start. A thread that copied waits for
-//! its own copies, makes them seen by the tensor cores (`fence.proxy.async`) and arrives at
-//! the place's barrier. An arrival by the copies themselves (`cp.async.mbarrier.arrive`)
-//! would leave the fence to those who read, and a fence orders what its own thread's program
-//! has seen, not writes that another thread's copies still make in another proxy.
+//! its own copies, makes them seen by the tensor cores (`fence.proxy.async`), and its warp
+//! arrives at the place's barrier. Arrivals by the copies themselves
+//! (`cp.async.mbarrier.arrive.noinc`) would do without the wait, which delays nobody, and
+//! leave the fence to every thread that multiplies, in the loop that must not stall.
 
 use super::attention_rows::{self, Block, Place, Rows, Softmax, State, Sums};
 use super::nest::{divide, long};

@@ -463,3 +463,27 @@ fn a_query_gives_the_same_bits_alone_and_in_a_block() {
         assert!(results.iter().all(|r| *r == results[0]));
     }
 }
+
+#[test]
+fn a_query_gives_the_same_bits_in_any_block_of_a_gpu() {
+    for dtype in [DType::F32, DType::BF16] {
+        let mut results: Vec<Vec<u8>> = vec![];
+        for queries in [70, 140] {
+            let p = Problem {
+                dtype,
+                seq_first: true,
+                ..many_queries((queries, 150), (32, 24), Mask::None, 1)
+            };
+            let mut b = p.build(&mut Rng(5));
+            b.buffers[0] = Rng(6).data(dtype, 2 * 32).repeat(queries);
+            b.buffers[1] = Rng(7).data(dtype, 150 * 32);
+            b.buffers[2] = Rng(8).data(dtype, 150 * 24);
+            let gpu = Gpu::new(&[("at".into(), b.spec.clone())]);
+            assert_eq!(gpu.run("at", &b.spec, &mut b.buffers, &b.params), 0);
+            let out = b.buffers.pop().unwrap();
+            let row = 2 * 24 * dtype.size().unwrap();
+            results.extend(out.chunks(row).map(<[u8]>::to_vec));
+        }
+        assert!(results.iter().all(|r| *r == results[0]));
+    }
+}

@@ -155,7 +155,7 @@ def main():
             if wanted and not wrong and version == "13":
                 found = instructions(cubin)
                 for family, names in wanted.items():
-                    hopper = target == "sm_90a" and (name, family) == ("minilm-bf16", "matmul")
+                    hopper = (target, name) == ("sm_90a", "minilm-bf16")
                     for i in ["HGMMA", "LDGSTS"] if hopper else names:
                         if not any(c[i] for e, c in found.items() if e and f"_{family}_" in e):
                             failed.append(f"{name} for {target}: no {i} in a kernel of {family}")

@@ -15,6 +15,8 @@ pub(crate) struct Bounds {
     /// Expression, and whether the key may equal it.
     below: Vec<(ExprId, bool)>,
     above: Vec<(ExprId, bool)>,
+    /// The conditions that say so.
+    conditions: Vec<ExprId>,
 }
 
 impl Bounds {
@@ -54,8 +56,9 @@ impl Bounds {
                     CompareFn::Le => self.below.push((x, true)),
                     CompareFn::Gt => self.above.push((x, false)),
                     CompareFn::Ge => self.above.push((x, true)),
-                    CompareFn::Eq | CompareFn::Ne => {}
+                    CompareFn::Eq | CompareFn::Ne => return,
                 }
+                self.conditions.push(c);
             }
             _ => {}
         }
@@ -69,6 +72,40 @@ impl Bounds {
         [batch, head, first, rows]: [Val; 4],
         keys: Val,
     ) -> (Val, Val) {
+        let one = e.i64(1);
+        let end = e.add(first, rows);
+        let last = e.sub(end, one);
+        self.between(e, cx, [batch, head, first, last], keys)
+    }
+
+    /// The first key that every query of the block sees, as far as the bounds go, and one
+    /// past the last.
+    pub(crate) fn inner(
+        &self,
+        e: &mut Emitter,
+        cx: &mut ExprCx,
+        [batch, head, first, rows]: [Val; 4],
+        keys: Val,
+    ) -> (Val, Val) {
+        let one = e.i64(1);
+        let end = e.add(first, rows);
+        let last = e.sub(end, one);
+        self.between(e, cx, [batch, head, last, first], keys)
+    }
+
+    /// What holds between the keys of [`Bounds::inner`].
+    pub(crate) fn conditions(&self) -> &[ExprId] {
+        &self.conditions
+    }
+
+    /// From the bound below of one query to the bound above of another.
+    fn between(
+        &self,
+        e: &mut Emitter,
+        cx: &mut ExprCx,
+        [batch, head, lower, upper]: [Val; 4],
+        keys: Val,
+    ) -> (Val, Val) {
         let (zero, one) = (e.i64(0), e.i64(1));
         let mut at = |e: &mut Emitter, query: Val, x: ExprId| {
             cx.push();
@@ -79,15 +116,13 @@ impl Bounds {
             v
         };
         let (mut low, mut high) = (zero, keys);
-        let end = e.add(first, rows);
-        let last = e.sub(end, one);
         for &(x, equal) in &self.below {
-            let x = at(e, last, x);
+            let x = at(e, upper, x);
             let x = if equal { e.add(x, one) } else { x };
             high = e.min(high, x, false);
         }
         for &(x, equal) in &self.above {
-            let x = at(e, first, x);
+            let x = at(e, lower, x);
             let x = if equal { x } else { e.add(x, one) };
             low = e.max(low, x, false);
         }

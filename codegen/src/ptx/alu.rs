@@ -166,6 +166,11 @@ impl Kernel {
         self.two(&format!("{op}{}", T::REGISTER), a.into(), b.into())
     }
 
+    /// The larger number; NaN if one is NaN. One instruction from sm_80 on.
+    pub fn larger_or_nan(&mut self, a: Reg<F32>, b: Reg<F32>) -> Reg<F32> {
+        self.two("max.NaN.f32", a.into(), b.into())
+    }
+
     /// The larger (or smaller) of two integers.
     pub fn extreme_int<T: Int>(
         &mut self,

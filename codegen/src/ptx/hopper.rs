@@ -2,8 +2,8 @@
 //! in shared memory, clusters of blocks.
 
 use super::Kernel;
-use super::matrix::Sum;
-use super::reg::{B16, B32, B64, Pred, Reg};
+use super::matrix::{Half, Sum};
+use super::reg::{B16, B32, B64, F32, Pred, Reg};
 
 impl Kernel {
     /// Starts `sums += a · b` (or `= a · b` where `add` does not hold) of a 64 × k by a k × n
@@ -31,6 +31,24 @@ impl Kernel {
         ));
     }
 
+    /// The same of a 64 × 16 matrix in registers, as `mma` has the fragments of a warp's
+    /// 16 rows, by one in shared memory with neighbours along n together.
+    pub fn multiply_group_turned(
+        &mut self,
+        t: Half,
+        sums: &[Reg<F32>],
+        a: [Reg<B32>; 4],
+        b: Reg<B64>,
+        add: Reg<Pred>,
+    ) {
+        let names: Vec<String> = sums.iter().map(Reg::to_string).collect();
+        let (names, n, t) = (names.join(", "), 2 * sums.len(), t.name());
+        let [a0, a1, a2, a3] = a;
+        self.line(format_args!(
+            "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{t}.{t} {{{names}}}, {{{a0}, {a1}, {a2}, {a3}}}, {b}, {add}, 1, 1, 1"
+        ));
+    }
+
     /// What the group's registers and shared memory hold is what products read from here
     /// on.
     pub fn fence_group(&mut self) {
@@ -55,6 +73,7 @@ impl Kernel {
     /// Asks for `n` registers a thread where it has fewer (`up`), or gives those beyond
     /// back. All threads of a group of four warps.
     pub fn registers(&mut self, n: u32, up: bool) {
+        self.exchanges = true;
         let way = if up { "inc" } else { "dec" };
         self.line(format_args!("setmaxnreg.{way}.sync.aligned.u32 {n}"));
     }

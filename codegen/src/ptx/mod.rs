@@ -55,6 +55,9 @@ pub struct Kernel {
     labels: u32,
     /// The guard of the instructions that are written now.
     guard: Option<String>,
+    /// Whether registers change hands: then the assembler must know how many there are,
+    /// which it does of blocks that a multiprocessor may have one of.
+    exchanges: bool,
 }
 
 impl Kernel {
@@ -71,6 +74,7 @@ impl Kernel {
             counts: [0; 6],
             labels: 0,
             guard: None,
+            exchanges: false,
         }
     }
 
@@ -153,7 +157,11 @@ impl Kernel {
                 Param::TensorMap => writeln!(out, "    .param .align 64 .b8 p{i}[128]{comma}")?,
             }
         }
-        writeln!(out, ")\n.maxntid {}, 1, 1\n{{", self.threads)?;
+        writeln!(out, ")\n.maxntid {}, 1, 1", self.threads)?;
+        if self.exchanges {
+            writeln!(out, ".minnctapersm 1")?;
+        }
+        writeln!(out, "{{")?;
         for (class, (letter, register)) in reg::CLASSES.iter().enumerate() {
             if self.counts[class] > 0 {
                 let n = self.counts[class] + 1;

@@ -8,7 +8,7 @@
 
 use super::gemm::coordinates;
 use super::nest::{divide, long};
-use super::{GpuKernel, Ports, attention_halves, dim, entry};
+use super::{GpuKernel, Ports, attention_groups, attention_halves, dim, entry};
 use crate::Size;
 use crate::attention::AttentionSpec;
 use crate::lower::{ExprCx, convert, memory_elem, widen};
@@ -89,6 +89,9 @@ pub(super) fn emit(
     name: &str,
     target: &GpuTarget,
 ) -> Result<GpuKernel, SpecError> {
+    if let Some(half) = attention_groups::serves(spec, target) {
+        return Ok(attention_groups::emit(spec, half, name, target));
+    }
     if let Some(half) = attention_halves::serves(spec, target) {
         return Ok(attention_halves::emit(spec, half, name, target));
     }
@@ -556,6 +559,11 @@ fn chunk(count: i64) -> i64 {
 
 /// The larger number: of NaN and a number NaN, so that it is not lost.
 pub(super) fn larger(e: &mut Emitter, a: Val, b: Val) -> Val {
+    if e.kernel_mut().target().is_hopper() {
+        let (a, b) = (e.single(a), e.single(b));
+        let r = e.kernel_mut().larger_or_nan(a, b);
+        return e.from_single(r);
+    }
     e.max(a, b, false)
 }
 

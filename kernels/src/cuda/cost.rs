@@ -7,7 +7,7 @@
 //! A prediction, to be held against measurements: rates are the data sheet's, what a
 //! product's kernel reaches of its unit's peak is a constant of its kind.
 
-use super::{GpuKernel, attention_halves, halves, words};
+use super::{GpuKernel, attention_groups, attention_halves, halves, words};
 use crate::KernelSpec;
 use kiln_codegen::GpuTarget;
 use kiln_ir::{Binding, DType, Dim, DimError};
@@ -81,6 +81,9 @@ fn rate(spec: &KernelSpec, target: &GpuTarget) -> f64 {
             DType::I32 => target.i8_peak * mma,
             _ => target.f16_peak * mma,
         },
+        KernelSpec::Attention(a) if attention_groups::serves(a, target).is_some() => {
+            target.f16_peak * WGMMA_SHARE
+        }
         KernelSpec::Attention(a) if attention_halves::serves(a, target).is_some() => {
             target.f16_peak * mma
         }

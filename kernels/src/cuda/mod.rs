@@ -6,7 +6,9 @@
 //! scratch; the launch's integer parameters as i64; and the tensor maps of its tiles.
 
 mod attention;
+mod attention_groups;
 mod attention_halves;
+mod attention_rows;
 mod block;
 mod conv;
 mod copies;
@@ -17,6 +19,7 @@ mod groups;
 mod halves;
 mod matmul;
 mod nest;
+mod panels;
 mod tail;
 mod tiles;
 mod vectors;

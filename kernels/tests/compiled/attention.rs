@@ -1,7 +1,8 @@
 //! Attention against softmax in f64: layouts, heads in groups, masks, tails.
 
+use crate::gpu::Gpu;
 use crate::support::{Launch, Rng, at_every_level, bytes, load, numbers, targets};
-use kiln_ir::{BinaryFn, CompareFn, DType};
+use kiln_ir::{BinaryFn, CompareFn, DType, UnaryFn};
 use kiln_kernels::attention::AttentionSpec;
 use kiln_kernels::*;
 
@@ -12,6 +13,10 @@ enum Mask {
     Causal(i64),
     /// Causal within a window.
     Window(i64),
+    /// Causal within a window, the first two keys besides.
+    Sinks(i64),
+    /// `5·tanh(score / 5)`, causal.
+    Capped,
     /// `[batch, 1, 1, key]`, 0 or the least f32, added.
     Padding,
     /// `[batch, head, query, key]`, added.
@@ -96,6 +101,8 @@ impl Problem {
             Mask::None => 0.0,
             Mask::Causal(o) => hidden(ki > qi + o),
             Mask::Window(w) => hidden(ki > qi || ki <= qi - w),
+            Mask::Sinks(w) => hidden(ki > qi || ki <= qi - w && ki > 1),
+            Mask::Capped => hidden(ki > qi),
             Mask::Padding => mask[b * k_len + k],
             Mask::Bias => mask[((b * self.heads + h) * q_len + q) * k_len + k],
             Mask::Keep => hidden(mask[q * k_len + k] == 0.0),
@@ -123,7 +130,9 @@ impl Problem {
         let v = rng.data(t, p.batch * key_heads * p.keys * p.values);
         let low = f32::MIN as f64;
         let (mask_type, mask): (DType, Vec<f64>) = match p.mask {
-            Mask::None | Mask::Causal(_) | Mask::Window(_) => (DType::F32, vec![]),
+            Mask::None | Mask::Causal(_) | Mask::Window(_) | Mask::Sinks(_) | Mask::Capped => {
+                (DType::F32, vec![])
+            }
             Mask::Padding => {
                 let n = p.batch * p.keys;
                 (
@@ -163,6 +172,8 @@ impl Problem {
                         let mask = p.added(&mask, b, h, i, j);
                         if mask == low {
                             (s * scale) as f32 as f64 + low
+                        } else if p.mask == Mask::Capped {
+                            5.0 * (s * scale / 5.0).tanh() + mask
                         } else {
                             s * scale + mask
                         }
@@ -218,15 +229,26 @@ impl Problem {
         };
         match p.mask {
             Mask::None => {}
-            Mask::Causal(_) | Mask::Window(_) => {
+            Mask::Causal(_) | Mask::Window(_) | Mask::Sinks(_) | Mask::Capped => {
+                if p.mask == Mask::Capped {
+                    let (cap, part) = (e.f32(5.0), e.f32(0.2));
+                    score = e.binary(BinaryFn::Mul, score, part).unwrap();
+                    score = e.unary(UnaryFn::Tanh, score).unwrap();
+                    score = e.binary(BinaryFn::Mul, score, cap).unwrap();
+                }
                 let offset = e.i64(if let Mask::Causal(o) = p.mask { o } else { 0 });
                 let last = e.binary(BinaryFn::Add, i, offset).unwrap();
                 let seen = e.compare(CompareFn::Le, j, last).unwrap();
                 score = e.select(seen, score, hide).unwrap();
-                if let Mask::Window(w) = p.mask {
+                if let Mask::Window(w) | Mask::Sinks(w) = p.mask {
                     let w = e.i64(w);
                     let first = e.binary(BinaryFn::Sub, i, w).unwrap();
-                    let near = e.compare(CompareFn::Gt, j, first).unwrap();
+                    let mut near = e.compare(CompareFn::Gt, j, first).unwrap();
+                    if let Mask::Sinks(_) = p.mask {
+                        let two = e.i64(2);
+                        let sink = e.compare(CompareFn::Lt, j, two).unwrap();
+                        near = e.binary(BinaryFn::Or, near, sink).unwrap();
+                    }
                     score = e.select(near, score, hide).unwrap();
                 }
             }
@@ -275,38 +297,129 @@ impl Problem {
     }
 }
 
+/// Runs the problems at every level and holds results against softmax in f64.
+fn check(problems: &[Problem], rng: &mut Rng) {
+    let built: Vec<Built> = problems.iter().map(|p| p.build(rng)).collect();
+    let cases: Vec<Launch> = (built.iter())
+        .map(|b| Launch {
+            spec: b.spec.clone(),
+            buffers: b.buffers.clone(),
+            params: b.params.clone(),
+        })
+        .collect();
+    let cases: Vec<&Launch> = cases.iter().collect();
+    at_every_level(&cases, &mut |level, i, result| {
+        let (p, b) = (&problems[i], &built[i]);
+        let got = numbers(p.dtype, result);
+        let allowed = match p.dtype {
+            DType::F16 => 2e-3,
+            DType::BF16 => 1.5e-2,
+            _ => 4e-6,
+        };
+        for (n, (&want, &at)) in b.want.iter().zip(&b.out_at).enumerate() {
+            let off = (got[at] - want).abs();
+            assert!(
+                off <= allowed,
+                "{level} element {n}: {} not {want}; {p:?}",
+                got[at]
+            );
+        }
+    });
+}
+
 #[test]
 fn random_attention_matches_softmax() {
     let mut rng = Rng(21);
     for _ in 0..3 {
         let problems: Vec<Problem> = (0..12).map(|_| Problem::random(&mut rng)).collect();
-        let built: Vec<Built> = problems.iter().map(|p| p.build(&mut rng)).collect();
-        let cases: Vec<Launch> = (built.iter())
-            .map(|b| Launch {
-                spec: b.spec.clone(),
-                buffers: b.buffers.clone(),
-                params: b.params.clone(),
-            })
-            .collect();
-        let cases: Vec<&Launch> = cases.iter().collect();
-        at_every_level(&cases, &mut |level, i, result| {
-            let (p, b) = (&problems[i], &built[i]);
-            let got = numbers(p.dtype, result);
-            let allowed = match p.dtype {
-                DType::F16 => 2e-3,
-                DType::BF16 => 1.5e-2,
-                _ => 4e-6,
-            };
-            for (n, (&want, &at)) in b.want.iter().zip(&b.out_at).enumerate() {
-                let off = (got[at] - want).abs();
-                assert!(
-                    off <= allowed,
-                    "{level} element {n}: {} not {want}; {p:?}",
-                    got[at]
-                );
-            }
-        });
+        check(&problems, &mut rng);
     }
+}
+
+/// Blocks of more than 64 queries of halves, which Hopper's groups of warps multiply.
+fn many_queries(
+    (queries, keys): (usize, usize),
+    (features, values): (usize, usize),
+    mask: Mask,
+    n: usize,
+) -> Problem {
+    let group = [1, 2][n % 2];
+    Problem {
+        batch: 1,
+        heads: group,
+        group,
+        queries,
+        keys,
+        features,
+        values,
+        dtype: [DType::BF16, DType::F16][n / 2 % 2],
+        mask,
+        seq_first: n.is_multiple_of(3),
+        k_transposed: false,
+        open: n % 4 < 2,
+        block: 64,
+    }
+}
+
+#[test]
+fn many_queries_of_halves_match_softmax() {
+    let cases = [
+        ((70, 1), (32, 32), Mask::None),
+        ((130, 300), (64, 64), Mask::Causal(0)),
+        ((150, 129), (40, 40), Mask::Keep),
+        ((128, 257), (96, 96), Mask::Bias),
+        ((65, 200), (128, 128), Mask::Window(9)),
+        ((129, 128), (20, 72), Mask::Padding),
+        ((66, 260), (128, 64), Mask::Causal(200)),
+        // Queries that see no key, and blocks of them.
+        ((130, 40), (32, 16), Mask::Causal(-100)),
+        ((131, 40), (1, 1), Mask::Causal(-129)),
+        ((140, 150), (64, 64), Mask::Sinks(20)),
+        ((66, 260), (80, 80), Mask::Capped),
+    ];
+    let problems: Vec<Problem> = (cases.iter().enumerate())
+        .map(|(n, &(lengths, sizes, mask))| many_queries(lengths, sizes, mask, n))
+        .collect();
+    check(&problems, &mut Rng(22));
+}
+
+#[test]
+fn large_heads_of_halves_match_softmax() {
+    let cases = [
+        ((70, 170), (256, 256), Mask::Causal(60)),
+        ((65, 81), (256, 256), Mask::Bias),
+        ((72, 230), (192, 192), Mask::None),
+        ((66, 120), (192, 128), Mask::Keep),
+    ];
+    let problems: Vec<Problem> = (cases.iter().enumerate())
+        .map(|(n, &(lengths, sizes, mask))| many_queries(lengths, sizes, mask, n))
+        .collect();
+    check(&problems, &mut Rng(23));
+}
+
+/// Texts to be assembled (`KILN_TEST_PTX`), which the interpreter reads too.
+#[test]
+fn every_head_size_is_written() {
+    let sizes = [32, 64, 80, 96, 128, 160, 192, 224, 256];
+    let masks = [
+        Mask::None,
+        Mask::Causal(0),
+        Mask::Sinks(9),
+        Mask::Capped,
+        Mask::Padding,
+        Mask::Bias,
+        Mask::Keep,
+    ];
+    let mut all = vec![];
+    for (n, size) in sizes.into_iter().enumerate() {
+        for (m, mask) in masks.into_iter().enumerate() {
+            let p = many_queries((65, 3), (size, size), mask, n + m);
+            let built = p.build(&mut Rng(24));
+            all.push((format!("head{size}_{m}"), built.spec));
+        }
+    }
+    let gpu = Gpu::new(&all);
+    assert!(all.iter().all(|(symbol, _)| !gpu.refuses(symbol)));
 }
 
 #[test]
@@ -346,6 +459,30 @@ fn a_query_gives_the_same_bits_alone_and_in_a_block() {
                 let row = 2 * 24 * dtype.size().unwrap();
                 results.extend(out.chunks(row).map(<[u8]>::to_vec));
             }
+        }
+        assert!(results.iter().all(|r| *r == results[0]));
+    }
+}
+
+#[test]
+fn a_query_gives_the_same_bits_in_any_block_of_a_gpu() {
+    for dtype in [DType::F32, DType::BF16] {
+        let mut results: Vec<Vec<u8>> = vec![];
+        for queries in [70, 140] {
+            let p = Problem {
+                dtype,
+                seq_first: true,
+                ..many_queries((queries, 150), (32, 24), Mask::None, 1)
+            };
+            let mut b = p.build(&mut Rng(5));
+            b.buffers[0] = Rng(6).data(dtype, 2 * 32).repeat(queries);
+            b.buffers[1] = Rng(7).data(dtype, 150 * 32);
+            b.buffers[2] = Rng(8).data(dtype, 150 * 24);
+            let gpu = Gpu::new(&[("at".into(), b.spec.clone())]);
+            assert_eq!(gpu.run("at", &b.spec, &mut b.buffers, &b.params), 0);
+            let out = b.buffers.pop().unwrap();
+            let row = 2 * 24 * dtype.size().unwrap();
+            results.extend(out.chunks(row).map(<[u8]>::to_vec));
         }
         assert!(results.iter().all(|r| *r == results[0]));
     }

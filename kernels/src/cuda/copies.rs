@@ -107,6 +107,25 @@ pub(super) fn sides(
     [rows, columns]
 }
 
+/// Whether what starts at these addresses, with elements of `size` bytes and these
+/// distances between rows, has every row at a multiple of 16 bytes.
+pub(super) fn aligned(e: &mut Emitter, bases: &[Val], strides: &[Val], size: i64) -> Val {
+    let mut bits = e.i64(0);
+    for &base in bases {
+        let r = e.long(base);
+        let address = e.from_long(r, Elem::I64);
+        bits = e.op2("arith.ori", bits, address);
+    }
+    for &s in strides {
+        let size = e.i64(size);
+        let bytes = e.mul(s, size);
+        bits = e.op2("arith.ori", bits, bytes);
+    }
+    let (mask, zero) = (e.i64(CHUNK - 1), e.i64(0));
+    let low = e.op2("arith.andi", bits, mask);
+    e.cmp(Cmp::Eq, low, zero, false)
+}
+
 fn rows(
     e: &mut Emitter,
     base: Val,
@@ -115,16 +134,8 @@ fn rows(
     (many, skip): (i64, i64),
     mut row: impl FnMut(&mut Emitter, i64) -> (Val, Val),
 ) -> Rows {
-    let r = e.long(base);
-    let mut bits = e.from_long(r, Elem::I64);
-    for &s in strides {
-        let size = e.i64(layout.size);
-        let bytes = e.mul(s, size);
-        bits = e.op2("arith.ori", bits, bytes);
-    }
-    let (mask, zero) = (e.i64(15), e.i64(0));
-    let low = e.op2("arith.andi", bits, mask);
-    let aligned = e.cmp(Cmp::Eq, low, zero, false);
+    let zero = e.i64(0);
+    let aligned = aligned(e, &[base], strides, layout.size);
     let (mut starts, mut exist) = (vec![], vec![]);
     for j in 0..many * layout.chunks / layout.threads {
         let (at, exists) = row(e, j);

@@ -3,7 +3,7 @@
 use super::gemm::{self, Source, coordinates};
 use super::halves::{self, Factors};
 use super::nest::divide;
-use super::{GpuKernel, dim, groups, tail, tiles, words};
+use super::{GpuKernel, dim, groups, tail, thin, tiles, words};
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, advance};
 use crate::{LoopNest, Size};
@@ -31,12 +31,18 @@ fn by_columns<T: Sum>(
     name: &str,
     target: &GpuTarget,
 ) -> Vec<GpuKernel> {
-    if !target.is_hopper() {
-        return vec![halves::emit::<T>(spec, of, nest, name, target)];
+    let mut forms = thin::emit::<T>(spec, of, nest, name, target);
+    if forms.last().is_some_and(|k| k.when.is_empty()) {
+        return forms;
     }
-    let tiles = tiles::emit::<T>(spec, of, nest, name, target);
-    let groups = groups::emit::<T>(spec, of, nest, name, target);
-    tiles.into_iter().chain([groups]).collect()
+    match target.is_hopper() {
+        true => {
+            forms.extend(tiles::emit::<T>(spec, of, nest, name, target));
+            forms.push(groups::emit::<T>(spec, of, nest, name, target));
+        }
+        false => forms.push(halves::emit::<T>(spec, of, nest, name, target)),
+    }
+    forms
 }
 
 impl MatMulSpec {

@@ -21,6 +21,7 @@ mod matmul;
 mod nest;
 mod panels;
 mod tail;
+mod thin;
 mod tiles;
 mod vectors;
 mod words;
@@ -152,6 +153,11 @@ fn dim(size: Size) -> Dim {
         Size::Const(c) => c.into(),
         Size::Param(i) => Dim::sym(format!("p{i}")),
     }
+}
+
+/// The name of a form of a kernel.
+fn entry_of(name: &str, form: &str) -> String {
+    format!("{name}_{form}")
 }
 
 /// An entry for blocks of `threads` threads.

@@ -15,7 +15,7 @@ use super::gemm::{Source, coordinates};
 use super::groups::{self, ROW};
 use super::halves::sum_elem;
 use super::nest::{divide, long};
-use super::{GpuKernel, Ports, Tile, dim, entry, tail};
+use super::{GpuKernel, Ports, Tile, dim, entry, entry_of, tail};
 use crate::emit_nest::NestEmitter;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
@@ -75,7 +75,7 @@ pub(super) fn emit<T: Sum>(
     let b = side_b(spec, wide)?;
     let stage = (ROWS + wide) * ROW;
     let bars = STAGES * stage + WARPS * PIECE_BYTES;
-    let entry_name = format!("{name}_tiles");
+    let entry_name = entry_of(name, "tiles");
     let (body, _) = entry(&entry_name, target, THREADS as u32, |e| {
         let ports = Ports::declare(e, nest.args.len(), nest.params);
         let maps = [a.0.len(), b.0.len()].map(|_| e.kernel_mut().tensor_map());

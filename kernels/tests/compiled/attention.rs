@@ -479,10 +479,13 @@ fn a_query_gives_the_same_bits_in_any_block_of_a_gpu() {
             b.buffers[1] = Rng(7).data(dtype, 150 * 32);
             b.buffers[2] = Rng(8).data(dtype, 150 * 24);
             let gpu = Gpu::new(&[("at".into(), b.spec.clone())]);
-            assert_eq!(gpu.run("at", &b.spec, &mut b.buffers, &b.params), 0);
-            let out = b.buffers.pop().unwrap();
             let row = 2 * 24 * dtype.size().unwrap();
-            results.extend(out.chunks(row).map(<[u8]>::to_vec));
+            let launch = (&b.buffers[..], &b.params[..]);
+            gpu.run("at", &b.spec, launch, &mut |_, buffers, status| {
+                assert_eq!(status, 0);
+                let out = buffers.last().unwrap();
+                results.extend(out.chunks(row).map(<[u8]>::to_vec));
+            });
         }
         assert!(results.iter().all(|r| *r == results[0]));
     }

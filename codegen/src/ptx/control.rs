@@ -109,6 +109,11 @@ impl Kernel {
         self.depth += 1;
     }
 
+    /// The loop whose body begins here is not to be unrolled.
+    pub fn nounroll(&mut self) {
+        self.line(format_args!(".pragma \"nounroll\""));
+    }
+
     /// The start of a loop's body.
     pub(crate) fn begin_loop(&mut self) -> String {
         let top = self.label();

@@ -23,6 +23,9 @@ pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> Vec<Gpu
     }
 }
 
+/// The PTX version from which `wgmma` multiplies bytes with a sign by bytes without.
+const MIXED: (u32, u32) = (8, 4);
+
 /// The forms of a contraction on tensor cores whose sides have neighbours along k together.
 fn by_columns<T: Sum>(
     spec: &MatMulSpec,
@@ -37,8 +40,13 @@ fn by_columns<T: Sum>(
     }
     match target.is_hopper() {
         true => {
-            forms.extend(tiles::emit::<T>(spec, of, nest, name, target));
-            forms.push(groups::emit::<T>(spec, of, nest, name, target));
+            let tiles = tiles::emit::<T>(spec, of, nest, name, target);
+            let groups = groups::emit::<T>(spec, of, nest, name, target);
+            let [a, b] = T::factors(of);
+            forms.extend(tiles.into_iter().chain([groups]).map(|k| GpuKernel {
+                ptx: if a == b { k.ptx } else { MIXED },
+                ..k
+            }));
         }
         false => forms.push(halves::emit::<T>(spec, of, nest, name, target)),
     }

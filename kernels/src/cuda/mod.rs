@@ -49,6 +49,8 @@ pub struct GpuKernel {
     pub entry: String,
     /// The entry's text, without a module's header.
     pub body: String,
+    /// The lowest PTX version that has its instructions, where that of its target is lower.
+    pub ptx: (u32, u32),
     /// What it asks of the parameters: left ≤ right.
     pub when: Vec<(Dim, Dim)>,
     /// The arguments that it reads by tiles.
@@ -121,7 +123,10 @@ pub fn form<'a>(forms: &'a [GpuKernel], params: &[i64]) -> Option<&'a GpuKernel>
 
 /// The text of a module of kernels.
 pub fn module<'a>(kernels: impl IntoIterator<Item = &'a GpuKernel>, target: &GpuTarget) -> String {
-    ptx::module(kernels.into_iter().map(|k| k.body.as_str()), target)
+    let kernels: Vec<&GpuKernel> = kernels.into_iter().collect();
+    let mut target = target.clone();
+    target.ptx = (kernels.iter()).fold(target.ptx, |v, k| v.max(k.ptx));
+    ptx::module(kernels.iter().map(|k| k.body.as_str()), &target)
 }
 
 /// The parameters of a kernel as values.

@@ -5,7 +5,7 @@
 //! eight warps share k, chunk by chunk. B and A go from memory to registers as `mma.sync`
 //! wants them, without shared memory: a lane reads 16 bytes of its row and column, which are
 //! two steps' words (which products a step has does not matter, so long as both sides
-//! agree). [`AHEAD`] chunks of a warp are under way at a time. The warps' sums are added in
+//! agree). A few chunks of each row are under way at a time. The warps' sums are added in
 //! order through shared memory.
 
 use super::block::{self, Place, Shape, Sums};
@@ -29,8 +29,10 @@ const WARPS: i64 = THREADS / 32;
 /// Bytes of a row that a warp reads at once: four lanes' chunks.
 const SPAN: i64 = 4 * CHUNK;
 
-/// Chunks that a lane reads of a row before it multiplies.
+/// Chunks that a lane reads of a row before it multiplies: of 16 rows, and of more, which
+/// leave less room.
 const AHEAD: i64 = 4;
+const AHEAD_OF_MANY: i64 = 2;
 
 /// Rows that this serves at most.
 const MOST_ROWS: i64 = 64;
@@ -212,9 +214,10 @@ impl<T: Sum> Thin<'_, T> {
             &[],
             &mut (),
             |e, ()| {
-                let step = e.i64(AHEAD * WARPS * SPAN / self.size());
+                let ahead = if self.rows > 16 { AHEAD_OF_MANY } else { AHEAD };
+                let step = e.i64(ahead * WARPS * SPAN / self.size());
                 e.for_loop(first, high, step, &[], |e, k0, _| {
-                    let parts: Vec<_> = (0..AHEAD)
+                    let parts: Vec<_> = (0..ahead)
                         .map(|i| {
                             let skip = e.i64(i * WARPS * SPAN / self.size());
                             let at = e.add(k0, skip);
@@ -259,26 +262,31 @@ impl<T: Sum> Thin<'_, T> {
     /// The same, element by element.
     fn pieces(&self, e: &mut Emitter, lines: &[Line], at: Val, all: Val) -> Vec<Vec<Reg<B32>>> {
         let word = Ty::scalar(Elem::I32);
-        let (many, bits) = (4 / self.size(), 8 * self.size());
+        let (many, bits) = (4 / self.size(), e.int(word, 8 * self.size()));
         (lines.iter())
             .map(|line| {
+                let start = e.add(line.start, at);
                 (0..WORDS)
                     .map(|w| {
-                        let mut of = e.int(word, 0);
-                        for part in 0..many {
-                            let skip = e.i64(w * many + part);
-                            let k = e.add(at, skip);
+                        let (first, end) = (e.i64(w * many), e.i64((w + 1) * many));
+                        let (one, none) = (e.i64(1), e.int(word, 0));
+                        // From the last element of the word, which is the highest, on.
+                        let of = e.for_loop(first, end, one, &[none], |e, i, of| {
+                            e.kernel_mut().nounroll();
+                            let back = e.sub(end, i);
+                            let back = e.add(back, first);
+                            let i = e.sub(back, one);
+                            let k = e.add(at, i);
                             let some = e.cmp(Cmp::Lt, k, all, false);
                             let there = e.op2("arith.andi", some, line.exists);
-                            let from = e.add(line.start, k);
+                            let from = e.add(start, i);
                             let from = e.offset(line.base, from, self.elem());
                             let x = e.load_where(there, from, Ty::scalar(self.elem()));
                             let x = e.cast(x, Elem::I32, true, true);
-                            let by = e.int(word, part * bits);
-                            let x = e.op2("arith.shli", x, by);
-                            of = e.op2("arith.ori", of, x);
-                        }
-                        e.word(of)
+                            let up = e.op2("arith.shli", of[0], bits);
+                            vec![e.op2("arith.ori", up, x)]
+                        });
+                        e.word(of[0])
                     })
                     .collect()
             })

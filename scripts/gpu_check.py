@@ -93,16 +93,17 @@ def no_device(bundle):
         _, entries = bundle.entries(target)
         for kernel in bundle.kernels:
             name, how = kernel["name"], kernel["launches"].get(target)
-            if not how or how["entry"] not in entries:
+            if not how or any(p["entry"] not in entries for p in how["passes"]):
                 wrong.append(f"{name} has no code or launch for {target}")
                 continue
-            said = len(re.findall(r"\.param .*\bp\d+", entries[how["entry"]].split("{")[0]))
             given = len(kernel["buffers"]) + 2 + len(kernel["params"]) + len(how["tiles"])
-            if said != given:
-                wrong.append(f"{name} for {target} has {said} parameters, not {given}")
-            threads = int(np.prod(how["block"]))
-            if not 0 < threads <= 1024 or how["shared"] > 227 << 10 or min(how["grid"]) < 1:
-                wrong.append(f"{name} for {target} cannot be launched: {how}")
+            for one in how["passes"]:
+                said = len(re.findall(r"\.param .*\bp\d+", entries[one["entry"]].split("{")[0]))
+                if said != given:
+                    wrong.append(f"{one['entry']} for {target} has {said} parameters, not {given}")
+                threads = int(np.prod(one["block"]))
+                if not 0 < threads <= 1024 or one["shared"] > 227 << 10 or min(one["grid"]) < 1:
+                    wrong.append(f"{one['entry']} for {target} cannot be launched: {one}")
     wrong += [f"{k['name']}: no reference for {k['op']['kind']}" for k in bundle.kernels
               if k["op"]["kind"] not in cases.REFERENCES]
     for model in bundle.models:
@@ -136,7 +137,8 @@ def on_sim(bundle, program):
             # A kernel that is the same text for two targets runs once.
             _, entries = bundle.entries(target)
             how = {name: bundle.by_name[name]["launches"][target] for name in wants}
-            code = {name: (entries[how[name]["entry"]], json.dumps(how[name])) for name in wants}
+            text = {name: "".join(entries[p["entry"]] for p in how[name]["passes"]) for name in wants}
+            code = {name: (text[name], json.dumps({**how[name], "predicted": None})) for name in wants}
             names = [name for name in wants if code[name] not in seen.setdefault(name, [])]
             for name in names:
                 seen[name].append(code[name])

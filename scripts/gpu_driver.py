@@ -89,17 +89,27 @@ class Driver:
                   sizes, strides, extent, steps, c_int(0), c_int(MAP_SWIZZLE_128), c_int(MAP_PROMOTE_256), c_int(0))
         return place
 
-    def prepared(self, function, how, words, stream):
-        """A call without arguments that launches a kernel; `words` are its parameters, the buffers' addresses first."""
+    def prepared(self, functions, how, words, stream):
+        """A call without arguments that launches a kernel's passes; `words` are its parameters, the buffers' addresses first."""
         held = [ctypes.c_uint64(w % 2**64) for w in words]
         held += [self.tensor_map(tile, words[tile["buffer"]]) for tile in how["tiles"]]
         params = (c_void_p * len(held))(*(ctypes.addressof(h) for h in held))
+        passes = [self.one(function, one, params, stream) for function, one in zip(functions, how["passes"])]
+
+        def launch(held=held):  # The parameters live as long as the call.
+            for one in passes:
+                one()
+
+        return launch
+
+    def one(self, function, how, params, stream):
+        """A call that launches one pass."""
         cluster = Attribute(CLUSTER_DIMENSION, 0, (c_uint * 16)(*how["cluster"]))
         config = Config((c_uint * 3)(*how["grid"]), (c_uint * 3)(*how["block"]), how["shared"], stream,
                         ctypes.pointer(cluster), int(how["cluster"] != [1, 1, 1]))
         sizes = [c_uint(n) for n in (*how["grid"], *how["block"], how["shared"])]
 
-        def launch(held=held):  # The parameters live as long as the call.
+        def launch():
             if config.count:
                 self.call("cuLaunchKernelEx", byref(config), function, params, None)
             else:

@@ -199,7 +199,7 @@ def want(kernel, r, rows):
 class Timed:
     """A kernel's inputs, several of each, and calls that launch it on them."""
 
-    def __init__(self, kernel, target, driver, function, status_bytes):
+    def __init__(self, kernel, target, driver, functions, status_bytes):
         self.kernel, how, out = kernel, kernel["launches"][target], result_of(kernel)
         copies = min(MOST_COPIES, max(1, -(-ROUND // kernel["bytes"])))
         self.rounds, self.launches, self.outs = [], [], []
@@ -214,7 +214,7 @@ class Timed:
                                 dtype=TORCH[out["dtype"]], device=DEVICE)
             memory = [result if b is out else laid(b, logical[b["role"]]) for b in kernel["buffers"]]
             words = [t.data_ptr() for t in (*memory, self.status, self.memory[0])] + kernel["params"]
-            self.launches.append(driver.prepared(function, how, words, stream))
+            self.launches.append(driver.prepared(functions, how, words, stream))
             self.outs.append(result.as_strided(out["shape"], out["layout"]["strides"]))
             self.memory += memory
 

@@ -47,16 +47,18 @@ class Worker:
         """Each kernel's own module, assembled ahead by a few threads."""
         head, entries = self.bundle.entries(self.target)
         pool = concurrent.futures.ThreadPoolExecutor(LOADERS)
-        entry = {name: self.launch(name)["entry"] for name in names if name in self.bundle.by_name}
-        return {name: pool.submit(self.load, head + entries[entry[name]]) for name in entry}
+        text = {name: "\n".join(entries[p["entry"]] for p in self.launch(name)["passes"])
+                for name in names if name in self.bundle.by_name}
+        return {name: pool.submit(self.load, head + text[name]) for name in text}
 
     def launch(self, name):
         """How a kernel is launched."""
         return self.bundle.by_name[name]["launches"][self.target]
 
-    def function(self, modules, name):
-        how = self.launch(name)
-        return self.driver.kernel(modules[name].result(), how["entry"], how["shared"])
+    def functions(self, modules, name):
+        """A kernel's passes."""
+        module = modules[name].result()
+        return [self.driver.kernel(module, p["entry"], p["shared"]) for p in self.launch(name)["passes"]]
 
     def check(self, names):
         modules = self.modules(names)
@@ -65,7 +67,7 @@ class Worker:
 
     def check_one(self, modules, name):
         kernel = self.bundle.by_name[name]
-        function = self.function(modules, name)
+        functions = self.functions(modules, name)
         memory, values = cases.fill(kernel, SEED)
         guard = np.full(GUARD, GUARD_BYTE, np.uint8)
         given = [np.concatenate([raw.view(np.uint8), guard]) for raw in memory]
@@ -74,7 +76,7 @@ class Worker:
         status = torch.zeros(self.bundle.status_bytes, dtype=torch.uint8, device="cuda")
         scratch = torch.empty(max(how["scratch"], 1), dtype=torch.uint8, device="cuda")
         words = [t.data_ptr() for t in (*buffers, status, scratch)] + kernel["params"]
-        self.driver.prepared(function, how, words, torch.cuda.current_stream().cuda_stream)()
+        self.driver.prepared(functions, how, words, torch.cuda.current_stream().cuda_stream)()
         torch.cuda.synchronize()
         code = int(words_of(status)[:4].view(np.int32)[0])
         if code:
@@ -127,9 +129,9 @@ class Worker:
         given, expected = lanes(probe["in"]), lanes(probe["out"])
         to_gpu = lambda words: torch.from_numpy(words.view(np.int32).copy()).cuda()
         source, out = to_gpu(given), to_gpu(np.full_like(expected, 0xA5A5A5A5))
-        how = {"grid": [1, 1, 1], "block": [32, 1, 1], "cluster": [1, 1, 1], "shared": 0}
+        how = {"passes": [{"grid": [1, 1, 1], "block": [32, 1, 1], "cluster": [1, 1, 1], "shared": 0}], "tiles": []}
         stream = torch.cuda.current_stream().cuda_stream
-        self.driver.prepared(function, how, [source.data_ptr(), out.data_ptr()], stream)()
+        self.driver.prepared([function], how, [source.data_ptr(), out.data_ptr()], stream)()
         torch.cuda.synchronize()
         return words_of(out).view(np.uint32).reshape(expected.shape), expected
 
@@ -164,7 +166,7 @@ class Worker:
             kernel = self.bundle.by_name[name]
             if time.time() > self.until - 10:
                 return {"wrong": "not run: out of time"}
-            timed = gpu_speed.Timed(kernel, self.target, self.driver, self.function(modules, name), self.bundle.status_bytes)
+            timed = gpu_speed.Timed(kernel, self.target, self.driver, self.functions(modules, name), self.bundle.status_bytes)
             error, status = timed.check()
             said = gpu_speed.row(kernel, error, timed.measure(compiled), ceilings(), rates)
             most = cases.bound(kernel)

@@ -21,14 +21,12 @@ pub struct Gpu {
 /// four to its status.
 pub const STATUS_BYTES: usize = 256;
 
-/// A form of a kernel, and how it is launched. Its parameters are, in words of eight
-/// bytes: the launch's arguments' addresses, the address of its status block, that of its
-/// scratch memory, and the launch's integer parameters; then, each at a multiple of 64,
+/// A form of a kernel: launches one after the other. Their parameters are, in words of
+/// eight bytes: the launch's arguments' addresses, the address of its status block, that of
+/// its scratch memory, and the launch's integer parameters; then, each at a multiple of 64,
 /// the tensor maps of its tiles.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GpuKernel {
-    /// The entry's name in the module.
-    pub entry: String,
     /// What its sizes must hold, left ≤ right, over `p0`, `p1`, …: the launch's integer
     /// parameters. The last form of a kernel asks for nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -36,6 +34,17 @@ pub struct GpuKernel {
     /// The arguments that it reads by tiles; the last form of a kernel has none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tiles: Vec<Tile>,
+    /// What is launched, at least once.
+    pub passes: Vec<Pass>,
+    /// Global scratch of its launches, in bytes, over `p0`, `p1`, …; it is not cleared.
+    pub scratch: Dim,
+}
+
+/// A launch of an entry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pass {
+    /// The entry's name in the module.
+    pub entry: String,
     /// Blocks along x, y and z, over `p0`, `p1`, …: the launch's integer parameters.
     /// Where one is 0, nothing is launched.
     pub grid: [Dim; 3],
@@ -45,8 +54,6 @@ pub struct GpuKernel {
     pub cluster: [u32; 3],
     /// Dynamic shared memory of a block, in bytes.
     pub shared: u32,
-    /// Global scratch of a launch, in bytes, over `p0`, `p1`, …; it is not cleared.
-    pub scratch: Dim,
 }
 
 /// How a kernel reads an argument by tiles, which the tensor memory accelerator copies:
@@ -68,10 +75,10 @@ pub struct Tile {
 }
 
 /// A launch's sizes as numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Blocks along x, y and z.
-    pub grid: [u32; 3],
+    /// Blocks along x, y and z, of each pass.
+    pub grids: Vec<[u32; 3]>,
     /// Bytes of scratch.
     pub scratch: usize,
 }
@@ -151,25 +158,39 @@ impl GpuKernel {
     pub fn extent(&self, params: &[i64]) -> Result<Extent, String> {
         let binding = named(params);
         let value = |d: &Dim| d.eval(&binding).map_err(|e| e.to_string());
-        let mut grid = [0; 3];
-        for (axis, (to, d)) in grid.iter_mut().zip(&self.grid).enumerate() {
-            let n = value(d)?;
-            if !(0..=MOST_BLOCKS[axis]).contains(&n) {
-                let most = MOST_BLOCKS[axis];
-                return Err(format!(
-                    "{n} blocks along axis {axis} are outside 0..={most}"
-                ));
+        let mut grids = vec![];
+        for pass in &self.passes {
+            let mut grid = [0; 3];
+            for (axis, (to, d)) in grid.iter_mut().zip(&pass.grid).enumerate() {
+                let n = value(d)?;
+                if !(0..=MOST_BLOCKS[axis]).contains(&n) {
+                    let most = MOST_BLOCKS[axis];
+                    return Err(format!(
+                        "{n} blocks along axis {axis} are outside 0..={most}"
+                    ));
+                }
+                *to = n as u32;
             }
-            *to = n as u32;
+            grids.push(grid);
         }
         let scratch = value(&self.scratch)?;
         if !(0..=MOST_SCRATCH).contains(&scratch) {
             return Err(format!("{scratch} bytes of scratch are beyond what can be"));
         }
         let scratch = scratch as usize;
-        Ok(Extent { grid, scratch })
+        Ok(Extent { grids, scratch })
     }
 
+    fn validate(&self) -> Result<(), String> {
+        if self.passes.is_empty() {
+            return Err("no launch at all".into());
+        }
+        self.passes.iter().try_for_each(Pass::validate)?;
+        self.tiles.iter().try_for_each(Tile::validate)
+    }
+}
+
+impl Pass {
     fn validate(&self) -> Result<(), String> {
         let product = |n: &[u32; 3]| n.iter().map(|&n| n as u64).product::<u64>();
         let fits = (self.block.iter().zip(&MOST_THREADS)).all(|(&n, &most)| n <= most);
@@ -183,7 +204,7 @@ impl GpuKernel {
         if self.shared > MOST_SHARED {
             return Err(format!("{} bytes of shared memory", self.shared));
         }
-        self.tiles.iter().try_for_each(Tile::validate)
+        Ok(())
     }
 }
 
@@ -329,18 +350,20 @@ mod tests {
     #[test]
     fn extents_follow_from_parameters() {
         let kernel = |x: &str, scratch: &str| GpuKernel {
-            entry: "k".into(),
             when: vec![],
             tiles: vec![],
-            grid: [x.parse().unwrap(), Dim::from(1), Dim::from(1)],
-            block: [128, 1, 1],
-            cluster: [1; 3],
-            shared: 0,
+            passes: vec![Pass {
+                entry: "k".into(),
+                grid: [x.parse().unwrap(), Dim::from(1), Dim::from(1)],
+                block: [128, 1, 1],
+                cluster: [1; 3],
+                shared: 0,
+            }],
             scratch: scratch.parse().unwrap(),
         };
         let k = kernel("(p0 + 127) / 128", "p1 * 4");
         let want = Extent {
-            grid: [3, 1, 1],
+            grids: vec![[3, 1, 1]],
             scratch: 40,
         };
         assert_eq!(k.extent(&[300, 10]), Ok(want));

@@ -4,7 +4,7 @@
 //! Every index in here is checked by [`Program::validate`] before anything runs.
 
 use crate::error::{Error, Result};
-pub use crate::gpu::{Gpu, GpuKernel, Tile};
+pub use crate::gpu::{Gpu, GpuKernel, Pass, Tile};
 use kiln_ir::ops::strings::StringFn;
 use kiln_ir::strings::Pattern;
 use kiln_ir::{DType, Dim};

@@ -3,7 +3,7 @@
 use super::lower::Lowered;
 use kiln_codegen::GpuTarget;
 use kiln_kernels::cuda;
-use kiln_runtime::plan::{GpuKernel, Step, Tile};
+use kiln_runtime::plan::{GpuKernel, Pass, Step, Tile};
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -96,15 +96,19 @@ fn planned(k: cuda::GpuKernel) -> GpuKernel {
         strides: t.strides,
         tile: t.tile,
     };
-    GpuKernel {
+    let then = k.then.clone();
+    let pass = |k: cuda::GpuKernel| Pass {
         entry: k.entry,
-        when: k.when,
-        tiles: k.tiles.into_iter().map(tile).collect(),
         grid: k.grid,
         block: k.block,
         cluster: k.cluster,
         shared: k.shared,
-        scratch: k.scratch,
+    };
+    GpuKernel {
+        when: k.when.clone(),
+        tiles: k.tiles.iter().cloned().map(tile).collect(),
+        scratch: k.scratch.clone(),
+        passes: [k].into_iter().chain(then).map(pass).collect(),
     }
 }
 

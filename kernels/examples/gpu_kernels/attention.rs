@@ -225,6 +225,13 @@ pub fn cases() -> Vec<Case> {
         all.push(Attention::new(dtype, [1, 130], 64, Mask::None));
     }
     all.push(Attention::new(BF16, [200, 300], 128, Mask::Causal));
+    // Few queries over several parts of the keys.
+    all.push(Attention {
+        heads: 4,
+        group: 2,
+        ..Attention::new(BF16, [1, 1100], 128, Mask::None)
+    });
+    all.push(Attention::new(F16, [5, 700], 64, Mask::Keep));
     for dtype in [F32, BF16] {
         for mask in [Mask::Window(9), Mask::Padding, Mask::Bias, Mask::Keep] {
             all.push(Attention {
@@ -255,5 +262,10 @@ pub fn cases() -> Vec<Case> {
         };
         cases.push(timed.timed());
     }
+    let decoded = Attention {
+        heads: 32,
+        ..Attention::new(BF16, [1, 16384], 128, Mask::None)
+    };
+    cases.push(decoded.timed());
     cases
 }

@@ -174,7 +174,6 @@ impl Case {
         let names = (0..).map(|i| format!("p{i}").into());
         let binding: Binding = names.zip(self.params.iter().copied()).collect();
         let size = |d: &Dim| d.eval(&binding).map_err(|e| wrong(e.to_string()));
-        let [x, y, z] = &kernel.grid;
         let predicted =
             predict(&self.spec, kernel, &self.params, target).map_err(|e| wrong(e.to_string()))?;
         let sizes = |dims: &[Dim]| dims.iter().map(size).collect::<Result<Vec<i64>, String>>();
@@ -185,13 +184,17 @@ impl Case {
             }))
         };
         let tiles = (kernel.tiles.iter().map(tile)).collect::<Result<Vec<Value>, String>>()?;
+        let pass = |k: &GpuKernel| {
+            Ok(json!({
+                "entry": k.entry, "grid": sizes(&k.grid)?, "block": k.block,
+                "cluster": k.cluster, "shared": k.shared,
+            }))
+        };
+        let passes = [kernel].into_iter().chain(&kernel.then).map(pass);
+        let passes = passes.collect::<Result<Vec<Value>, String>>()?;
         let launch = json!({
-            "entry": kernel.entry,
+            "passes": passes,
             "tiles": tiles,
-            "grid": [size(x)?, size(y)?, size(z)?],
-            "block": kernel.block,
-            "cluster": kernel.cluster,
-            "shared": kernel.shared,
             "scratch": size(&kernel.scratch)?,
             "predicted": predicted,
         });

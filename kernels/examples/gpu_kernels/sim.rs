@@ -24,15 +24,16 @@ pub fn run(folder: &Path, target: &str, data: &Path) -> Result<String, String> {
     for kernel in list(&all["kernels"])? {
         let name = kernel["name"].as_str().ok_or("a kernel without a name")?;
         // All must be there, also those too large to be launched here.
-        let entry = kernel["launches"][target]["entry"].as_str();
-        let entry = entry.ok_or(format!("{name} has no launch for {target}"))?;
-        if module.kernel(entry).is_none() {
-            return Err(format!("kernels.{target}.ptx lacks {entry}"));
+        for pass in list(&kernel["launches"][target]["passes"])? {
+            let entry = pass["entry"].as_str();
+            let entry = entry.ok_or(format!("{name} has no launch for {target}"))?;
+            if module.kernel(entry).is_none() {
+                return Err(format!("kernels.{target}.ptx lacks {entry}"));
+            }
         }
         if names.iter().any(|n| n == name) {
             let of = Kernel {
                 name,
-                entry,
                 described: kernel,
                 how: &kernel["launches"][target],
             };
@@ -104,7 +105,6 @@ fn map(tile: &Value, buffers: &[u64]) -> Result<[u8; MAP_BYTES], String> {
 
 struct Kernel<'a> {
     name: &'a str,
-    entry: &'a str,
     described: &'a Value,
     how: &'a Value,
 }
@@ -143,21 +143,24 @@ impl Kernel<'_> {
         for param in list(&self.described["params"])? {
             words.push(whole(param)? as u64);
         }
-        let how = Launch {
-            grid: three(&self.how["grid"])?,
-            block: three(&self.how["block"])?,
-            cluster: three(&self.how["cluster"])?,
-            shared: whole(&self.how["shared"])? as u32,
-            windows,
-            ..Launch::default()
-        };
         let mut params: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         for tile in list(&self.how["tiles"])? {
             params.resize(params.len().next_multiple_of(MAP_ALIGN), 0);
             params.extend(map(tile, &words)?);
         }
-        let entry = module.kernel(self.entry).ok_or("no such entry")?;
-        launch(module, &mut memory, entry, &how, &params).map_err(|fault| fault.to_string())?;
+        for pass in list(&self.how["passes"])? {
+            let how = Launch {
+                grid: three(&pass["grid"])?,
+                block: three(&pass["block"])?,
+                cluster: three(&pass["cluster"])?,
+                shared: whole(&pass["shared"])? as u32,
+                windows: windows.clone(),
+                ..Launch::default()
+            };
+            let entry = pass["entry"].as_str().and_then(|name| module.kernel(name));
+            let entry = entry.ok_or("no such entry")?;
+            launch(module, &mut memory, entry, &how, &params).map_err(|fault| fault.to_string())?;
+        }
         let mut result = vec![0; out.1];
         memory.read(out.0, &mut result).map_err(|e| e.to_string())?;
         let path = data.join(format!("{}.out.bin", self.name));

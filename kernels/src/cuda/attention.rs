@@ -8,7 +8,7 @@
 
 use super::gemm::coordinates;
 use super::nest::{divide, long};
-use super::{GpuKernel, Ports, attention_groups, attention_halves, dim, entry};
+use super::{GpuKernel, Ports, attention_groups, attention_halves, attention_split, dim, entry};
 use crate::Size;
 use crate::attention::AttentionSpec;
 use crate::lower::{ExprCx, convert, memory_elem, widen};
@@ -88,7 +88,15 @@ pub(super) fn emit(
     spec: &AttentionSpec,
     name: &str,
     target: &GpuTarget,
-) -> Result<GpuKernel, SpecError> {
+) -> Result<Vec<GpuKernel>, SpecError> {
+    let split = attention_halves::serves(spec, target)
+        .and_then(|half| attention_split::emit(spec, half, name, target));
+    let whole = whole(spec, name, target)?;
+    Ok(split.into_iter().chain([whole]).collect())
+}
+
+/// The form for any number of queries and keys.
+fn whole(spec: &AttentionSpec, name: &str, target: &GpuTarget) -> Result<GpuKernel, SpecError> {
     if let Some(half) = attention_groups::serves(spec, target) {
         return Ok(attention_groups::emit(spec, half, name, target));
     }
@@ -103,24 +111,24 @@ pub(super) fn emit(
     };
     let shared = tile.bytes();
     let block = (THREADS, tile.queries);
-    let write = |e: &mut Emitter, cx| Attend { spec, tile, cx }.write(e);
+    let write = |e: &mut Emitter, cx, _| Attend { spec, tile, cx }.write(e);
     Ok(kernel(spec, (name, target), block, shared, write))
 }
 
 /// A kernel whose blocks, of so many threads, attend from so many queries of a head each,
-/// with `shared` bytes of shared memory.
+/// with `shared` bytes of shared memory. `write` gets what expressions need, and scratch.
 pub(super) fn kernel<'a>(
     spec: &'a AttentionSpec,
     (name, target): (&str, &GpuTarget),
     (threads, queries): (i64, i64),
     shared: i64,
-    write: impl FnOnce(&mut Emitter, ExprCx<'a>),
+    write: impl FnOnce(&mut Emitter, ExprCx<'a>, Val),
 ) -> GpuKernel {
     let blocks = dim(spec.queries).ceil_div(&queries.into());
     let (body, _) = entry(name, target, threads as u32, |e| {
         let ports = Ports::declare(e, spec.args.len(), spec.params);
         let cx = ExprCx::new(&spec.exprs, ports.args, ports.params, ports.status);
-        write(e, cx);
+        write(e, cx, ports.scratch);
     });
     GpuKernel {
         entry: name.to_string(),

@@ -161,7 +161,7 @@ impl Shape {
 pub(super) fn emit(spec: &AttentionSpec, half: Half, name: &str, target: &GpuTarget) -> GpuKernel {
     let shape = Shape::of(spec);
     let block = (THREADS, QUERIES);
-    attention::kernel(spec, (name, target), block, shape.bytes(), |e, cx| {
+    attention::kernel(spec, (name, target), block, shape.bytes(), |e, cx, _| {
         let shared = e.kernel_mut().dynamic_shared();
         let attend = Attend {
             softmax: Softmax {

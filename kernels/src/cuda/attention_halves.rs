@@ -9,7 +9,7 @@
 
 use super::attention_rows::{self, Block, Place, Rows, Softmax, State, Sums};
 use super::nest::long;
-use super::{GpuKernel, attention};
+use super::{GpuKernel, attention, attention_split};
 use crate::attention::AttentionSpec;
 use crate::softmax::Bounds;
 use kiln_codegen::emit::Cmp;
@@ -79,9 +79,20 @@ impl Shape {
 }
 
 pub(super) fn emit(spec: &AttentionSpec, half: Half, name: &str, target: &GpuTarget) -> GpuKernel {
+    part(spec, half, (name, target), None)
+}
+
+/// The same, or only what a block finds in a part of so many keys (a multiple of [`KEYS`]),
+/// which its number along y says: see [`super::attention_split`].
+pub(super) fn part(
+    spec: &AttentionSpec,
+    half: Half,
+    named: (&str, &GpuTarget),
+    keys: Option<i64>,
+) -> GpuKernel {
     let shape = Shape::of(spec);
     let block = (THREADS, QUERIES);
-    attention::kernel(spec, (name, target), block, shape.bytes(), |e, cx| {
+    attention::kernel(spec, named, block, shape.bytes(), |e, cx, scratch| {
         let softmax = Softmax {
             spec,
             cx,
@@ -92,7 +103,7 @@ pub(super) fn emit(spec: &AttentionSpec, half: Half, name: &str, target: &GpuTar
             half,
             shape,
         };
-        attend.write(e);
+        attend.write(e, keys.map(|keys| (keys, scratch)));
     })
 }
 
@@ -111,7 +122,7 @@ struct Thread {
 }
 
 impl Attend<'_> {
-    fn write(mut self, e: &mut Emitter) {
+    fn write(mut self, e: &mut Emitter, part: Option<(i64, Val)>) {
         let spec = self.softmax.spec;
         let b = Block::of(e, &self.softmax.cx, spec, QUERIES);
         let t = thread(e);
@@ -128,7 +139,11 @@ impl Attend<'_> {
         let (left, high) = (e.sub(b.queries, b.first), e.i64(QUERIES));
         let rows = e.min(left, high, false);
         let at = [b.batch, b.head, b.first, rows];
-        let (low, end) = bounds.range(e, &mut self.softmax.cx, at, b.keys);
+        let (mut low, mut end) = bounds.range(e, &mut self.softmax.cx, at, b.keys);
+        if let Some((keys, _)) = part {
+            let (from, to) = attention_split::range(e, keys);
+            (low, end) = (e.max(low, from, false), e.min(end, to, false));
+        }
         let step = e.i64(KEYS);
         let low = e.op2("arith.divsi", low, step);
         let low = e.mul(low, step);
@@ -161,7 +176,12 @@ impl Attend<'_> {
             vec![]
         });
         e.kernel_mut().wait_copies(0);
-        self.softmax.finish(e, (&b, &p), &state);
+        match part {
+            None => self.softmax.finish(e, (&b, &p), &state),
+            Some((keys, scratch)) => {
+                attention_split::keep(e, &self.softmax, (&b, &p), &state, (keys, scratch));
+            }
+        }
     }
 
     /// The start of place `which` of two, in bytes.

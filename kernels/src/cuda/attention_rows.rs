@@ -341,46 +341,67 @@ impl Softmax<'_> {
         (weights, scale)
     }
 
+    /// The sums of the thread's rows, which its lane shares with three others.
+    pub(super) fn totals(&self, e: &mut Emitter, state: &State) -> [Val; 2] {
+        state.sum.map(|sum| {
+            [1, 2].into_iter().fold(sum, |total, mask| {
+                let other = e.shuffle_xor(total, mask);
+                e.add(total, other)
+            })
+        })
+    }
+
     /// Divides by the sums and stores.
     pub(super) fn finish(&self, e: &mut Emitter, (b, p): (&Block, &Place), state: &State) {
-        let spec = self.spec;
-        let arg = spec.args.len() - 1;
-        let t = spec.args[arg];
-        let zero = e.i64(0);
-        let at = advance(e, &self.cx, zero, b.batch, spec.out[0]);
-        let head = advance(e, &self.cx, at, b.head, spec.out[1]);
-        for i in 0..2 {
-            let mut total = state.sum[i];
-            for mask in [1, 2] {
-                let other = e.shuffle_xor(total, mask);
-                total = e.add(total, other);
-            }
-            let (none, one) = (e.float(SINGLE, 0.0), e.float(SINGLE, 1.0));
-            let empty = e.cmp(Cmp::Eq, total, none, false);
-            let total = e.select(empty, one, total);
-            let inverse = e.divf(one, total);
+        let totals = self.totals(e, state);
+        for (i, total) in totals.into_iter().enumerate() {
+            let inverse = inverse(e, total);
             let exists = e.cmp(Cmp::Lt, p.rows[i], b.queries, false);
             e.if_then(exists, |e| {
-                let row = advance(e, &self.cx, head, p.rows[i], spec.out[2]);
+                let row = self.row(e, [b.batch, b.head, p.rows[i]]);
                 for (j, r) in (0..).zip(&state.result) {
                     for c in 0..2 {
                         let skip = e.i64(8 * j + c);
                         let column = e.add(p.column, skip);
                         let x = e.from_single(r[2 * i + c as usize]);
                         let x = e.mul(x, inverse);
-                        let x = convert(e, x, DType::F32, t);
-                        let at = advance(e, &self.cx, row, column, spec.out[3]);
-                        let to = e.offset(self.cx.args[arg], at, memory_elem(t));
-                        if 8 * (j + 1) <= spec.values {
-                            e.store(x, to);
-                            continue;
-                        }
-                        let width = e.i64(spec.values);
-                        let inside = e.cmp(Cmp::Lt, column, width, false);
-                        e.if_then(inside, |e| e.store(x, to));
+                        let all = 8 * (j + 1) <= self.spec.values;
+                        self.store(e, row, column, x, all);
                     }
                 }
             });
         }
     }
+
+    /// The offset of a query's result.
+    pub(super) fn row(&self, e: &mut Emitter, at: [Val; 3]) -> Val {
+        let zero = e.i64(0);
+        (at.into_iter().zip(self.spec.out)).fold(zero, |sum, (c, stride)| {
+            advance(e, &self.cx, sum, c, stride)
+        })
+    }
+
+    /// Stores a value of a query's result, where there is such a column if not `all` exist.
+    pub(super) fn store(&self, e: &mut Emitter, row: Val, column: Val, x: Val, all: bool) {
+        let spec = self.spec;
+        let arg = spec.args.len() - 1;
+        let t = spec.args[arg];
+        let x = convert(e, x, DType::F32, t);
+        let at = advance(e, &self.cx, row, column, spec.out[3]);
+        let to = e.offset(self.cx.args[arg], at, memory_elem(t));
+        if all {
+            return e.store(x, to);
+        }
+        let width = e.i64(spec.values);
+        let inside = e.cmp(Cmp::Lt, column, width, false);
+        e.if_then(inside, |e| e.store(x, to));
+    }
+}
+
+/// What results are to be multiplied by; a query that has seen no key has zeros.
+pub(super) fn inverse(e: &mut Emitter, total: Val) -> Val {
+    let (none, one) = (e.float(SINGLE, 0.0), e.float(SINGLE, 1.0));
+    let empty = e.cmp(Cmp::Eq, total, none, false);
+    let total = e.select(empty, one, total);
+    e.divf(one, total)
 }

@@ -9,6 +9,7 @@ mod attention;
 mod attention_groups;
 mod attention_halves;
 mod attention_rows;
+mod attention_split;
 mod block;
 mod conv;
 mod copies;
@@ -67,6 +68,8 @@ pub struct GpuKernel {
     pub shared: u32,
     /// Bytes of global scratch that the launch needs, of any contents.
     pub scratch: Dim,
+    /// What is launched after it, with the same parameters.
+    pub then: Vec<GpuKernel>,
 }
 
 /// How a kernel reads an argument by tiles, which the tensor memory accelerator copies to
@@ -99,7 +102,7 @@ pub fn emit(
     match spec {
         KernelSpec::Nest(nest) => Ok(vec![nest::emit(nest, entry, target)?]),
         KernelSpec::MatMul(product) => Ok(matmul::emit(product, entry, target)),
-        KernelSpec::Attention(attention) => Ok(vec![attention::emit(attention, entry, target)?]),
+        KernelSpec::Attention(attention) => attention::emit(attention, entry, target),
         KernelSpec::Conv(conv) => Ok(vec![conv::emit(conv, entry, target)?]),
     }
 }
@@ -123,7 +126,9 @@ pub fn form<'a>(forms: &'a [GpuKernel], params: &[i64]) -> Option<&'a GpuKernel>
 
 /// The text of a module of kernels.
 pub fn module<'a>(kernels: impl IntoIterator<Item = &'a GpuKernel>, target: &GpuTarget) -> String {
-    let kernels: Vec<&GpuKernel> = kernels.into_iter().collect();
+    let kernels: Vec<&GpuKernel> = (kernels.into_iter())
+        .flat_map(|k| [k].into_iter().chain(&k.then))
+        .collect();
     let mut target = target.clone();
     target.ptx = (kernels.iter()).fold(target.ptx, |v, k| v.max(k.ptx));
     ptx::module(kernels.iter().map(|k| k.body.as_str()), &target)

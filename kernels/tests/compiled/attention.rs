@@ -397,6 +397,30 @@ fn large_heads_of_halves_match_softmax() {
     check(&problems, &mut Rng(23));
 }
 
+/// Keys are shared out to blocks, on GPUs, where there are many of them for few queries.
+#[test]
+fn few_queries_over_parts_of_keys_match_softmax() {
+    let cases = [
+        ((1, 512), (64, 64), Mask::None),
+        ((2, 600), (32, 20), Mask::Causal(598)),
+        ((16, 1030), (128, 128), Mask::Keep),
+        // Parts of which a query sees nothing, and a query that sees no key at all.
+        ((5, 770), (40, 40), Mask::Causal(100)),
+        ((3, 520), (16, 16), Mask::Causal(-1)),
+        ((4, 700), (64, 130), Mask::Window(9)),
+        ((7, 513), (96, 64), Mask::Bias),
+    ];
+    let problems: Vec<Problem> = (cases.iter().enumerate())
+        .map(|(n, &(lengths, sizes, mask))| Problem {
+            batch: 1 + n % 2,
+            heads: 4,
+            block: 16,
+            ..many_queries(lengths, sizes, mask, n)
+        })
+        .collect();
+    check(&problems, &mut Rng(25));
+}
+
 /// Texts to be assembled (`KILN_TEST_PTX`), which the interpreter reads too.
 #[test]
 fn every_head_size_is_written() {

@@ -141,10 +141,6 @@ impl Gpu {
         if kernel.when.iter().any(|(a, b)| size(a) > size(b)) {
             return None;
         }
-        let grid = [0, 1, 2].map(|i| size(&kernel.grid[i]) as u32);
-        if grid.contains(&0) {
-            return Some(0);
-        }
         let mut memory = Memory::new();
         let mut windows = vec![];
         let mut block = |bytes: Option<&[u8]>, len: usize, memory: &mut Memory| {
@@ -173,20 +169,24 @@ impl Gpu {
             words.resize(words.len().next_multiple_of(MAP_ALIGN), 0);
             words.extend(TensorMap::from(&map).encode().unwrap());
         }
-        let how = Launch {
-            grid,
-            block: kernel.block,
-            cluster: kernel.cluster,
-            shared: kernel.shared,
-            windows,
-            ..Launch::default()
-        };
-        let entry = self
-            .module
-            .kernel(&kernel.entry)
-            .expect("an entry of this name");
-        if let Err(fault) = launch(&self.module, &mut memory, entry, &how, &words) {
-            panic!("{}: {fault}\n{spec:?}", kernel.entry);
+        for pass in [kernel].into_iter().chain(&kernel.then) {
+            let grid = [0, 1, 2].map(|i| size(&pass.grid[i]) as u32);
+            if grid.contains(&0) {
+                continue;
+            }
+            let how = Launch {
+                grid,
+                block: pass.block,
+                cluster: pass.cluster,
+                shared: pass.shared,
+                windows: windows.clone(),
+                ..Launch::default()
+            };
+            let entry = self.module.kernel(&pass.entry);
+            let entry = entry.expect("an entry of this name");
+            if let Err(fault) = launch(&self.module, &mut memory, entry, &how, &words) {
+                panic!("{}: {fault}\n{spec:?}", pass.entry);
+            }
         }
         for (b, &at) in buffers.iter_mut().zip(&places) {
             memory.read(at, b).unwrap();

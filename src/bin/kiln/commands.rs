@@ -310,10 +310,6 @@ fn inspect_artifact(path: &Path, json: bool) -> Result<u8, Failure> {
         let bytes = artifact.section(g.section).len();
         outln!("{}: {bytes} bytes of PTX", g.target);
         for k in g.kernels.iter().flatten() {
-            let cluster = match k.cluster {
-                [1, 1, 1] => String::new(),
-                c => format!(", clusters of {c:?}"),
-            };
             let mut asks: Vec<String> =
                 (k.when.iter().map(|(a, b)| format!("{a} <= {b}"))).collect();
             asks.extend((k.tiles.iter()).map(|t| format!("tiles {:?} of {}", t.tile, t.arg)));
@@ -321,14 +317,20 @@ fn inspect_artifact(path: &Path, json: bool) -> Result<u8, Failure> {
                 true => String::new(),
                 false => format!(", where {}", asks.join(", ")),
             };
-            outln!(
-                "  {}: grid {:?}, blocks of {:?}{cluster}, {} bytes of shared memory, {} of scratch{asks}",
-                k.entry,
-                k.grid,
-                k.block,
-                k.shared,
-                k.scratch
-            );
+            for pass in &k.passes {
+                let cluster = match pass.cluster {
+                    [1, 1, 1] => String::new(),
+                    c => format!(", clusters of {c:?}"),
+                };
+                outln!(
+                    "  {}: grid {:?}, blocks of {:?}{cluster}, {} bytes of shared memory, {} of scratch{asks}",
+                    pass.entry,
+                    pass.grid,
+                    pass.block,
+                    pass.shared,
+                    k.scratch
+                );
+            }
         }
     }
     let weights: u64 = p.globals.iter().filter(|g| !g.state).map(|g| g.bytes).sum();

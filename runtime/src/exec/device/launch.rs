@@ -30,31 +30,36 @@ impl Run<'_> {
         for (buffer, _) in &l.args[written..] {
             self.device()?.set_valid(*buffer, Valid::DEVICE);
         }
-        // A grid without blocks has nothing to do.
-        if extent.grid.contains(&0) {
-            return Ok(());
-        }
         let program = self.model.program();
-        let before = self.mark()?;
-        let watch = self.watch();
-        let d = self.device()?;
-        let kernel = &program.gpu[d.on.code].kernels[r.kernel as usize][form];
-        d.started = true;
-        let counts = d.on.device.launch(&device::Launch {
-            kernel: d.on.kernels[r.kernel as usize][form],
-            grid: extent.grid,
-            block: kernel.block,
-            cluster: kernel.cluster,
-            shared: kernel.shared,
-            params: &d.params,
-            windows: &d.windows,
-            label: &l.label,
-        })?;
-        self.note(watch, &l.label, &kernel.entry, r.flops, r.bytes);
-        if let (Some(profile), Some(counts)) = (&mut self.profile, counts) {
-            profile.count(counts);
+        let passes = &program.gpu[self.device()?.on.code].kernels[r.kernel as usize][form].passes;
+        for (i, (pass, grid)) in passes.iter().zip(extent.grids).enumerate() {
+            // A grid without blocks has nothing to do.
+            if grid.contains(&0) {
+                continue;
+            }
+            let before = self.mark()?;
+            let watch = self.watch();
+            let d = self.device()?;
+            d.started = true;
+            let counts = d.on.device.launch(&device::Launch {
+                kernel: d.on.kernels[r.kernel as usize][form][i],
+                grid,
+                block: pass.block,
+                cluster: pass.cluster,
+                shared: pass.shared,
+                params: &d.params,
+                windows: &d.windows,
+                label: &l.label,
+            })?;
+            // The work is counted once.
+            let (flops, bytes) = if i == 0 { (r.flops, r.bytes) } else { (0, 0) };
+            self.note(watch, &l.label, &pass.entry, flops, bytes);
+            if let (Some(profile), Some(counts)) = (&mut self.profile, counts) {
+                profile.count(counts);
+            }
+            self.time_from(before)?;
         }
-        self.time_from(before)
+        Ok(())
     }
 
     /// The form that a launch takes: the first one whose tiles its arguments allow; its
@@ -67,8 +72,8 @@ impl Run<'_> {
     ) -> Result<(usize, Extent, Vec<TensorMap>)> {
         let program = self.model.program();
         let all = &program.gpu[self.device()?.on.code].kernels[r.kernel as usize];
-        for &(form, extent) in forms {
-            let form = form as usize;
+        for (form, extent) in forms {
+            let form = *form as usize;
             let mut maps = vec![];
             for tile in &all[form].tiles {
                 let (arg, offset) = match l.args.get(tile.arg as usize) {
@@ -79,7 +84,7 @@ impl Run<'_> {
                 maps.extend(tile.map(at, &r.params));
             }
             if maps.len() == all[form].tiles.len() {
-                return Ok((form, extent, maps));
+                return Ok((form, extent.clone(), maps));
             }
         }
         Err(Error::run(

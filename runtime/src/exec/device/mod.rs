@@ -61,8 +61,8 @@ pub(super) struct OnDevice {
     name: Name,
     /// Which of the plan's targets runs.
     pub(super) code: usize,
-    /// The forms of each of the plan's kernels.
-    kernels: Vec<Vec<KernelId>>,
+    /// The passes of the forms of each of the plan's kernels.
+    kernels: Vec<Vec<Vec<KernelId>>>,
     spaces: Vec<Arc<Spaces>>,
     /// Where the globals are that an entry's kernels touch.
     globals: Vec<Option<u64>>,
@@ -199,9 +199,12 @@ impl OnDevice {
         }
         self.device.load(text)?;
         for forms in &gpu.kernels {
-            let ids = (forms.iter())
-                .map(|k| self.device.kernel(&k.entry, k.shared))
-                .collect::<Result<_>>()?;
+            let mut ids = vec![];
+            for form in forms {
+                let passes = form.passes.iter();
+                let kernels = passes.map(|p| self.device.kernel(&p.entry, p.shared));
+                ids.push(kernels.collect::<Result<_>>()?);
+            }
             self.kernels.push(ids);
         }
         Ok(())

@@ -31,17 +31,26 @@ fn the_target_is_chosen_and_a_missing_one_is_named() {
 #[test]
 fn damaged_parts_are_refused() {
     type Change = fn(&mut Gpu);
-    let changes: [(&str, Change); 12] = [
+    let changes: [(&str, Change); 13] = [
         ("section", |g| g.section = 7),
         ("kernels are there", |g| g.kernels.truncate(2)),
         ("no GPU target", |g| g.target = "x86-64-v3".into()),
-        ("threads", |g| g.kernels[1][0].block = [0, 1, 1]),
-        ("threads", |g| g.kernels[1][0].block = [1024, 2, 1]),
-        ("threads", |g| g.kernels[1][0].block = [1, 1, 65]),
-        ("clusters", |g| g.kernels[0][0].cluster = [0, 1, 1]),
-        ("clusters", |g| g.kernels[0][0].cluster = [u32::MAX; 3]),
-        ("shared memory", |g| g.kernels[0][0].shared = 1 << 20),
+        ("threads", |g| g.kernels[1][0].passes[0].block = [0, 1, 1]),
+        ("threads", |g| {
+            g.kernels[1][0].passes[0].block = [1024, 2, 1]
+        }),
+        ("threads", |g| g.kernels[1][0].passes[0].block = [1, 1, 65]),
+        ("clusters", |g| {
+            g.kernels[0][0].passes[0].cluster = [0, 1, 1]
+        }),
+        ("clusters", |g| {
+            g.kernels[0][0].passes[0].cluster = [u32::MAX; 3]
+        }),
+        ("shared memory", |g| {
+            g.kernels[0][0].passes[0].shared = 1 << 20
+        }),
         ("no form for every launch", |g| g.kernels[0].clear()),
+        ("no launch at all", |g| g.kernels[0][0].passes.clear()),
         ("no form for every launch", |g| {
             g.kernels[0][0].when = vec![(dim("p0"), dim("9"))];
         }),
@@ -93,7 +102,7 @@ fn text_that_is_no_module_is_refused() {
 #[test]
 fn grids_that_no_device_has_are_errors() {
     let mut p = program(vec![chain()]);
-    p.gpu[0].kernels[0][0].grid[1] = dim("p0 * 100000");
+    p.gpu[0].kernels[0][0].passes[0].grid[1] = dim("p0 * 100000");
     let mut s = open(&p, PTX.as_bytes(), None).unwrap();
     let e = run(&mut s, 0, &[1.0; 3]).unwrap_err();
     assert_eq!(e.code, "K0720", "{e}");

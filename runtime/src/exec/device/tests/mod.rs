@@ -6,8 +6,8 @@ mod runs;
 
 use crate::device::Name;
 use crate::plan::{
-    Buffer, Entry, Global, GlobalData, Gpu, GpuKernel, Launch, PLAN_VERSION, Place, Port, Program,
-    Step, Tile, Variant,
+    Buffer, Entry, Global, GlobalData, Gpu, GpuKernel, Launch, PLAN_VERSION, Pass, Place, Port,
+    Program, Step, Tile, Variant,
 };
 use crate::{Artifact, ArtifactWriter, Model, Session, TensorRef};
 use kiln_ir::{DType, Dim};
@@ -27,13 +27,15 @@ fn dim(text: &str) -> Dim {
 fn kernels() -> Vec<Vec<GpuKernel>> {
     let one = || Dim::from(1);
     let of = |blocks: &str, threads: u32, scratch: &str| GpuKernel {
-        entry: String::new(),
         when: vec![],
         tiles: vec![],
-        grid: [dim(blocks), one(), one()],
-        block: [threads, 1, 1],
-        cluster: [1; 3],
-        shared: 0,
+        passes: vec![Pass {
+            entry: String::new(),
+            grid: [dim(blocks), one(), one()],
+            block: [threads, 1, 1],
+            cluster: [1; 3],
+            shared: 0,
+        }],
         scratch: dim(scratch),
     };
     let all = [
@@ -43,11 +45,9 @@ fn kernels() -> Vec<Vec<GpuKernel>> {
         of("1", 1, "0"),
         of("1", 1, "0"),
     ];
-    let name = |(k, entry): (GpuKernel, &str)| {
-        vec![GpuKernel {
-            entry: entry.into(),
-            ..k
-        }]
+    let name = |(mut k, entry): (GpuKernel, &str)| {
+        k.passes[0].entry = entry.into();
+        vec![k]
     };
     all.into_iter().zip(KERNELS).map(name).collect()
 }

@@ -23,10 +23,14 @@ fn kernels_run_at_changing_sizes_and_memory_stays() {
 fn a_launch_takes_the_first_form_that_serves() {
     let mut p = program(vec![chain()]);
     let plain = p.gpu[0].kernels[0][0].clone();
+    let named = |entry: &str| Pass {
+        entry: entry.into(),
+        ..plain.passes[0].clone()
+    };
     let doubles = GpuKernel {
-        entry: "double".into(),
+        passes: vec![named("double")],
         scratch: dim("p0 * 4"),
-        ..plain
+        ..plain.clone()
     };
     // Doubling in place of adding 1: up to 9 numbers; and where rows of n halves could be
     // read by tiles, which the kernel does not look at.
@@ -35,7 +39,7 @@ fn a_launch_takes_the_first_form_that_serves() {
         ..doubles.clone()
     };
     let tiled = GpuKernel {
-        entry: "tiled".into(),
+        passes: vec![named("tiled")],
         tiles: vec![Tile {
             arg: 0,
             dtype: DType::F16,
@@ -71,6 +75,29 @@ fn a_launch_takes_the_first_form_that_serves() {
     let profile = s.take_profile().unwrap();
     let on_device = profile.steps.iter().find(|s| s.lane == Lane::Device);
     assert_eq!(on_device.unwrap().kernel, "double");
+}
+
+#[test]
+fn a_form_may_be_several_launches() {
+    let mut p = program(vec![chain()]);
+    // Doubling through scratch, then adding 1 to what the caller gave: the last one stays.
+    let first = &mut p.gpu[0].kernels[0][0];
+    let last = first.passes[0].clone();
+    first.passes[0].entry = "double".into();
+    first.passes.push(last);
+    first.scratch = dim("p0 * 4");
+    let mut s = session(&p);
+    assert_eq!(run(&mut s, 0, &[5.0; 70]).unwrap(), vec![12.0; 70]);
+    s.set_profiling(true);
+    run(&mut s, 0, &[1.0; 9]).unwrap();
+    let profile = s.take_profile().unwrap();
+    let on_device = profile.steps.iter().filter(|s| s.lane == Lane::Device);
+    let names: Vec<&str> = on_device.map(|s| &s.kernel[..]).collect();
+    assert_eq!(names, ["double", "increment", "double"]);
+    // The first number of blocks that no device has is named.
+    p.gpu[0].kernels[0][0].passes[1].grid[2] = dim("p0 * 100000");
+    let e = run(&mut session(&p), 0, &[1.0; 3]).unwrap_err();
+    assert!(e.message.contains("300000 blocks along axis 2"), "{e}");
 }
 
 #[test]

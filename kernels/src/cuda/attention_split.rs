@@ -1,0 +1,299 @@
+//! Attention of few queries over many keys, as when a text is continued: keys are shared
+//! out to blocks ([`attention_halves`] on a part of them), since there are fewer heads than
+//! the chip has room for, and a second launch joins what they found.
+//!
+//! Parts have [`PART`] keys, however many there are and whatever the batch is, and are joined
+//! in a fixed order: results depend on neither. In scratch each query has, part after part,
+//! its sums of weighted values, the maximum of its scores, and the sum of its weights.
+
+use super::attention::{exponential, larger};
+use super::attention_rows::{Block, Place, Softmax, State, inverse};
+use super::gemm::coordinates;
+use super::nest::{divide, long};
+use super::{GpuKernel, Ports, attention_halves, dim, entry, entry_of};
+use crate::attention::AttentionSpec;
+use crate::lower::ExprCx;
+use kiln_codegen::emit::Cmp;
+use kiln_codegen::ptx::{F32, Half, Reg, Space};
+use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
+use kiln_ir::Dim;
+
+/// Keys of a part.
+const PART: i64 = 256;
+
+/// Queries that this serves at most, and keys that it asks for.
+const QUERIES: i64 = 16;
+const LEAST: i64 = 2 * PART;
+
+/// Threads of a block that joins: a warp for each query.
+const THREADS: i64 = 128;
+
+/// Parts that a lane reads before it adds them up.
+const AHEAD: i64 = 4;
+
+/// Columns that a lane has at once.
+const RUN: i64 = 4;
+
+const SINGLE: Ty = Ty::scalar(Elem::F32);
+
+/// Numbers of a query and a part in scratch: values to whole instructions, then maximum
+/// and sum, to 16 bytes.
+fn width(spec: &AttentionSpec) -> i64 {
+    (spec.values + 15) / 16 * 16 + RUN
+}
+
+/// The form for few queries; none where there are too many, or too few keys.
+pub(super) fn emit(
+    spec: &AttentionSpec,
+    half: Half,
+    name: &str,
+    target: &GpuTarget,
+) -> Option<GpuKernel> {
+    let (queries, keys) = (dim(spec.queries), dim(spec.keys));
+    let many = queries.as_const().is_some_and(|n| n > QUERIES);
+    if many || keys.as_const().is_some_and(|n| n < LEAST) {
+        return None;
+    }
+    let first = entry_of(name, "parts");
+    let parts = keys.ceil_div(&PART.into());
+    let rows = dim(spec.batch) * dim(spec.heads) * queries.clone();
+    let kernel = attention_halves::part(spec, half, (&first, target), Some(PART));
+    Some(GpuKernel {
+        when: vec![(queries, QUERIES.into()), (LEAST.into(), keys)],
+        grid: [kernel.grid[0].clone(), parts.clone(), Dim::ONE],
+        scratch: rows.clone() * parts * (4 * width(spec)).into(),
+        then: vec![join(spec, (&entry_of(name, "join"), target), rows)],
+        ..kernel
+    })
+}
+
+/// The keys from and to which a block's part goes.
+pub(super) fn range(e: &mut Emitter, keys: i64) -> (Val, Val) {
+    let part = e.kernel_mut().block(1);
+    let (part, keys) = (long(e, part), e.i64(keys));
+    let from = e.mul(part, keys);
+    (from, e.add(from, keys))
+}
+
+/// Where a query's part is in scratch.
+fn place(e: &mut Emitter, spec: &AttentionSpec, scratch: Val, row: Val, of: [Val; 2]) -> Val {
+    let [part, parts] = of;
+    let at = e.mul(row, parts);
+    let at = e.add(at, part);
+    let width = e.i64(width(spec));
+    let at = e.mul(at, width);
+    e.offset(scratch, at, Elem::F32)
+}
+
+/// How many parts the keys have.
+fn parts(e: &mut Emitter, keys: Val, each: i64) -> Val {
+    let (less, each) = (e.i64(each - 1), e.i64(each));
+    let up = e.add(keys, less);
+    e.op2("arith.divui", up, each)
+}
+
+/// Keeps what a block found in its part of so many keys.
+pub(super) fn keep(
+    e: &mut Emitter,
+    softmax: &Softmax,
+    (b, p): (&Block, &Place),
+    state: &State,
+    (keys, scratch): (i64, Val),
+) {
+    let spec = softmax.spec;
+    let totals = softmax.totals(e, state);
+    let part = e.kernel_mut().block(1);
+    let part = long(e, part);
+    let all = parts(e, b.keys, keys);
+    let heads = softmax.cx.size(e, spec.heads);
+    let head = e.mul(b.batch, heads);
+    let head = e.add(head, b.head);
+    let before = e.mul(head, b.queries);
+    let zero = e.i64(0);
+    let first = e.cmp(Cmp::Eq, p.column, zero, false);
+    for i in 0..2 {
+        let exists = e.cmp(Cmp::Lt, p.rows[i], b.queries, false);
+        e.if_then(exists, |e| {
+            let row = e.add(before, p.rows[i]);
+            let to = place(e, spec, scratch, row, [part, all]);
+            let values = e.offset(to, p.column, Elem::F32);
+            let (to, values) = (e.long(to), e.long(values));
+            for (j, r) in (0..).zip(&state.result) {
+                let k = e.kernel_mut();
+                k.store(Space::Global, values, 32 * j, &r[2 * i..2 * i + 2]);
+            }
+            let two = [state.max[i], totals[i]].map(|x| e.single(x));
+            let behind = 4 * (width(spec) - RUN);
+            e.if_then(first, |e| {
+                e.kernel_mut().store(Space::Global, to, behind, &two);
+            });
+        });
+    }
+}
+
+/// The launch that joins parts: a warp for each query of each head.
+fn join(spec: &AttentionSpec, (name, target): (&str, &GpuTarget), rows: Dim) -> GpuKernel {
+    let (body, _) = entry(name, target, THREADS as u32, |e| {
+        let ports = Ports::declare(e, spec.args.len(), spec.params);
+        let cx = ExprCx::new(&spec.exprs, ports.args, ports.params, ports.status);
+        let softmax = Softmax {
+            spec,
+            cx,
+            pause: None,
+        };
+        write_join(e, &softmax, ports.scratch);
+    });
+    GpuKernel {
+        entry: name.to_string(),
+        body,
+        grid: [rows.ceil_div(&(THREADS / 32).into()), Dim::ONE, Dim::ONE],
+        block: [THREADS as u32, 1, 1],
+        cluster: [1; 3],
+        ..GpuKernel::default()
+    }
+}
+
+fn write_join(e: &mut Emitter, softmax: &Softmax, scratch: Val) {
+    let spec = softmax.spec;
+    let [batch, heads, queries, keys] =
+        [spec.batch, spec.heads, spec.queries, spec.keys].map(|s| softmax.cx.size(e, s));
+    let k = e.kernel_mut();
+    let (thread, block, lane) = (k.thread(), k.block(0), k.lane());
+    let (thread, block, lane) = (long(e, thread), long(e, block), long(e, lane));
+    let (size, warps) = (e.i64(32), e.i64(THREADS / 32));
+    let warp = e.op2("arith.divui", thread, size);
+    let row = e.mul(block, warps);
+    let row = e.add(row, warp);
+    let all = e.mul(batch, heads);
+    let all = e.mul(all, queries);
+    let exists = e.cmp(Cmp::Lt, row, all, false);
+    let parts = parts(e, keys, PART);
+    e.if_then(exists, |e| {
+        let (head, query) = divide(e, row, queries, spec.queries.as_const());
+        let at = coordinates(e, head, &[batch, heads]);
+        let joined = Joined::of(e, spec, (scratch, row), (lane, parts));
+        let to = softmax.row(e, [at[0], at[1], query]);
+        for first in (0..spec.values).step_by(32 * RUN as usize) {
+            let (run, skip) = (e.i64(RUN), e.i64(first));
+            let column = e.mul(lane, run);
+            let column = e.add(column, skip);
+            let width = e.i64(spec.values);
+            let inside = e.cmp(Cmp::Lt, column, width, false);
+            e.if_then(inside, |e| {
+                let sums = joined.sums(e, column);
+                for (i, sum) in (0..).zip(sums) {
+                    let skip = e.i64(i);
+                    let column = e.add(column, skip);
+                    let x = e.mul(sum, joined.inverse);
+                    softmax.store(e, to, column, x, spec.values % RUN == 0);
+                }
+            });
+        }
+    });
+}
+
+/// A query's parts.
+struct Joined<'a> {
+    spec: &'a AttentionSpec,
+    scratch: Val,
+    row: Val,
+    parts: Val,
+    /// The maximum of all scores; 0 where there are none.
+    max: Val,
+    inverse: Val,
+}
+
+impl Joined<'_> {
+    /// A lane looks at every 32nd part, then lanes tell each other.
+    fn of<'a>(
+        e: &mut Emitter,
+        spec: &'a AttentionSpec,
+        (scratch, row): (Val, Val),
+        (lane, parts): (Val, Val),
+    ) -> Joined<'a> {
+        let low = e.float(SINGLE, f64::NEG_INFINITY);
+        let zero = e.float(SINGLE, 0.0);
+        let mut joined = Joined {
+            spec,
+            scratch,
+            row,
+            parts,
+            max: zero,
+            inverse: zero,
+        };
+        let step = e.i64(32);
+        let max = e.for_loop(lane, parts, step, &[low], |e, part, max| {
+            let [own, _] = joined.ends(e, part);
+            vec![larger(e, max[0], own)]
+        });
+        let max = [1, 2, 4, 8, 16].into_iter().fold(max[0], |m, mask| {
+            let other = e.shuffle_xor(m, mask);
+            larger(e, m, other)
+        });
+        let none = e.cmp(Cmp::Eq, max, low, false);
+        joined.max = e.select(none, zero, max);
+        let total = e.for_loop(lane, parts, step, &[zero], |e, part, total| {
+            let [own, sum] = joined.ends(e, part);
+            let scale = exponential(e, own, joined.max);
+            let sum = e.mul(sum, scale);
+            vec![e.add(total[0], sum)]
+        });
+        let total = [1, 2, 4, 8, 16].into_iter().fold(total[0], |sum, mask| {
+            let other = e.shuffle_xor(sum, mask);
+            e.add(sum, other)
+        });
+        joined.inverse = inverse(e, total);
+        joined
+    }
+
+    fn place(&self, e: &mut Emitter, part: Val) -> Val {
+        place(e, self.spec, self.scratch, self.row, [part, self.parts])
+    }
+
+    /// A part's maximum and sum.
+    fn ends(&self, e: &mut Emitter, part: Val) -> [Val; 2] {
+        let from = self.place(e, part);
+        let from = e.long(from);
+        let behind = 4 * (width(self.spec) - RUN);
+        let two: Vec<Reg<F32>> = e.kernel_mut().load(Space::Global, from, behind, 2);
+        [e.from_single(two[0]), e.from_single(two[1])]
+    }
+
+    /// The sums of [`RUN`] columns over all parts, in order.
+    fn sums(&self, e: &mut Emitter, column: Val) -> Vec<Val> {
+        let zero = e.float(SINGLE, 0.0);
+        let (none, one, ahead) = (e.i64(0), e.i64(1), e.i64(AHEAD));
+        let last = e.sub(self.parts, one);
+        let init = vec![zero; RUN as usize];
+        e.for_loop(none, self.parts, ahead, &init, |e, part, sums| {
+            let read: Vec<(Val, Val, Vec<Val>)> = (0..AHEAD)
+                .map(|i| {
+                    let skip = e.i64(i);
+                    let own = e.add(part, skip);
+                    let exists = e.cmp(Cmp::Lt, own, self.parts, false);
+                    // Beyond the end the last one stands in, for nothing.
+                    let own = e.min(own, last, false);
+                    let [max, _] = self.ends(e, own);
+                    let from = self.place(e, own);
+                    let from = e.offset(from, column, Elem::F32);
+                    let from = e.long(from);
+                    let xs: Vec<Reg<F32>> =
+                        e.kernel_mut().load(Space::Global, from, 0, RUN as usize);
+                    let scale = exponential(e, max, self.max);
+                    let xs = xs.into_iter().map(|x| e.from_single(x)).collect();
+                    (exists, scale, xs)
+                })
+                .collect();
+            read.iter()
+                .fold(sums.to_vec(), |sums, (exists, scale, xs)| {
+                    (sums.iter().zip(xs))
+                        .map(|(&sum, &x)| {
+                            let x = e.mul(x, *scale);
+                            let x = e.select(*exists, x, zero);
+                            e.add(sum, x)
+                        })
+                        .collect()
+                })
+        })
+    }
+}

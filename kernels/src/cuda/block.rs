@@ -98,6 +98,14 @@ fn place(e: &mut Emitter, cx: &ExprCx, source: &dyn Source, shape: Shape) -> Pla
     }
 }
 
+/// A row or column, or the last of `all` where it does not exist: it is read, and nobody
+/// stores its sums.
+pub(super) fn existing(e: &mut Emitter, at: Val, all: Val) -> Val {
+    let one = e.i64(1);
+    let last = e.sub(all, one);
+    e.min(at, last, false)
+}
+
 /// Where the first of a thread's two neighbours goes that `mma` and `wgmma` leave in each
 /// eight rows and columns: row `lane / 4`, column `2·(lane % 4)`, from this corner on.
 pub(super) fn fragment(e: &mut Emitter, sums: Sums, (row, column): (Val, Val)) -> Reg<B32> {

@@ -2,7 +2,7 @@
 
 use super::gemm::{self, Source, coordinates};
 use super::nest::divide;
-use super::{GpuKernel, dim, groups, halves, tail, words};
+use super::{GpuKernel, dim, groups, halves, skinny, tail, words};
 use crate::Size;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, advance};
@@ -13,6 +13,11 @@ pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> GpuKern
     let axes = spec.batch.iter().copied().chain([spec.m, spec.n]).collect();
     let out = (&spec.out, spec.value);
     let nest = tail::nest(&spec.exprs, &spec.args, spec.params, axes, out);
+    if skinny::when(spec).is_some_and(|open| open.is_empty())
+        && let Some(kernel) = skinny::emit(spec, &nest, name, target)
+    {
+        return kernel;
+    }
     if let Some(half) = halves::serves(spec) {
         return match target.is_hopper() {
             true => groups::emit(spec, half, &nest, name, target),

@@ -17,6 +17,8 @@ mod groups;
 mod halves;
 mod matmul;
 mod nest;
+mod skinny;
+mod skinny_words;
 mod tail;
 mod vectors;
 mod words;

@@ -11,7 +11,7 @@
 
 use super::GpuKernel;
 use super::block::{self, Place, Shape, Sums};
-use super::gemm::{NOWHERE, Source};
+use super::gemm::Source;
 use super::nest::long;
 use crate::LoopNest;
 use crate::lower::ExprCx;
@@ -93,7 +93,7 @@ struct Product<'a> {
     shared: Val,
     /// Whether rows of A start at multiples of 16 bytes and hold whole chunks.
     aligned: Val,
-    /// The starts in A of the thread's rows; [`NOWHERE`]: no such row.
+    /// The starts in A of the thread's rows; of one that does not exist the last one's.
     starts: Vec<Val>,
 }
 
@@ -134,10 +134,8 @@ impl Product<'_> {
             .map(|j| {
                 let (row, _) = self.a_chunk(e, p.thread, j);
                 let row = e.add(p.rows.0, row);
-                let exists = e.cmp(Cmp::Lt, row, p.rows.1, false);
-                let at = self.spec.row(e, cx, p.batch, row)[0];
-                let none = e.i64(NOWHERE);
-                e.select(exists, at, none)
+                let row = block::existing(e, row, p.rows.1);
+                self.spec.row(e, cx, p.batch, row)[0]
             })
             .collect()
     }
@@ -153,10 +151,7 @@ impl Product<'_> {
             let at = e.mul(chunk, four);
             let at = e.add(k0, at);
             let k = e.mul(at, group);
-            let none = e.i64(NOWHERE);
-            let row_is = e.cmp(Cmp::Ne, start, none, false);
-            let k_is = e.cmp(Cmp::Lt, k, p.k, false);
-            let exists = e.op2("arith.andi", row_is, k_is);
+            let exists = e.cmp(Cmp::Lt, k, p.k, false);
             let from = e.add(start, k);
             let words = e.either(
                 self.aligned,
@@ -166,7 +161,7 @@ impl Product<'_> {
                     let from = e.offset(cx.args[0], from, self.a_elem());
                     load_chunk(e, from, exists)
                 },
-                |e, ()| self.words_apart(e, cx, (from, k, p.k), exists),
+                |e, ()| words_apart(e, (cx.args[0], self.a_elem()), (from, k, p.k)),
             );
             a.extend(words);
         }
@@ -206,36 +201,6 @@ impl Product<'_> {
             false => self.spec.b(e, cx, p.batch, zero, zero),
         };
         e.offset(cx.args[1], at, self.a_elem())
-    }
-
-    /// Words of A element by element.
-    fn words_apart(
-        &self,
-        e: &mut Emitter,
-        cx: &ExprCx,
-        (from, k, all): (Val, Val, Val),
-        exists: Val,
-    ) -> Vec<Val> {
-        let bits = self.a_elem().bits();
-        (0..CHUNK)
-            .map(|w| {
-                let mut word = e.int(Ty::scalar(Elem::I32), 0);
-                for part in 0..self.group() {
-                    let skip = e.i64(w * self.group() + part);
-                    let at = e.add(k, skip);
-                    let k_is = e.cmp(Cmp::Lt, at, all, false);
-                    let there = e.op2("arith.andi", exists, k_is);
-                    let at = e.add(from, skip);
-                    let at = e.offset(cx.args[0], at, self.a_elem());
-                    let x = e.load_where(there, at, Ty::scalar(self.a_elem()));
-                    let x = e.cast(x, Elem::I32, true, true);
-                    let by = e.int(Ty::scalar(Elem::I32), part * i64::from(bits));
-                    let x = e.op2("arith.shli", x, by);
-                    word = e.op2("arith.ori", word, x);
-                }
-                word
-            })
-            .collect()
     }
 
     /// Writes what was read to shared memory.
@@ -409,7 +374,36 @@ fn aligned(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, words: Words, k: Val
     e.cmp(Cmp::Eq, low, zero, false)
 }
 
-fn byte(t: DType) -> Byte {
+/// A chunk of words element by element: `from` in memory, from product `k` of `all` on;
+/// zeros beyond the last.
+pub(super) fn words_apart(
+    e: &mut Emitter,
+    (base, elem): (Val, Elem),
+    (from, k, all): (Val, Val, Val),
+) -> Vec<Val> {
+    let bits = i64::from(elem.bits());
+    let group = 32 / bits;
+    (0..CHUNK)
+        .map(|w| {
+            let mut word = e.int(Ty::scalar(Elem::I32), 0);
+            for part in 0..group {
+                let skip = e.i64(w * group + part);
+                let at = e.add(k, skip);
+                let there = e.cmp(Cmp::Lt, at, all, false);
+                let at = e.add(from, skip);
+                let at = e.offset(base, at, elem);
+                let x = e.load_where(there, at, Ty::scalar(elem));
+                let x = e.cast(x, Elem::I32, true, true);
+                let by = e.int(Ty::scalar(Elem::I32), part * bits);
+                let x = e.op2("arith.shli", x, by);
+                word = e.op2("arith.ori", word, x);
+            }
+            word
+        })
+        .collect()
+}
+
+pub(super) fn byte(t: DType) -> Byte {
     match t {
         DType::U8 => Byte::Unsigned,
         _ => Byte::Signed,

@@ -1,6 +1,7 @@
 //! Contractions against sums in f64: every layout, tails, types, epilogues.
 
 mod bytes;
+mod skinny;
 
 use crate::support::{Launch, Rng, at_every_level, bytes, load, numbers, targets};
 use kiln_ir::{BinaryFn, DType, UnaryFn};

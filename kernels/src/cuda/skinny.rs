@@ -1,0 +1,493 @@
+//! Sums of products of few rows, where reading B is all that takes time.
+//!
+//! A block has the sums of [`ROWS`] rows (or of those there are) and [`COLUMNS`] columns, so
+//! that 4096 columns keep a whole chip reading; its [`WARPS`] warps share k, a step in turn
+//! each, and their sums are added through shared memory:
+//! ```text
+//! k:      0 … 31   32 … 63   …   224 … 255   256 … 287   …
+//! warp:   0        1             7           0
+//! ```
+//! A lane has four products of four columns in each step, which it reads from B by four
+//! accesses in the direction in which they lie together, and the same products of every row
+//! of A, which the cache holds. Several steps are read before the first is multiplied.
+//! Words of bf16, f16 and bytes go to tensor cores instead (`skinny_words.rs`).
+//!
+//! Rows and columns that do not exist are read as ones that do: nobody stores their sums.
+//! A sum's order is a lane's products, then lanes by halves, then warps: it depends on k
+//! alone, so a row has the same bits among other rows as alone.
+
+use super::block::{self, Place, Shape, Sums};
+use super::gemm::{Source, summand};
+use super::nest::long;
+use super::{GpuKernel, skinny_words};
+use crate::lower::{ExprCx, compute_elem, memory_elem};
+use crate::matmul::{Columns, MatMulSpec};
+use crate::{LoopNest, Size};
+use kiln_codegen::emit::Cmp;
+use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
+use kiln_ir::{DType, Dim, Tri};
+
+/// Rows and columns of a block, and the warps that share its k.
+pub(super) const ROWS: i64 = 8;
+pub(super) const COLUMNS: i64 = 16;
+pub(super) const WARPS: i64 = 8;
+
+const SHAPE: Shape = Shape {
+    rows: ROWS,
+    columns: COLUMNS,
+    threads: 32 * WARPS,
+};
+
+/// Blocks that a grid has at most along its second axis.
+const MOST_BLOCKS: i64 = 65535;
+
+/// Products and columns of a lane in a step, products of a warp, and steps read together.
+const OWN: i64 = 4;
+const STEP: i64 = 32;
+const TOGETHER: i64 = 2;
+
+/// What a launch's parameters must satisfy (left ≤ right) for this to serve it; none where
+/// it never does.
+pub(super) fn when(spec: &MatMulSpec) -> Option<Vec<(Dim, Dim)>> {
+    let [rows, columns, ..] = spec.dims();
+    let mut open = vec![];
+    for (size, most) in [(rows, ROWS), (columns, MOST_BLOCKS * COLUMNS)] {
+        let most = Dim::from(most);
+        match size.le(&most) {
+            Tri::Yes => {}
+            Tri::No => return None,
+            Tri::Unknown => open.push((size, most)),
+        }
+    }
+    serves(spec).then_some(open)
+}
+
+/// Whether four elements are one access, and sums are of 32 bits.
+fn serves(spec: &MatMulSpec) -> bool {
+    let small = |t: DType| memory_elem(t) != Elem::I1 && memory_elem(t).bits() <= 32;
+    spec.acc != DType::F64 && small(spec.args[0]) && small(spec.args[1])
+}
+
+/// Emits a kernel, to be launched where [`when`] holds.
+pub(super) fn emit(
+    spec: &MatMulSpec,
+    nest: &LoopNest,
+    name: &str,
+    target: &GpuTarget,
+) -> Option<GpuKernel> {
+    when(spec)?;
+    Some(block::kernel(
+        (name, target),
+        spec,
+        nest,
+        SHAPE,
+        0,
+        |e, cx, p| {
+            let bytes = 4 * WARPS * ROWS * COLUMNS;
+            let shared = e.kernel_mut().shared(bytes as u32, 16);
+            let sums = Sums {
+                at: e.from_word(shared, Elem::Ptr),
+                pitch: COLUMNS,
+                elem: compute_elem(spec.acc),
+            };
+            match skinny_words::serves(spec) {
+                Some(kind) => skinny_words::share(e, cx, spec, kind, p, sums),
+                None => Lanes::of(e, cx, spec, p).share(e, cx, p, sums),
+            }
+            join(e, p.thread, rows(spec), sums);
+            sums
+        },
+    ))
+}
+
+/// Whether a kernel is this one.
+pub(super) fn made(spec: &MatMulSpec, kernel: &GpuKernel) -> bool {
+    let [rows, columns, _, batches] = spec.dims();
+    let grid = [
+        batches * rows.ceil_div(&ROWS.into()),
+        columns.ceil_div(&COLUMNS.into()),
+        Dim::ONE,
+    ];
+    when(spec).is_some() && kernel.grid == grid
+}
+
+/// Rows that may exist.
+fn rows(spec: &MatMulSpec) -> i64 {
+    spec.dims()[0].as_const().unwrap_or(ROWS).clamp(1, ROWS)
+}
+
+/// A thread's warp, and its lane.
+pub(super) fn warp_and_lane(e: &mut Emitter, thread: Val) -> (Val, Val) {
+    let size = e.i64(32);
+    let lane = e.kernel_mut().lane();
+    (e.op2("arith.divui", thread, size), long(e, lane))
+}
+
+/// Whether a buffer and so many of its elements are multiples of `bytes` bytes.
+pub(super) fn aligned(
+    e: &mut Emitter,
+    (base, elem): (Val, Elem),
+    sizes: impl IntoIterator<Item = Val>,
+    bytes: i64,
+) -> Val {
+    let r = e.long(base);
+    let mut bits = e.from_long(r, Elem::I64);
+    let size = e.i64(i64::from(elem.bits() / 8));
+    for s in sizes {
+        let s = e.mul(s, size);
+        bits = e.op2("arith.ori", bits, s);
+    }
+    let (mask, zero) = (e.i64(bytes - 1), e.i64(0));
+    let low = e.op2("arith.andi", bits, mask);
+    e.cmp(Cmp::Eq, low, zero, false)
+}
+
+/// What A's rows start at multiples of.
+pub(super) fn row_strides(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec) -> Vec<Val> {
+    let strides = &spec.a[..=spec.batch.len()];
+    strides.iter().map(|&s| cx.size(e, s)).collect()
+}
+
+/// What the batches of B start at multiples of.
+pub(super) fn batch_strides(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec) -> Vec<Val> {
+    spec.b_batch.iter().map(|&s| cx.size(e, s)).collect()
+}
+
+/// The element at which B of the block's batch starts.
+pub(super) fn b_start(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, p: &Place) -> Val {
+    let zero = e.i64(0);
+    match spec.shared() {
+        true => zero,
+        false => spec.b(e, cx, p.batch, zero, zero),
+    }
+}
+
+/// Where a warp's sums are: `[warp][row][column]`.
+pub(super) fn part(e: &mut Emitter, sums: Sums, warp: Val, row: Val, column: Val) -> Val {
+    let (rows, pitch) = (e.i64(ROWS), e.i64(sums.pitch));
+    let at = e.mul(warp, rows);
+    let at = e.add(at, row);
+    let at = e.mul(at, pitch);
+    let at = e.add(at, column);
+    e.offset(sums.at, at, sums.elem)
+}
+
+/// Adds the warps' sums in their order, in the first one's place.
+fn join(e: &mut Emitter, thread: Val, rows: i64, sums: Sums) {
+    e.kernel_mut().barrier();
+    let all = e.i64(rows * COLUMNS);
+    let mine = e.cmp(Cmp::Lt, thread, all, false);
+    e.if_then(mine, |e| {
+        let ty = Ty::scalar(sums.elem);
+        let first = e.offset(sums.at, thread, sums.elem);
+        let mut sum = e.load(first, ty);
+        for warp in 1..WARPS {
+            let skip = e.i64(warp * ROWS * COLUMNS);
+            let at = e.offset(first, skip, sums.elem);
+            let next = e.load(at, ty);
+            sum = e.add(sum, next);
+        }
+        e.store(sum, first);
+    });
+}
+
+/// Which elements of B lie together.
+#[derive(Clone, Copy, PartialEq)]
+enum Lies {
+    /// Neighbouring columns.
+    Columns,
+    /// Neighbouring products.
+    Products,
+    /// None.
+    Apart,
+}
+
+impl Lies {
+    fn of(spec: &MatMulSpec) -> Lies {
+        match spec.b {
+            Columns::Packed | Columns::Grouped => Lies::Columns,
+            Columns::Strided {
+                column: Size::ONE, ..
+            } => Lies::Columns,
+            Columns::Strided { row: Size::ONE, .. } => Lies::Products,
+            Columns::Strided { .. } => Lies::Apart,
+        }
+    }
+}
+
+/// Four products of something each.
+type Four = [Val; OWN as usize];
+
+/// A lane's share of a block.
+struct Lanes<'a> {
+    spec: &'a MatMulSpec,
+    lies: Lies,
+    /// Products.
+    k: Val,
+    /// The elements of A at which rows start, and from one product to the next.
+    rows: (Vec<Val>, Val),
+    /// The elements of B at which the lane's columns start, and from one product to the next.
+    columns: (Four, Val),
+    /// By row, then column.
+    sums: Vec<Val>,
+}
+
+impl<'a> Lanes<'a> {
+    fn of(e: &mut Emitter, cx: &ExprCx, spec: &'a MatMulSpec, p: &Place) -> Lanes<'a> {
+        let rows = rows(spec);
+        let starts = (0..rows)
+            .map(|i| {
+                let row = e.i64(i);
+                let row = block::existing(e, row, p.rows.1);
+                spec.row(e, cx, p.batch, row)[0]
+            })
+            .collect();
+        let step = cx.size(e, spec.a[spec.batch.len() + 1]);
+        let zero = e.zero(Ty::scalar(compute_elem(spec.acc)));
+        Lanes {
+            spec,
+            lies: Lies::of(spec),
+            k: p.k,
+            rows: (starts, step),
+            columns: columns(e, cx, spec, p),
+            sums: e.variables(&vec![zero; (rows * OWN) as usize]),
+        }
+    }
+
+    /// Leaves the warp's sums in shared memory.
+    fn share(&self, e: &mut Emitter, cx: &ExprCx, p: &Place, sums: Sums) {
+        let (warp, lane) = warp_and_lane(e, p.thread);
+        let (own, step) = (e.i64(OWN), e.i64(STEP));
+        let group = e.op2("arith.divui", lane, own);
+        let quad = e.op2("arith.remui", lane, own);
+        let (own_k, own_column) = (e.mul(group, own), e.mul(quad, own));
+        let first = e.mul(warp, step);
+        let turn = e.i64(TOGETHER * WARPS * STEP);
+        let wide = self.wide(e, cx);
+        e.for_loop(first, p.k, turn, &[], |e, k0, _| {
+            let k0 = e.add(k0, own_k);
+            match wide {
+                None => self.apart(e, cx, k0),
+                Some(wide) => {
+                    let all = |e: &mut Emitter, (): &mut ()| {
+                        self.together(e, cx, k0);
+                        vec![]
+                    };
+                    let each = |e: &mut Emitter, (): &mut ()| {
+                        self.apart(e, cx, k0);
+                        vec![]
+                    };
+                    e.either(wide, &[], &mut (), all, each);
+                }
+            }
+            vec![]
+        });
+        let whole: Vec<Val> = (self.sums.iter())
+            .map(|&sum| {
+                [OWN, 2 * OWN, 4 * OWN].iter().fold(sum, |sum, &mask| {
+                    let other = e.shuffle_xor(sum, mask as u32);
+                    e.add(sum, other)
+                })
+            })
+            .collect();
+        let none = e.i64(0);
+        let writes = e.cmp(Cmp::Eq, group, none, false);
+        e.if_then(writes, |e| {
+            for (row, four) in (0..).zip(whole.chunks(OWN as usize)) {
+                let row = e.i64(row);
+                let to = part(e, sums, warp, row, own_column);
+                e.store_few(four, to);
+            }
+        });
+    }
+
+    /// Whether fours lie where one access reaches them; none where they never do.
+    fn wide(&self, e: &mut Emitter, cx: &ExprCx) -> Option<Val> {
+        let spec = self.spec;
+        let [a, b] = [0, 1].map(|i| memory_elem(spec.args[i]));
+        let bytes = |elem: Elem| OWN * i64::from(elem.bits() / 8);
+        let mut sizes = batch_strides(e, cx, spec);
+        match (self.lies, &spec.b) {
+            (Lies::Apart, _) => return None,
+            (Lies::Products, Columns::Strided { column, .. }) => {
+                sizes.extend([cx.size(e, *column), self.k]);
+            }
+            (Lies::Columns, Columns::Strided { row, .. }) => {
+                sizes.extend([cx.size(e, *row), cx.size(e, spec.n)]);
+            }
+            _ => {}
+        }
+        let mut wide = aligned(e, (cx.args[1], b), sizes, bytes(b));
+        if self.rows_run() {
+            let mut sizes = row_strides(e, cx, spec);
+            sizes.push(self.k);
+            let rows = aligned(e, (cx.args[0], a), sizes, bytes(a));
+            wide = e.op2("arith.andi", wide, rows);
+        }
+        Some(wide)
+    }
+
+    /// Whether neighbouring products of A lie together.
+    fn rows_run(&self) -> bool {
+        self.spec.a.last() == Some(&Size::ONE)
+    }
+
+    /// Adds several steps' products from `k0` on.
+    fn together(&self, e: &mut Emitter, cx: &ExprCx, k0: Val) {
+        let mut read = vec![];
+        for step in 0..TOGETHER {
+            let skip = e.i64(step * WARPS * STEP);
+            let k = e.add(k0, skip);
+            let b = match self.lies {
+                Lies::Products => self.down(e, cx, k),
+                _ => self.across(e, cx, k),
+            };
+            read.push((b, self.rows(e, cx, k, self.rows_run())));
+        }
+        for (b, a) in read {
+            self.multiply(e, &b, &a);
+        }
+    }
+
+    /// The same step by step, element by element.
+    fn apart(&self, e: &mut Emitter, cx: &ExprCx, k0: Val) {
+        let (none, all, one) = (
+            e.i64(0),
+            e.i64(TOGETHER * WARPS * STEP),
+            e.i64(WARPS * STEP),
+        );
+        e.for_loop(none, all, one, &[], |e, skip, _| {
+            let k = e.add(k0, skip);
+            let b: Vec<Four> = (0..OWN)
+                .map(|j| {
+                    let (k, exists) = self.product(e, k, j);
+                    let along = e.mul(k, self.columns.1);
+                    self.columns.0.map(|start| {
+                        let at = e.add(start, along);
+                        self.element(e, cx, 1, exists, at)
+                    })
+                })
+                .collect();
+            let a = self.rows(e, cx, k, false);
+            self.multiply(e, &b, &a);
+            vec![]
+        });
+    }
+
+    /// Product `j` from `k` on, and whether it exists.
+    fn product(&self, e: &mut Emitter, k: Val, j: i64) -> (Val, Val) {
+        let skip = e.i64(j);
+        let k = e.add(k, skip);
+        (k, e.cmp(Cmp::Lt, k, self.k, false))
+    }
+
+    /// B by products, then columns; columns lie together.
+    fn across(&self, e: &mut Emitter, cx: &ExprCx, k: Val) -> Vec<Four> {
+        (0..OWN)
+            .map(|j| {
+                let (k, exists) = self.product(e, k, j);
+                let along = e.mul(k, self.columns.1);
+                let at = e.add(self.columns.0[0], along);
+                self.four(e, cx, 1, exists, at)
+            })
+            .collect()
+    }
+
+    /// The same; products lie together.
+    fn down(&self, e: &mut Emitter, cx: &ExprCx, k: Val) -> Vec<Four> {
+        let exists = e.cmp(Cmp::Lt, k, self.k, false);
+        let columns = self.columns.0.map(|start| {
+            let at = e.add(start, k);
+            self.four(e, cx, 1, exists, at)
+        });
+        (0..OWN as usize)
+            .map(|j| columns.map(|four| four[j]))
+            .collect()
+    }
+
+    /// A by rows, then products; `wide` where these lie together.
+    fn rows(&self, e: &mut Emitter, cx: &ExprCx, k: Val, wide: bool) -> Vec<Four> {
+        let (starts, step) = &self.rows;
+        let products = [0, 1, 2, 3].map(|j| self.product(e, k, j));
+        (starts.iter())
+            .map(|&start| {
+                if wide {
+                    let at = e.add(start, k);
+                    return self.four(e, cx, 0, products[0].1, at);
+                }
+                products.map(|(k, exists)| {
+                    let along = e.mul(k, *step);
+                    let at = e.add(start, along);
+                    self.element(e, cx, 0, exists, at)
+                })
+            })
+            .collect()
+    }
+
+    /// Four neighbours of A or B as sums have them; zeros where they do not exist.
+    fn four(&self, e: &mut Emitter, cx: &ExprCx, arg: usize, exists: Val, at: Val) -> Four {
+        let t = self.spec.args[arg];
+        let elem = memory_elem(t);
+        let from = e.offset(cx.args[arg], at, elem);
+        let xs = e.load_few_where(exists, from, elem, OWN as u32);
+        std::array::from_fn(|j| summand(e, xs[j], t, self.spec.acc))
+    }
+
+    /// One.
+    fn element(&self, e: &mut Emitter, cx: &ExprCx, arg: usize, exists: Val, at: Val) -> Val {
+        let t = self.spec.args[arg];
+        let elem = memory_elem(t);
+        let from = e.offset(cx.args[arg], at, elem);
+        let x = e.load_where(exists, from, Ty::scalar(elem));
+        summand(e, x, t, self.spec.acc)
+    }
+
+    /// Adds a step's products, in the order of k.
+    fn multiply(&self, e: &mut Emitter, b: &[Four], a: &[Four]) {
+        for (j, columns) in b.iter().enumerate() {
+            for (products, sums) in a.iter().zip(self.sums.chunks(OWN as usize)) {
+                for (&sum, &y) in sums.iter().zip(columns) {
+                    e.multiply_into(sum, products[j], y);
+                }
+            }
+        }
+    }
+}
+
+/// The elements of B at which a lane's columns start, and from one product to the next.
+fn columns(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, p: &Place) -> (Four, Val) {
+    let (_, lane) = warp_and_lane(e, p.thread);
+    let own = e.i64(OWN);
+    let quad = e.op2("arith.remui", lane, own);
+    let skip = e.mul(quad, own);
+    let start = b_start(e, cx, spec, p);
+    if let Columns::Strided { row, column } = spec.b {
+        let (first, all) = p.columns;
+        let step = cx.size(e, column);
+        let starts = [0, 1, 2, 3].map(|c| {
+            let c = e.i64(c);
+            let at = e.add(skip, c);
+            let at = e.add(first, at);
+            // A four of columns that do not exist is read as the block's first.
+            let exists = e.cmp(Cmp::Lt, at, all, false);
+            let at = e.select(exists, at, first);
+            let along = e.mul(at, step);
+            e.add(start, along)
+        });
+        return (starts, cx.size(e, row));
+    }
+    // A block's columns are of one panel, whose columns beyond the last are zeros.
+    let nr = e.i64(spec.nr);
+    let panel = e.op2("arith.divui", p.columns.0, nr);
+    let within = e.op2("arith.remui", p.columns.0, nr);
+    let size = e.mul(p.k, nr);
+    let before = e.mul(panel, size);
+    let start = e.add(start, before);
+    let start = e.add(start, within);
+    let start = e.add(start, skip);
+    let starts = [0, 1, 2, 3].map(|c| {
+        let c = e.i64(c);
+        e.add(start, c)
+    });
+    (starts, nr)
+}

@@ -226,8 +226,8 @@ struct Lanes<'a> {
     k: Val,
     /// The elements of A at which rows start, and from one product to the next.
     rows: (Vec<Val>, Val),
-    /// The elements of B at which the lane's columns start, and from one product to the next.
-    columns: (Four, Val),
+    /// Where the lane's columns lie in B.
+    columns: Columns4,
     /// By row, then column.
     sums: Vec<Val>,
 }
@@ -249,7 +249,7 @@ impl<'a> Lanes<'a> {
             lies: Lies::of(spec),
             k: p.k,
             rows: (starts, step),
-            columns: columns(e, cx, spec, p),
+            columns: Columns4::of(e, cx, spec, p),
             sums: e.variables(&vec![zero; (rows * OWN) as usize]),
         }
     }
@@ -342,10 +342,10 @@ impl<'a> Lanes<'a> {
                 Lies::Products => self.down(e, cx, k),
                 _ => self.across(e, cx, k),
             };
-            read.push((b, self.rows(e, cx, k, self.rows_run())));
+            read.push((k, b));
         }
-        for (b, a) in read {
-            self.multiply(e, &b, &a);
+        for (k, b) in read {
+            self.multiply(e, cx, k, &b, self.rows_run());
         }
     }
 
@@ -358,18 +358,18 @@ impl<'a> Lanes<'a> {
         );
         e.for_loop(none, all, one, &[], |e, skip, _| {
             let k = e.add(k0, skip);
+            let starts = [0, 1, 2, 3].map(|c| self.columns.start(e, c));
             let b: Vec<Four> = (0..OWN)
                 .map(|j| {
                     let (k, exists) = self.product(e, k, j);
-                    let along = e.mul(k, self.columns.1);
-                    self.columns.0.map(|start| {
+                    let along = e.mul(k, self.columns.step);
+                    starts.map(|start| {
                         let at = e.add(start, along);
                         self.element(e, cx, 1, exists, at)
                     })
                 })
                 .collect();
-            let a = self.rows(e, cx, k, false);
-            self.multiply(e, &b, &a);
+            self.multiply(e, cx, k, &b, false);
             vec![]
         });
     }
@@ -383,11 +383,12 @@ impl<'a> Lanes<'a> {
 
     /// B by products, then columns; columns lie together.
     fn across(&self, e: &mut Emitter, cx: &ExprCx, k: Val) -> Vec<Four> {
+        let start = self.columns.start(e, 0);
         (0..OWN)
             .map(|j| {
                 let (k, exists) = self.product(e, k, j);
-                let along = e.mul(k, self.columns.1);
-                let at = e.add(self.columns.0[0], along);
+                let along = e.mul(k, self.columns.step);
+                let at = e.add(start, along);
                 self.four(e, cx, 1, exists, at)
             })
             .collect()
@@ -396,7 +397,8 @@ impl<'a> Lanes<'a> {
     /// The same; products lie together.
     fn down(&self, e: &mut Emitter, cx: &ExprCx, k: Val) -> Vec<Four> {
         let exists = e.cmp(Cmp::Lt, k, self.k, false);
-        let columns = self.columns.0.map(|start| {
+        let columns = [0, 1, 2, 3].map(|c| {
+            let start = self.columns.start(e, c);
             let at = e.add(start, k);
             self.four(e, cx, 1, exists, at)
         });
@@ -405,23 +407,18 @@ impl<'a> Lanes<'a> {
             .collect()
     }
 
-    /// A by rows, then products; `wide` where these lie together.
-    fn rows(&self, e: &mut Emitter, cx: &ExprCx, k: Val, wide: bool) -> Vec<Four> {
-        let (starts, step) = &self.rows;
+    /// A row's four products; `wide` where they lie together.
+    fn row(&self, e: &mut Emitter, cx: &ExprCx, start: Val, k: Val, wide: bool) -> Four {
         let products = [0, 1, 2, 3].map(|j| self.product(e, k, j));
-        (starts.iter())
-            .map(|&start| {
-                if wide {
-                    let at = e.add(start, k);
-                    return self.four(e, cx, 0, products[0].1, at);
-                }
-                products.map(|(k, exists)| {
-                    let along = e.mul(k, *step);
-                    let at = e.add(start, along);
-                    self.element(e, cx, 0, exists, at)
-                })
-            })
-            .collect()
+        if wide {
+            let at = e.add(start, k);
+            return self.four(e, cx, 0, products[0].1, at);
+        }
+        products.map(|(k, exists)| {
+            let along = e.mul(k, self.rows.1);
+            let at = e.add(start, along);
+            self.element(e, cx, 0, exists, at)
+        })
     }
 
     /// Four neighbours of A or B as sums have them; zeros where they do not exist.
@@ -442,52 +439,71 @@ impl<'a> Lanes<'a> {
         summand(e, x, t, self.spec.acc)
     }
 
-    /// Adds a step's products, in the order of k.
-    fn multiply(&self, e: &mut Emitter, b: &[Four], a: &[Four]) {
-        for (j, columns) in b.iter().enumerate() {
-            for (products, sums) in a.iter().zip(self.sums.chunks(OWN as usize)) {
+    /// Adds a step's products, in the order of k; reads A a row at a time.
+    fn multiply(&self, e: &mut Emitter, cx: &ExprCx, k: Val, b: &[Four], wide: bool) {
+        for (&start, sums) in self.rows.0.iter().zip(self.sums.chunks(OWN as usize)) {
+            let row = self.row(e, cx, start, k, wide);
+            for (x, columns) in row.into_iter().zip(b) {
                 for (&sum, &y) in sums.iter().zip(columns) {
-                    e.multiply_into(sum, products[j], y);
+                    e.multiply_into(sum, x, y);
                 }
             }
         }
     }
 }
 
-/// The elements of B at which a lane's columns start, and from one product to the next.
-fn columns(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, p: &Place) -> (Four, Val) {
-    let (_, lane) = warp_and_lane(e, p.thread);
-    let own = e.i64(OWN);
-    let quad = e.op2("arith.remui", lane, own);
-    let skip = e.mul(quad, own);
-    let start = b_start(e, cx, spec, p);
-    if let Columns::Strided { row, column } = spec.b {
-        let (first, all) = p.columns;
-        let step = cx.size(e, column);
-        let starts = [0, 1, 2, 3].map(|c| {
-            let c = e.i64(c);
-            let at = e.add(skip, c);
-            let at = e.add(first, at);
-            // A four of columns that do not exist is read as the block's first.
-            let exists = e.cmp(Cmp::Lt, at, all, false);
-            let at = e.select(exists, at, first);
-            let along = e.mul(at, step);
-            e.add(start, along)
-        });
-        return (starts, cx.size(e, row));
+/// Where a lane's columns lie in B.
+struct Columns4 {
+    /// The element at which the batch starts; of panels, at which the first column does.
+    base: Val,
+    /// Elements from one product to the next.
+    step: Val,
+    /// If columns are so far apart: that, the first one, and where the block's begin and all
+    /// end.
+    apart: Option<[Val; 4]>,
+}
+
+impl Columns4 {
+    fn of(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, p: &Place) -> Columns4 {
+        let (_, lane) = warp_and_lane(e, p.thread);
+        let own = e.i64(OWN);
+        let quad = e.op2("arith.remui", lane, own);
+        let skip = e.mul(quad, own);
+        let first = e.add(p.columns.0, skip);
+        let base = b_start(e, cx, spec, p);
+        if let Columns::Strided { row, column } = spec.b {
+            let step = cx.size(e, column);
+            return Columns4 {
+                base,
+                step: cx.size(e, row),
+                apart: Some([step, first, p.columns.0, p.columns.1]),
+            };
+        }
+        // A block's columns are of one panel, whose columns beyond the last are zeros.
+        let nr = e.i64(spec.nr);
+        let panel = e.op2("arith.divui", p.columns.0, nr);
+        let within = e.op2("arith.remui", first, nr);
+        let size = e.mul(p.k, nr);
+        let before = e.mul(panel, size);
+        let base = e.add(base, before);
+        Columns4 {
+            base: e.add(base, within),
+            step: nr,
+            apart: None,
+        }
     }
-    // A block's columns are of one panel, whose columns beyond the last are zeros.
-    let nr = e.i64(spec.nr);
-    let panel = e.op2("arith.divui", p.columns.0, nr);
-    let within = e.op2("arith.remui", p.columns.0, nr);
-    let size = e.mul(p.k, nr);
-    let before = e.mul(panel, size);
-    let start = e.add(start, before);
-    let start = e.add(start, within);
-    let start = e.add(start, skip);
-    let starts = [0, 1, 2, 3].map(|c| {
+
+    /// The element at which column `c` of the four starts.
+    fn start(&self, e: &mut Emitter, c: i64) -> Val {
         let c = e.i64(c);
-        e.add(start, c)
-    });
-    (starts, nr)
+        let Some([step, first, low, high]) = self.apart else {
+            return e.add(self.base, c);
+        };
+        let at = e.add(first, c);
+        // Four columns that do not exist are read as the block's first.
+        let exists = e.cmp(Cmp::Lt, at, high, false);
+        let at = e.select(exists, at, low);
+        let along = e.mul(at, step);
+        e.add(self.base, along)
+    }
 }

@@ -12,7 +12,7 @@ use super::block::{self, Place, Sums};
 use super::gemm::Source;
 use super::halves;
 use super::skinny::{self, WARPS};
-use super::words::{byte, words_apart};
+use super::words::{byte, deep, words_apart};
 use crate::Size;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, Words};
@@ -152,7 +152,7 @@ impl B {
         let nr = e.i64(spec.nr);
         let panel = e.op2("arith.divui", p.columns.0, nr);
         let within = e.op2("arith.remui", p.columns.0, nr);
-        let deep = deep(e, kind, p.k);
+        let deep = deep(e, kind.group(), p.k);
         let at = e.mul(panel, deep);
         let at = e.mul(at, nr);
         let at = e.add(at, within);
@@ -163,13 +163,6 @@ impl B {
             nr: spec.nr,
         }
     }
-}
-
-/// Words along k.
-fn deep(e: &mut Emitter, kind: Kind, k: Val) -> Val {
-    let (less, group) = (e.i64(kind.group() - 1), e.i64(kind.group()));
-    let up = e.add(k, less);
-    e.op2("arith.divui", up, group)
 }
 
 /// Whether all that lies together along k starts at multiples of 16 bytes and ends there.
@@ -243,7 +236,7 @@ impl Own {
             e.i64(TOGETHER * WARPS * STEP * group),
             e.i64(WARPS * STEP * group),
         );
-        let deep = deep(e, self.kind, self.k);
+        let deep = deep(e, group, self.k);
         e.for_loop(none, all, one, &[], |e, skip, _| {
             let k = e.add(k0, skip);
             let words = |e: &mut Emitter, arg: usize, start: Val| {

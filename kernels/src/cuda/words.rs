@@ -74,27 +74,31 @@ pub(super) fn emit(
     let shared = 4 * parts.max(ROWS * SUM_PITCH);
     block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
         let shared = e.kernel_mut().dynamic_shared();
-        let mut product = Product {
-            spec,
+        let aligned = aligned(e, cx, spec, words, p.k);
+        let product = Product {
             words,
             shared: e.from_word(shared, Elem::Ptr),
-            aligned: aligned(e, cx, spec, words, p.k),
-            starts: vec![],
+            aligned,
+            starts: starts(e, cx, spec, p),
+            columns: columns(e, cx, spec, words, p),
+            nr: spec.nr,
         };
-        product.starts = product.starts(e, cx, p);
         let sums = product.sums(e, cx, p);
         product.share(e, p, &sums)
     })
 }
 
-struct Product<'a> {
-    spec: &'a MatMulSpec,
+struct Product {
     words: Words,
     shared: Val,
     /// Whether rows of A start at multiples of 16 bytes and hold whole chunks.
     aligned: Val,
     /// The starts in A of the thread's rows; of one that does not exist the last one's.
     starts: Vec<Val>,
+    /// Whether the thread's columns of B exist, and where they start.
+    columns: (Val, Val),
+    /// Words between neighbours along k.
+    nr: i64,
 }
 
 /// A warp's sums: by 16 rows, then 8 columns.
@@ -103,7 +107,7 @@ enum Own {
     Ints(Vec<[Reg<B32>; 4]>),
 }
 
-impl Product<'_> {
+impl Product {
     /// Elements of a word.
     fn group(&self) -> i64 {
         self.words.group()
@@ -113,40 +117,13 @@ impl Product<'_> {
         a_elem(self.words)
     }
 
-    /// Row and chunk of the thread's chunk `j` of a part of A.
-    fn a_chunk(&self, e: &mut Emitter, thread: Val, j: i64) -> (Val, Val) {
-        let per_row = e.i64(DEPTH / CHUNK);
-        let row = e.op2("arith.divui", thread, per_row);
-        let skip = e.i64(j * THREADS * CHUNK / DEPTH);
-        (e.add(row, skip), e.op2("arith.remui", thread, per_row))
-    }
-
-    /// Product (in words) and chunk of columns of the thread's chunk `j` of a part of B.
-    fn b_chunk(&self, e: &mut Emitter, thread: Val, j: i64) -> (Val, Val) {
-        let per_row = e.i64(COLUMNS / CHUNK);
-        let row = e.op2("arith.divui", thread, per_row);
-        let skip = e.i64(j * THREADS * CHUNK / COLUMNS);
-        (e.add(row, skip), e.op2("arith.remui", thread, per_row))
-    }
-
-    fn starts(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) -> Vec<Val> {
-        (0..A_CHUNKS)
-            .map(|j| {
-                let (row, _) = self.a_chunk(e, p.thread, j);
-                let row = e.add(p.rows.0, row);
-                let row = block::existing(e, row, p.rows.1);
-                self.spec.row(e, cx, p.batch, row)[0]
-            })
-            .collect()
-    }
-
     /// The thread's words of the parts from word `k0` on, chunk by chunk.
     fn read(&self, e: &mut Emitter, cx: &ExprCx, p: &Place, k0: Val) -> [Vec<Val>; 2] {
         let word = Ty::scalar(Elem::I32);
         let group = e.i64(self.group());
         let mut a = vec![];
         for (j, &start) in (0..).zip(&self.starts) {
-            let (_, chunk) = self.a_chunk(e, p.thread, j);
+            let (_, chunk) = a_chunk(e, p.thread, j);
             let four = e.i64(CHUNK);
             let at = e.mul(chunk, four);
             let at = e.add(k0, at);
@@ -166,41 +143,19 @@ impl Product<'_> {
             a.extend(words);
         }
         let mut b = vec![];
-        let (less, nr) = (e.i64(self.group() - 1), e.i64(self.spec.nr));
-        let up = e.add(p.k, less);
-        let deep = e.op2("arith.divui", up, group);
+        let deep = deep(e, self.group(), p.k);
+        let nr = e.i64(self.nr);
+        let (column_is, first) = self.columns;
         for j in 0..B_CHUNKS {
-            let (k, chunk) = self.b_chunk(e, p.thread, j);
+            let (k, _) = b_chunk(e, p.thread, j);
             let k = e.add(k0, k);
-            let four = e.i64(CHUNK);
-            let column = e.mul(chunk, four);
-            let column = e.add(p.columns.0, column);
-            let column_is = e.cmp(Cmp::Lt, column, p.columns.1, false);
             let k_is = e.cmp(Cmp::Lt, k, deep, false);
             let exists = e.op2("arith.andi", column_is, k_is);
-            // A chunk lies in one panel, whose columns beyond the last are zeros.
-            let panel = e.op2("arith.divui", column, nr);
-            let within = e.op2("arith.remui", column, nr);
-            let row = e.mul(panel, deep);
-            let row = e.add(row, k);
-            let at = e.mul(row, nr);
-            let at = e.add(at, within);
-            let base = self.b_base(e, cx, p);
-            let from = e.offset(base, at, Elem::I32);
+            let at = e.mul(k, nr);
+            let from = e.offset(first, at, Elem::I32);
             b.extend(load_chunk(e, from, exists));
         }
         [a, b]
-    }
-
-    /// B of the block's batch.
-    fn b_base(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) -> Val {
-        let zero = e.i64(0);
-        let at = match self.spec.shared() {
-            true => zero,
-            // The offset of the batch's first element.
-            false => self.spec.b(e, cx, p.batch, zero, zero),
-        };
-        e.offset(cx.args[1], at, self.a_elem())
     }
 
     /// Writes what was read to shared memory.
@@ -208,13 +163,13 @@ impl Product<'_> {
         let part = e.i64(A_PART + B_PART);
         let start = e.mul(buffer, part);
         for (j, words) in (0..).zip(read[0].chunks(CHUNK as usize)) {
-            let (row, chunk) = self.a_chunk(e, p.thread, j);
+            let (row, chunk) = a_chunk(e, p.thread, j);
             put_chunk(e, self.shared, start, (row, A_PITCH), chunk, words);
         }
         let behind = e.i64(A_PART);
         let start = e.add(start, behind);
         for (j, words) in (0..).zip(read[1].chunks(CHUNK as usize)) {
-            let (row, chunk) = self.b_chunk(e, p.thread, j);
+            let (row, chunk) = b_chunk(e, p.thread, j);
             put_chunk(e, self.shared, start, (row, B_PITCH), chunk, words);
         }
     }
@@ -234,9 +189,7 @@ impl Product<'_> {
             ),
         };
         let (none, one, depth) = (e.i64(0), e.i64(1), e.i64(DEPTH));
-        let (less, group) = (e.i64(self.group() - 1), e.i64(self.group()));
-        let up = e.add(p.k, less);
-        let deep = e.op2("arith.divui", up, group);
+        let deep = deep(e, self.group(), p.k);
         let (row, _) = corner(e, p.thread);
         let lowest = e.add(p.rows.0, row);
         // Warps whose rows do not exist only help to read.
@@ -349,6 +302,65 @@ impl Product<'_> {
 /// Chunks of a part of A that a thread reads, and of one of B.
 const A_CHUNKS: i64 = ROWS * DEPTH / CHUNK / THREADS;
 const B_CHUNKS: i64 = DEPTH * COLUMNS / CHUNK / THREADS;
+
+/// Row and chunk of the thread's chunk `j` of a part of A.
+fn a_chunk(e: &mut Emitter, thread: Val, j: i64) -> (Val, Val) {
+    let per_row = e.i64(DEPTH / CHUNK);
+    let row = e.op2("arith.divui", thread, per_row);
+    let skip = e.i64(j * THREADS * CHUNK / DEPTH);
+    (e.add(row, skip), e.op2("arith.remui", thread, per_row))
+}
+
+/// Product (in words) and chunk of columns of the thread's chunk `j` of a part of B.
+fn b_chunk(e: &mut Emitter, thread: Val, j: i64) -> (Val, Val) {
+    let per_row = e.i64(COLUMNS / CHUNK);
+    let row = e.op2("arith.divui", thread, per_row);
+    let skip = e.i64(j * THREADS * CHUNK / COLUMNS);
+    (e.add(row, skip), e.op2("arith.remui", thread, per_row))
+}
+
+/// The starts in A of the thread's rows.
+fn starts(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, p: &Place) -> Vec<Val> {
+    (0..A_CHUNKS)
+        .map(|j| {
+            let (row, _) = a_chunk(e, p.thread, j);
+            let row = e.add(p.rows.0, row);
+            let row = block::existing(e, row, p.rows.1);
+            spec.row(e, cx, p.batch, row)[0]
+        })
+        .collect()
+}
+
+/// Words of `group` elements along k.
+pub(super) fn deep(e: &mut Emitter, group: i64, k: Val) -> Val {
+    let (less, group) = (e.i64(group - 1), e.i64(group));
+    let up = e.add(k, less);
+    e.op2("arith.divui", up, group)
+}
+
+/// Whether the thread's chunk of columns exists, the same in all of its chunks of B; and
+/// where its first word along k is.
+fn columns(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, words: Words, p: &Place) -> (Val, Val) {
+    let (zero, four, nr) = (e.i64(0), e.i64(CHUNK), e.i64(spec.nr));
+    let (_, chunk) = b_chunk(e, p.thread, 0);
+    let column = e.mul(chunk, four);
+    let column = e.add(p.columns.0, column);
+    let exists = e.cmp(Cmp::Lt, column, p.columns.1, false);
+    let batch = match spec.shared() {
+        true => zero,
+        // The offset of the batch's first element.
+        false => spec.b(e, cx, p.batch, zero, zero),
+    };
+    let base = e.offset(cx.args[1], batch, a_elem(words));
+    // A chunk lies in one panel, whose columns beyond the last are zeros.
+    let panel = e.op2("arith.divui", column, nr);
+    let within = e.op2("arith.remui", column, nr);
+    let deep = deep(e, words.group(), p.k);
+    let row = e.mul(panel, deep);
+    let at = e.mul(row, nr);
+    let at = e.add(at, within);
+    (exists, e.offset(base, at, Elem::I32))
+}
 
 /// The integer that an element of A's bits are.
 fn a_elem(words: Words) -> Elem {

@@ -9,7 +9,7 @@ use kiln_kernels::matmul::{Columns, MatMulSpec};
 use kiln_kernels::*;
 
 /// How a test lays out B.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Layout {
     Packed,
     Grouped,

@@ -111,9 +111,15 @@ pub(super) fn made(spec: &MatMulSpec, kernel: &GpuKernel) -> bool {
     when(spec).is_some() && kernel.grid == grid
 }
 
+/// All rows of a batch.
+pub(super) fn all_rows(spec: &MatMulSpec) -> Dim {
+    let [rows, ..] = spec.dims();
+    rows
+}
+
 /// Rows that may exist.
 fn rows(spec: &MatMulSpec) -> i64 {
-    spec.dims()[0].as_const().unwrap_or(ROWS).clamp(1, ROWS)
+    all_rows(spec).as_const().unwrap_or(ROWS).clamp(1, ROWS)
 }
 
 /// A thread's warp, and its lane.
@@ -505,5 +511,48 @@ impl Columns4 {
         let at = e.select(exists, at, low);
         let along = e.mul(at, step);
         e.add(self.base, along)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::expr::{Exprs, Index};
+
+    fn product(m: Size, batch: Vec<Size>, acc: DType) -> MatMulSpec {
+        let mut exprs = Exprs::new();
+        let value = exprs.acc(0, acc).unwrap();
+        let rank = batch.len();
+        MatMulSpec {
+            exprs,
+            args: vec![acc; 3],
+            params: 2,
+            a: vec![Size::ONE; rank + 2],
+            b_batch: vec![Size::ZERO; rank],
+            out: Index::strided(vec![Size::ONE; rank + 2]),
+            batch,
+            m,
+            n: Size::Const(4096),
+            k: Size::Const(4096),
+            acc,
+            b: Columns::Packed,
+            nr: 64,
+            value,
+        }
+    }
+
+    /// Rows of all batches count where these share B.
+    #[test]
+    fn few_rows_are_known_or_asked_for() {
+        let (few, many) = (Size::Const(4), Size::Const(9));
+        let of = |m, batch| when(&product(m, batch, DType::F32));
+        assert_eq!(of(few, vec![]), Some(vec![]));
+        assert_eq!(of(few, vec![Size::Const(2)]), Some(vec![]));
+        assert_eq!(of(few, vec![Size::Const(3)]), None);
+        assert_eq!(of(many, vec![]), None);
+        assert_eq!(when(&product(few, vec![], DType::F64)), None);
+        let (m, batch) = (Dim::sym("p0"), Dim::sym("p1"));
+        let open = of(Size::Param(0), vec![Size::Param(1)]);
+        assert_eq!(open, Some(vec![(m * batch, ROWS.into())]));
     }
 }

@@ -47,6 +47,7 @@ pub struct Kernel {
     name: String,
     target: GpuTarget,
     threads: u32,
+    resident: Option<u32>,
     params: Vec<Param>,
     shared: Vec<Shared>,
     body: String,
@@ -64,6 +65,7 @@ impl Kernel {
             name: name.to_string(),
             target: target.clone(),
             threads,
+            resident: None,
             params: vec![],
             shared: vec![],
             body: String::new(),
@@ -82,6 +84,12 @@ impl Kernel {
     /// Threads of a block.
     pub fn threads(&self) -> u32 {
         self.threads
+    }
+
+    /// Blocks that a multiprocessor holds at once at least: threads get as many registers as
+    /// that leaves, where ptxas would guess, and spill for its guess.
+    pub fn set_resident(&mut self, blocks: u32) {
+        self.resident = Some(blocks);
     }
 
     /// A register that nothing has written.
@@ -153,7 +161,11 @@ impl Kernel {
                 Param::TensorMap => writeln!(out, "    .param .align 64 .b8 p{i}[128]{comma}")?,
             }
         }
-        writeln!(out, ")\n.maxntid {}, 1, 1\n{{", self.threads)?;
+        writeln!(out, ")\n.maxntid {}, 1, 1", self.threads)?;
+        if let Some(blocks) = self.resident {
+            writeln!(out, ".minnctapersm {blocks}")?;
+        }
+        writeln!(out, "{{")?;
         for (class, (letter, register)) in reg::CLASSES.iter().enumerate() {
             if self.counts[class] > 0 {
                 let n = self.counts[class] + 1;

@@ -46,6 +46,9 @@ const OWN: i64 = 4;
 const STEP: i64 = 32;
 const TOGETHER: i64 = 2;
 
+/// Rows whose sums take so many registers that a multiprocessor holds one block alone.
+const MANY: i64 = 4;
+
 /// What a launch's parameters must satisfy (left ≤ right) for this to serve it; none where
 /// it never does.
 pub(super) fn when(spec: &MatMulSpec) -> Option<Vec<(Dim, Dim)>> {
@@ -90,7 +93,10 @@ pub(super) fn emit(
                 pitch: COLUMNS,
                 elem: compute_elem(spec.acc),
             };
-            match skinny_words::serves(spec) {
+            let kind = skinny_words::serves(spec);
+            let many = kind.is_none() && rows(spec) > MANY;
+            e.kernel_mut().set_resident(if many { 1 } else { 2 });
+            match kind {
                 Some(kind) => skinny_words::share(e, cx, spec, kind, p, sums),
                 None => Lanes::of(e, cx, spec, p).share(e, cx, p, sums),
             }

@@ -394,25 +394,34 @@ pub(super) fn words_apart(
     (from, k, all): (Val, Val, Val),
 ) -> Vec<Val> {
     let bits = i64::from(elem.bits());
-    let group = 32 / bits;
-    (0..CHUNK)
-        .map(|w| {
-            let mut word = e.int(Ty::scalar(Elem::I32), 0);
-            for part in 0..group {
-                let skip = e.i64(w * group + part);
-                let at = e.add(k, skip);
-                let there = e.cmp(Cmp::Lt, at, all, false);
-                let at = e.add(from, skip);
-                let at = e.offset(base, at, elem);
-                let x = e.load_where(there, at, Ty::scalar(elem));
-                let x = e.cast(x, Elem::I32, true, true);
-                let by = e.int(Ty::scalar(Elem::I32), part * bits);
-                let x = e.op2("arith.shli", x, by);
-                word = e.op2("arith.ori", word, x);
-            }
-            word
-        })
-        .collect()
+    let (none, one, group) = (e.i64(0), e.i64(1), e.i64(32 / bits));
+    let zero = e.int(Ty::scalar(Elem::I32), 0);
+    // In a loop: all elements at once take many registers.
+    e.for_loop(
+        none,
+        group,
+        one,
+        &[zero; CHUNK as usize],
+        |e, part, words| {
+            let by = e.i64(bits);
+            let by = e.mul(part, by);
+            (0..)
+                .zip(words)
+                .map(|(w, &word)| {
+                    let skip = e.i64(w * (32 / bits));
+                    let skip = e.add(skip, part);
+                    let at = e.add(k, skip);
+                    let there = e.cmp(Cmp::Lt, at, all, false);
+                    let at = e.add(from, skip);
+                    let at = e.offset(base, at, elem);
+                    let x = e.load_where(there, at, Ty::scalar(elem));
+                    let x = e.cast(x, Elem::I32, true, true);
+                    let x = e.op2("arith.shli", x, by);
+                    e.op2("arith.ori", word, x)
+                })
+                .collect()
+        },
+    )
 }
 
 pub(super) fn byte(t: DType) -> Byte {

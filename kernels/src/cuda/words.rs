@@ -160,17 +160,15 @@ impl Product {
 
     /// Writes what was read to shared memory.
     fn keep(&self, e: &mut Emitter, p: &Place, read: &[Vec<Val>; 2], buffer: Val) {
-        let part = e.i64(A_PART + B_PART);
-        let start = e.mul(buffer, part);
         for (j, words) in (0..).zip(read[0].chunks(CHUNK as usize)) {
             let (row, chunk) = a_chunk(e, p.thread, j);
-            put_chunk(e, self.shared, start, (row, A_PITCH), chunk, words);
+            put_chunk(e, buffer, (row, A_PITCH), chunk, words);
         }
         let behind = e.i64(A_PART);
-        let start = e.add(start, behind);
+        let start = e.offset(buffer, behind, Elem::I32);
         for (j, words) in (0..).zip(read[1].chunks(CHUNK as usize)) {
             let (row, chunk) = b_chunk(e, p.thread, j);
-            put_chunk(e, self.shared, start, (row, B_PITCH), chunk, words);
+            put_chunk(e, start, (row, B_PITCH), chunk, words);
         }
     }
 
@@ -188,13 +186,16 @@ impl Product {
                     .collect(),
             ),
         };
-        let (none, one, depth) = (e.i64(0), e.i64(1), e.i64(DEPTH));
+        let (none, depth) = (e.i64(0), e.i64(DEPTH));
         let deep = deep(e, self.group(), p.k);
         let (row, _) = corner(e, p.thread);
         let lowest = e.add(p.rows.0, row);
         // Warps whose rows do not exist only help to read.
         let works = e.cmp(Cmp::Lt, lowest, p.rows.1, false);
-        let buffer = e.variables(&[none])[0];
+        let part = e.i64(A_PART + B_PART);
+        let second = e.offset(self.shared, part, Elem::I32);
+        let both = e.add(self.shared, second);
+        let buffer = e.variables(&[self.shared])[0];
         // The turn before the first product only reads, so that the text reads once.
         let before = e.i64(-DEPTH);
         e.for_loop(before, deep, depth, &[], |e, k0, _| {
@@ -203,7 +204,7 @@ impl Product {
             let begun = e.cmp(Cmp::Ge, k0, none, false);
             let multiplies = e.op2("arith.andi", works, begun);
             e.if_then(multiplies, |e| self.multiply(e, p, buffer, &sums));
-            let other = e.sub(one, buffer);
+            let other = e.sub(both, buffer);
             self.keep(e, p, &next, other);
             e.assign(&[buffer], &[other]);
             e.kernel_mut().barrier();
@@ -214,8 +215,6 @@ impl Product {
 
     /// Adds the products of the parts in a buffer to the warp's sums.
     fn multiply(&self, e: &mut Emitter, p: &Place, buffer: Val, sums: &Own) {
-        let part = e.i64(A_PART + B_PART);
-        let start = e.mul(buffer, part);
         let (row, column) = corner(e, p.thread);
         let lane = lane(e);
         // Lane `l` gives row `l % 16` of 16, at its first or second four words.
@@ -225,10 +224,9 @@ impl Product {
         let r = e.add(row, in_rows);
         let pitch = e.i64(A_PITCH);
         let at = e.mul(r, pitch);
-        let at = e.add(at, start);
         let skip = e.mul(half, four);
         let at = e.add(at, skip);
-        let a0 = e.offset(self.shared, at, Elem::I32);
+        let a0 = e.offset(buffer, at, Elem::I32);
         let a0 = e.word(a0);
         // And has word `l % 4` of column `l / 4` of 8.
         let t = e.op2("arith.remui", lane, four);
@@ -237,10 +235,9 @@ impl Product {
         let at = e.mul(t, pitch);
         let at = e.add(at, g);
         let at = e.add(at, column);
-        let at = e.add(at, start);
         let behind = e.i64(A_PART);
         let at = e.add(at, behind);
-        let b0 = e.offset(self.shared, at, Elem::I32);
+        let b0 = e.offset(buffer, at, Elem::I32);
         let b0 = e.word(b0);
         let k = e.kernel_mut();
         for step in 0..DEPTH / STEP {
@@ -455,19 +452,11 @@ fn load_chunk(e: &mut Emitter, from: Val, exists: Val) -> Vec<Val> {
     to.into_iter().map(|r| e.from_word(r, Elem::I32)).collect()
 }
 
-fn put_chunk(
-    e: &mut Emitter,
-    shared: Val,
-    start: Val,
-    (row, pitch): (Val, i64),
-    chunk: Val,
-    words: &[Val],
-) {
+fn put_chunk(e: &mut Emitter, start: Val, (row, pitch): (Val, i64), chunk: Val, words: &[Val]) {
     let (pitch, four) = (e.i64(pitch), e.i64(CHUNK));
     let at = e.mul(row, pitch);
     let skip = e.mul(chunk, four);
     let at = e.add(at, skip);
-    let at = e.add(at, start);
-    let to = e.offset(shared, at, Elem::I32);
+    let to = e.offset(start, at, Elem::I32);
     e.store_few(words, to);
 }

@@ -93,11 +93,11 @@ def no_device(bundle):
         _, entries = bundle.entries(target)
         for kernel in bundle.kernels:
             name, how = kernel["name"], kernel["launches"].get(target)
-            if name not in entries or not how:
+            if not how or how["entry"] not in entries:
                 wrong.append(f"{name} has no code or launch for {target}")
                 continue
-            said = len(re.findall(r"\.param \.u64 p\d+", entries[name].split("{")[0]))
-            given = len(kernel["buffers"]) + 2 + len(kernel["params"])
+            said = len(re.findall(r"\.param .*\bp\d+", entries[how["entry"]].split("{")[0]))
+            given = len(kernel["buffers"]) + 2 + len(kernel["params"]) + len(how["tiles"])
             if said != given:
                 wrong.append(f"{name} for {target} has {said} parameters, not {given}")
             threads = int(np.prod(how["block"]))
@@ -135,7 +135,8 @@ def on_sim(bundle, program):
         for target in bundle.targets:
             # A kernel that is the same text for two targets runs once.
             _, entries = bundle.entries(target)
-            code = {name: (entries[name], json.dumps(bundle.by_name[name]["launches"][target])) for name in wants}
+            how = {name: bundle.by_name[name]["launches"][target] for name in wants}
+            code = {name: (entries[how[name]["entry"]], json.dumps(how[name])) for name in wants}
             names = [name for name in wants if code[name] not in seen.setdefault(name, [])]
             for name in names:
                 seen[name].append(code[name])

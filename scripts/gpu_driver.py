@@ -13,6 +13,10 @@ PLAIN_SHARED = 48 << 10
 # Exit status of a worker whose context is lost.
 LOST = 3
 CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+# CU_TENSOR_MAP_DATA_TYPE_FLOAT16, .._BFLOAT16, .._UINT8, and their bytes.
+MAP_TYPES = {"f16": (6, 2), "bf16": (9, 2), "i8": (0, 1), "u8": (0, 1)}
+MAP_SWIZZLE_128 = 3  # CU_TENSOR_MAP_SWIZZLE_128B
+MAP_PROMOTE_256 = 3  # CU_TENSOR_MAP_L2_PROMOTION_L2_256B
 
 
 class DriverError(Exception):
@@ -72,9 +76,23 @@ class Driver:
             self.call("cuFuncSetAttribute", function, c_int(MAX_DYNAMIC_SHARED), c_int(shared))
         return function
 
+    def tensor_map(self, tile, address):
+        """A tensor map of a buffer that a kernel reads by tiles, 128 bytes of a row swizzled."""
+        rank, memory = len(tile["sizes"]), ctypes.create_string_buffer(128 + 64)
+        at = -ctypes.addressof(memory) % 64
+        place = (ctypes.c_char * 128).from_buffer(memory, at)
+        number, size = MAP_TYPES[tile["dtype"]]
+        sizes = (ctypes.c_uint64 * rank)(*tile["sizes"])
+        strides = (ctypes.c_uint64 * (rank - 1))(*(size * n for n in tile["strides"]))
+        extent, steps = (c_uint * rank)(*tile["tile"]), (c_uint * rank)(*[1] * rank)
+        self.call("cuTensorMapEncodeTiled", byref(place), c_int(number), c_uint(rank), c_void_p(address),
+                  sizes, strides, extent, steps, c_int(0), c_int(MAP_SWIZZLE_128), c_int(MAP_PROMOTE_256), c_int(0))
+        return place
+
     def prepared(self, function, how, words, stream):
-        """A call without arguments that launches a kernel; `words` are its parameters."""
+        """A call without arguments that launches a kernel; `words` are its parameters, the buffers' addresses first."""
         held = [ctypes.c_uint64(w % 2**64) for w in words]
+        held += [self.tensor_map(tile, words[tile["buffer"]]) for tile in how["tiles"]]
         params = (c_void_p * len(held))(*(ctypes.addressof(h) for h in held))
         cluster = Attribute(CLUSTER_DIMENSION, 0, (c_uint * 16)(*how["cluster"]))
         config = Config((c_uint * 3)(*how["grid"]), (c_uint * 3)(*how["block"]), how["shared"], stream,

@@ -47,11 +47,16 @@ class Worker:
         """Each kernel's own module, assembled ahead by a few threads."""
         head, entries = self.bundle.entries(self.target)
         pool = concurrent.futures.ThreadPoolExecutor(LOADERS)
-        return {name: pool.submit(self.load, head + entries[name]) for name in names if name in entries}
+        entry = {name: self.launch(name)["entry"] for name in names if name in self.bundle.by_name}
+        return {name: pool.submit(self.load, head + entries[entry[name]]) for name in entry}
+
+    def launch(self, name):
+        """How a kernel is launched."""
+        return self.bundle.by_name[name]["launches"][self.target]
 
     def function(self, modules, name):
-        how = self.bundle.by_name[name]["launches"][self.target]
-        return self.driver.kernel(modules[name].result(), name, how["shared"])
+        how = self.launch(name)
+        return self.driver.kernel(modules[name].result(), how["entry"], how["shared"])
 
     def check(self, names):
         modules = self.modules(names)

@@ -432,6 +432,13 @@ fn mono_div(a: &Monomial, b: &Monomial) -> Option<Monomial> {
     Some(powers.into_iter().collect())
 }
 
+impl Default for Dim {
+    /// 0.
+    fn default() -> Dim {
+        Dim::ZERO
+    }
+}
+
 impl From<i64> for Dim {
     fn from(c: i64) -> Dim {
         Dim(Repr::Const(c))

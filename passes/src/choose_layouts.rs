@@ -58,7 +58,7 @@ pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pas
         if ty.encoding.is_some() || !narrow {
             continue;
         }
-        if !cx.options.panels && half(source) {
+        if !cx.options.panels && (half(source) || bytes) {
             if op.transpose_b {
                 continue;
             }

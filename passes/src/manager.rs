@@ -36,8 +36,8 @@ pub struct Options {
     pub panel: usize,
     /// The type that products read: f32, bf16 or f16.
     pub precision: DType,
-    /// Whether weights lie in panels, as processors' kernels read them. Else those of f16
-    /// and bf16 lie by columns, neighbours along the summed axis together.
+    /// Whether weights lie in panels, as processors' kernels read them. Else those of f16,
+    /// bf16 and bytes lie by columns, neighbours along the summed axis together.
     pub panels: bool,
     /// Whether every target has kernels of transformed filters (Winograd).
     pub transformed_filters: bool,

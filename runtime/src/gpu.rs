@@ -1,6 +1,7 @@
 //! What a plan says about GPUs: the PTX of each target, and how its kernels are launched.
 
-use kiln_ir::{Binding, Dim};
+use crate::device::TensorMap;
+use kiln_ir::{Binding, DType, Dim};
 use serde::{Deserialize, Serialize};
 
 /// PTX for one GPU target.
@@ -11,19 +12,30 @@ pub struct Gpu {
     pub target: String,
     /// The section that holds the text.
     pub section: u32,
-    /// How each of the plan's kernels is launched, in their order.
-    pub kernels: Vec<GpuKernel>,
+    /// The forms of each of the plan's kernels, in their order: a launch takes the first
+    /// one that [serves](GpuKernel::serves) its sizes and whose tiles its arguments allow.
+    pub kernels: Vec<Vec<GpuKernel>>,
 }
 
 /// Bytes of a launch's status block, which is zeros: a kernel that fails sets the first
 /// four to its status.
 pub const STATUS_BYTES: usize = 256;
 
-/// How a kernel is launched. Its parameters are, in words of eight bytes: the launch's
-/// arguments' addresses, the address of its status block, that of its scratch memory,
-/// and the launch's integer parameters.
+/// A form of a kernel, and how it is launched. Its parameters are, in words of eight
+/// bytes: the launch's arguments' addresses, the address of its status block, that of its
+/// scratch memory, and the launch's integer parameters; then, each at a multiple of 64,
+/// the tensor maps of its tiles.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GpuKernel {
+    /// The entry's name in the module.
+    pub entry: String,
+    /// What its sizes must hold, left ≤ right, over `p0`, `p1`, …: the launch's integer
+    /// parameters. The last form of a kernel asks for nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub when: Vec<(Dim, Dim)>,
+    /// The arguments that it reads by tiles; the last form of a kernel has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tiles: Vec<Tile>,
     /// Blocks along x, y and z, over `p0`, `p1`, …: the launch's integer parameters.
     /// Where one is 0, nothing is launched.
     pub grid: [Dim; 3],
@@ -35,6 +47,24 @@ pub struct GpuKernel {
     pub shared: u32,
     /// Global scratch of a launch, in bytes, over `p0`, `p1`, …; it is not cleared.
     pub scratch: Dim,
+}
+
+/// How a kernel reads an argument by tiles, which the tensor memory accelerator copies:
+/// what a tensor map says. Dimensions go from the innermost one out.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Tile {
+    /// The argument.
+    pub arg: u32,
+    /// Its elements' type: f16, bf16, i8 or u8.
+    pub dtype: DType,
+    /// Elements along each dimension, 2 to 5 of them.
+    pub sizes: Vec<Dim>,
+    /// Elements between neighbours along each dimension but the first, whose neighbours
+    /// are next to each other.
+    pub strides: Vec<Dim>,
+    /// Elements of a tile along each dimension; those of the first are 128 bytes, the
+    /// width of the swizzle.
+    pub tile: Vec<u32>,
 }
 
 /// A launch's sizes as numbers.
@@ -59,13 +89,67 @@ const MOST_SHARED: u32 = 227 << 10;
 /// Largest scratch of a launch: beyond it, a size is a mistake.
 const MOST_SCRATCH: i64 = 1 << 40;
 
+/// `p0`, `p1`, … as these parameters.
+fn named(params: &[i64]) -> Binding {
+    (params.iter().enumerate())
+        .map(|(i, &p)| (format!("p{i}").into(), p))
+        .collect()
+}
+
+impl Tile {
+    /// The tensor map of the argument at this address in a launch with these parameters;
+    /// none where an address or a distance is no multiple of 16 bytes, or a size is 0 or
+    /// beyond what a map holds.
+    pub fn map(&self, address: u64, params: &[i64]) -> Option<TensorMap> {
+        let binding = named(params);
+        let elem = self.dtype.size()? as i64;
+        let value = |d: &Dim| d.eval(&binding).ok();
+        let sizes = (self.sizes.iter().map(value)).collect::<Option<Vec<i64>>>()?;
+        let strides = (self.strides.iter())
+            .map(|d| value(d)?.checked_mul(elem))
+            .collect::<Option<Vec<i64>>>()?;
+        let fits = address.is_multiple_of(16)
+            && sizes.iter().all(|s| (1..=1 << 32).contains(s))
+            && (strides.iter()).all(|s| (16..1 << 40).contains(s) && s % 16 == 0);
+        fits.then(|| TensorMap {
+            dtype: self.dtype,
+            address,
+            sizes: sizes.iter().map(|&s| s as u64).collect(),
+            strides: strides.iter().map(|&s| s as u64).collect(),
+            tile: self.tile.clone(),
+        })
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let rank = self.sizes.len();
+        let inner = |n: u32| self.dtype.size().unwrap_or(0) as u32 * n;
+        let known = [DType::F16, DType::BF16, DType::I8, DType::U8];
+        let fits = known.contains(&self.dtype)
+            && (2..=5).contains(&rank)
+            && self.strides.len() == rank - 1
+            && self.tile.len() == rank
+            && self.tile.iter().all(|n| (1..=256).contains(n))
+            && inner(self.tile[0]) == 128;
+        match fits {
+            true => Ok(()),
+            false => Err(format!("a tile of {:?} elements", self.tile)),
+        }
+    }
+}
+
 impl GpuKernel {
+    /// Whether it serves a launch with these parameters.
+    pub fn serves(&self, params: &[i64]) -> bool {
+        let binding = named(params);
+        let value = |d: &Dim| d.eval(&binding).ok();
+        let holds = |(a, b): &(Dim, Dim)| value(a).zip(value(b)).is_some_and(|(a, b)| a <= b);
+        self.when.iter().all(holds)
+    }
+
     /// The sizes of a launch with these parameters; an error where CUDA has no such
     /// grid.
     pub fn extent(&self, params: &[i64]) -> Result<Extent, String> {
-        let binding: Binding = (params.iter().enumerate())
-            .map(|(i, &p)| (format!("p{i}").into(), p))
-            .collect();
+        let binding = named(params);
         let value = |d: &Dim| d.eval(&binding).map_err(|e| e.to_string());
         let mut grid = [0; 3];
         for (axis, (to, d)) in grid.iter_mut().zip(&self.grid).enumerate() {
@@ -99,7 +183,7 @@ impl GpuKernel {
         if self.shared > MOST_SHARED {
             return Err(format!("{} bytes of shared memory", self.shared));
         }
-        Ok(())
+        self.tiles.iter().try_for_each(Tile::validate)
     }
 }
 
@@ -119,9 +203,17 @@ impl Gpu {
             let have = self.kernels.len();
             return Err(format!("{have} of {kernels} kernels are there for {name}"));
         }
-        for (i, k) in self.kernels.iter().enumerate() {
-            k.validate()
-                .map_err(|what| format!("kernel {i} for {name} asks for {what}"))?;
+        for (i, forms) in self.kernels.iter().enumerate() {
+            let last = |k: &GpuKernel| k.when.is_empty() && k.tiles.is_empty();
+            if !forms.last().is_some_and(last) {
+                return Err(format!(
+                    "kernel {i} for {name} has no form for every launch"
+                ));
+            }
+            for k in forms {
+                k.validate()
+                    .map_err(|what| format!("kernel {i} for {name} asks for {what}"))?;
+            }
         }
         Ok(())
     }
@@ -207,8 +299,39 @@ mod tests {
     }
 
     #[test]
+    fn tiles_need_multiples_of_16_bytes() {
+        let tile = Tile {
+            arg: 0,
+            dtype: DType::BF16,
+            sizes: ["p0", "p1", "3"].map(|d| d.parse().unwrap()).to_vec(),
+            strides: ["p0", "p2"].map(|d| d.parse().unwrap()).to_vec(),
+            tile: vec![64, 128, 1],
+        };
+        assert_eq!(tile.validate(), Ok(()));
+        let map = tile.map(256, &[72, 10, 720]).unwrap();
+        assert_eq!(map.sizes, [72, 10, 3]);
+        assert_eq!(map.strides, [144, 1440]);
+        for (address, params) in [
+            (264, [72, 10, 720]),
+            (256, [70, 10, 720]),
+            (256, [72, 10, 724]),
+            (256, [72, 10, 0]),
+            (256, [0, 10, 720]),
+            (256, [72, -1, 720]),
+            (256, [72, 10, 1 << 39]),
+            (256, [72, 10, i64::MAX]),
+        ] {
+            assert_eq!(tile.map(address, &params), None, "{address} {params:?}");
+        }
+        assert_eq!(tile.map(256, &[72]), None);
+    }
+
+    #[test]
     fn extents_follow_from_parameters() {
         let kernel = |x: &str, scratch: &str| GpuKernel {
+            entry: "k".into(),
+            when: vec![],
+            tiles: vec![],
             grid: [x.parse().unwrap(), Dim::from(1), Dim::from(1)],
             block: [128, 1, 1],
             cluster: [1; 3],

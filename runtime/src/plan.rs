@@ -4,7 +4,7 @@
 //! Every index in here is checked by [`Program::validate`] before anything runs.
 
 use crate::error::{Error, Result};
-pub use crate::gpu::{Gpu, GpuKernel};
+pub use crate::gpu::{Gpu, GpuKernel, Tile};
 use kiln_ir::ops::strings::StringFn;
 use kiln_ir::strings::Pattern;
 use kiln_ir::{DType, Dim};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the plan. An artifact of another version is refused: it is made
 /// anew from its model.
-pub const PLAN_VERSION: u32 = 5;
+pub const PLAN_VERSION: u32 = 6;
 
 /// Everything an artifact holds besides bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

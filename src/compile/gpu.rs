@@ -3,7 +3,7 @@
 use super::lower::Lowered;
 use kiln_codegen::GpuTarget;
 use kiln_kernels::cuda;
-use kiln_runtime::plan::{GpuKernel, Step};
+use kiln_runtime::plan::{GpuKernel, Step, Tile};
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -13,8 +13,8 @@ pub struct GpuCode {
     pub target: GpuTarget,
     /// The module's text.
     pub text: String,
-    /// How each of the plan's kernels is launched.
-    pub kernels: Vec<GpuKernel>,
+    /// The forms of each of the plan's kernels.
+    pub kernels: Vec<Vec<GpuKernel>>,
 }
 
 /// A kernel that has no form for a GPU target.
@@ -66,7 +66,7 @@ pub fn compile(lowered: &Lowered, target: &GpuTarget) -> Result<GpuCode, Vec<Gpu
     let (mut emitted, mut errors) = (vec![], vec![]);
     for (i, (symbol, spec)) in lowered.kernels.iter().enumerate() {
         match cuda::emit(spec, symbol, target) {
-            Ok(kernel) => emitted.push(kernel),
+            Ok(forms) => emitted.push(forms),
             Err(e) => errors.push(GpuError {
                 target: target.name.clone(),
                 kernel: symbol.clone(),
@@ -78,19 +78,34 @@ pub fn compile(lowered: &Lowered, target: &GpuTarget) -> Result<GpuCode, Vec<Gpu
     if !errors.is_empty() {
         return Err(errors);
     }
-    let text = cuda::module(&emitted, target);
-    let kernels = emitted.into_iter().map(|k| GpuKernel {
+    let text = cuda::module(emitted.iter().flatten(), target);
+    let planned = |forms: Vec<cuda::GpuKernel>| forms.into_iter().map(planned).collect();
+    Ok(GpuCode {
+        target: target.clone(),
+        text,
+        kernels: emitted.into_iter().map(planned).collect(),
+    })
+}
+
+/// A form as plans have it.
+fn planned(k: cuda::GpuKernel) -> GpuKernel {
+    let tile = |t: cuda::Tile| Tile {
+        arg: t.arg.into(),
+        dtype: t.dtype,
+        sizes: t.sizes,
+        strides: t.strides,
+        tile: t.tile,
+    };
+    GpuKernel {
+        entry: k.entry,
+        when: k.when,
+        tiles: k.tiles.into_iter().map(tile).collect(),
         grid: k.grid,
         block: k.block,
         cluster: k.cluster,
         shared: k.shared,
         scratch: k.scratch,
-    });
-    Ok(GpuCode {
-        target: target.clone(),
-        text,
-        kernels: kernels.collect(),
-    })
+    }
 }
 
 /// What the launches of a kernel stem from, each once.

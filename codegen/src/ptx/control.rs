@@ -30,6 +30,11 @@ impl Kernel {
         self.special(["%ctaid.x", "%ctaid.y", "%ctaid.z"][axis])
     }
 
+    /// How many blocks the grid has along an axis.
+    pub fn blocks(&mut self, axis: usize) -> Reg<B32> {
+        self.special(["%nctaid.x", "%nctaid.y", "%nctaid.z"][axis])
+    }
+
     /// The thread's lane in its warp.
     pub fn lane(&mut self) -> Reg<B32> {
         self.special("%laneid")

@@ -1,6 +1,7 @@
 //! Tensor cores: `ldmatrix` and `mma.sync`.
 
 use super::Kernel;
+use super::memory::Vector;
 use super::reg::{B32, F32, Reg};
 
 /// Eight-bit integers with a sign or without.
@@ -39,6 +40,54 @@ impl Half {
     }
 }
 
+/// Types of sums of products on tensor cores.
+pub trait Sum: Vector {
+    /// What is multiplied.
+    type Factors: Copy + std::fmt::Debug;
+    /// The type in instructions: `f32`.
+    const SUM: &'static str;
+    /// 0.
+    fn zero(k: &mut Kernel) -> Reg<Self>;
+    /// The names of A's and B's types.
+    fn factors(of: Self::Factors) -> [&'static str; 2];
+    /// Bits of a factor.
+    fn factor_bits(of: Self::Factors) -> u32;
+}
+
+impl Sum for F32 {
+    type Factors = Half;
+    const SUM: &'static str = "f32";
+
+    fn zero(k: &mut Kernel) -> Reg<F32> {
+        k.mov(0.0f32)
+    }
+
+    fn factors(of: Half) -> [&'static str; 2] {
+        [of.name(); 2]
+    }
+
+    fn factor_bits(_: Half) -> u32 {
+        16
+    }
+}
+
+impl Sum for B32 {
+    type Factors = (Byte, Byte);
+    const SUM: &'static str = "s32";
+
+    fn zero(k: &mut Kernel) -> Reg<B32> {
+        k.mov(0)
+    }
+
+    fn factors((a, b): (Byte, Byte)) -> [&'static str; 2] {
+        [a.name(), b.name()]
+    }
+
+    fn factor_bits(_: (Byte, Byte)) -> u32 {
+        8
+    }
+}
+
 fn list(xs: &[impl ToString]) -> String {
     let names: Vec<String> = xs.iter().map(ToString::to_string).collect();
     format!("{{{}}}", names.join(", "))
@@ -57,34 +106,20 @@ impl Kernel {
         to
     }
 
-    /// `sums += a · b` of a 16 × 16 by a 16 × 8 matrix, in f32; fragments as
-    /// `mma.m16n8k16` has them. All lanes of the warp.
-    pub fn multiply_halves(
+    /// `sums += a · b` of a 16 × k by a k × 8 matrix, where k numbers have 32 bytes; sums of
+    /// integers wrap. Fragments as `mma.m16n8k16` and `mma.m16n8k32` have them. All lanes of
+    /// the warp.
+    pub fn multiply<T: Sum>(
         &mut self,
-        t: Half,
-        sums: [Reg<F32>; 4],
+        of: T::Factors,
+        sums: [Reg<T>; 4],
         a: [Reg<B32>; 4],
         b: [Reg<B32>; 2],
     ) {
-        let (sums, a, b, t) = (list(&sums), list(&a), list(&b), t.name());
+        let (sums, a, b, d) = (list(&sums), list(&a), list(&b), T::SUM);
+        let ([ta, tb], deep) = (T::factors(of), 256 / T::factor_bits(of));
         self.line(format_args!(
-            "mma.sync.aligned.m16n8k16.row.col.f32.{t}.{t}.f32 {sums}, {a}, {b}, {sums}"
-        ));
-    }
-
-    /// `sums += a · b` of a 16 × 32 by a 32 × 8 matrix of bytes, in i32 that wraps;
-    /// fragments as `mma.m16n8k32` has them. All lanes of the warp.
-    pub fn multiply_bytes(
-        &mut self,
-        types: (Byte, Byte),
-        sums: [Reg<B32>; 4],
-        a: [Reg<B32>; 4],
-        b: [Reg<B32>; 2],
-    ) {
-        let (sums, a, b) = (list(&sums), list(&a), list(&b));
-        let (ta, tb) = (types.0.name(), types.1.name());
-        self.line(format_args!(
-            "mma.sync.aligned.m16n8k32.row.col.s32.{ta}.{tb}.s32 {sums}, {a}, {b}, {sums}"
+            "mma.sync.aligned.m16n8k{deep}.row.col.{d}.{ta}.{tb}.{d} {sums}, {a}, {b}, {sums}"
         ));
     }
 }

@@ -3,7 +3,7 @@
 use kiln_codegen::GpuTarget;
 use kiln_ir::{Binding, DType, Dim};
 use kiln_kernels::cuda::cost::predict;
-use kiln_kernels::cuda::{self, GpuKernel, STATUS_BYTES};
+use kiln_kernels::cuda::{self, GpuKernel, STATUS_BYTES, Tile};
 use kiln_kernels::{KernelSpec, Size};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -169,15 +169,25 @@ impl Case {
     /// Emits it for a target and notes how it is launched there.
     pub fn emit(&mut self, target: &GpuTarget) -> Result<GpuKernel, String> {
         let wrong = |what: String| format!("{} for {}: {what}", self.name, target.name);
-        let kernel =
-            cuda::emit(&self.spec, &self.name, target).map_err(|e| wrong(e.to_string()))?;
+        let forms = cuda::emit(&self.spec, &self.name, target).map_err(|e| wrong(e.to_string()))?;
+        let kernel = cuda::form(&forms, &self.params).ok_or(wrong("no form serves".into()))?;
         let names = (0..).map(|i| format!("p{i}").into());
         let binding: Binding = names.zip(self.params.iter().copied()).collect();
         let size = |d: &Dim| d.eval(&binding).map_err(|e| wrong(e.to_string()));
         let [x, y, z] = &kernel.grid;
         let predicted =
-            predict(&self.spec, &kernel, &self.params, target).map_err(|e| wrong(e.to_string()))?;
+            predict(&self.spec, kernel, &self.params, target).map_err(|e| wrong(e.to_string()))?;
+        let sizes = |dims: &[Dim]| dims.iter().map(size).collect::<Result<Vec<i64>, String>>();
+        let tile = |t: &Tile| {
+            Ok(json!({
+                "buffer": t.arg, "dtype": t.dtype.to_string(), "sizes": sizes(&t.sizes)?,
+                "strides": sizes(&t.strides)?, "tile": t.tile,
+            }))
+        };
+        let tiles = (kernel.tiles.iter().map(tile)).collect::<Result<Vec<Value>, String>>()?;
         let launch = json!({
+            "entry": kernel.entry,
+            "tiles": tiles,
             "grid": [size(x)?, size(y)?, size(z)?],
             "block": kernel.block,
             "cluster": kernel.cluster,
@@ -186,7 +196,7 @@ impl Case {
             "predicted": predicted,
         });
         self.launches.insert(target.name.clone(), launch);
-        Ok(kernel)
+        Ok(kernel.clone())
     }
 
     /// What each target's chip is predicted to take.

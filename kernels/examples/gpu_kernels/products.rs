@@ -274,6 +274,7 @@ pub fn cases() -> Vec<Case> {
         ([BF16; 2], B::KMajor),
         ([BF16; 2], B::Words),
         ([I8; 2], B::Words),
+        ([I8; 2], B::KMajor),
     ] {
         all.push(Product::new(types, b, [260, 264, 160]));
     }
@@ -340,6 +341,16 @@ pub fn cases() -> Vec<Case> {
             shared: true,
             ..whole([BF16; 2], B::Words)
         },
+        // Clusters that work off several parts, with tails along each axis.
+        Product {
+            epilogue: Epilogue::BiasGelu,
+            ..Product::new([F16; 2], B::KMajor, [600, 520, 328])
+        },
+        Product {
+            batch: vec![2],
+            open: true,
+            ..Product::new([BF16; 2], B::KMajor, [200, 136, 64])
+        },
     ]);
     let mut cases: Vec<Case> = all.iter().map(Product::case).collect();
     for (types, b, size) in [
@@ -352,6 +363,7 @@ pub fn cases() -> Vec<Case> {
         ([BF16; 2], B::Words, [16, 4096, 4096]),
         ([F32; 2], B::Packed, [2048, 2048, 2048]),
         ([I8; 2], B::Words, [4096, 4096, 4096]),
+        ([I8; 2], B::KMajor, [4096, 4096, 4096]),
     ] {
         cases.push(Product::new(types, b, size).timed());
     }

@@ -5,7 +5,8 @@
 //! written, and any fault of the interpreter is reported: accesses out of bounds, reads
 //! of what nothing wrote, races, missing waits.
 
-use kiln_runtime::sim::{Launch, Memory, Module, Window, launch};
+use kiln_runtime::device::{MAP_ALIGN, MAP_BYTES};
+use kiln_runtime::sim::{Launch, Memory, Module, Swizzle, TensorMap, TensorType, Window, launch};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -23,12 +24,15 @@ pub fn run(folder: &Path, target: &str, data: &Path) -> Result<String, String> {
     for kernel in list(&all["kernels"])? {
         let name = kernel["name"].as_str().ok_or("a kernel without a name")?;
         // All must be there, also those too large to be launched here.
-        if module.kernel(name).is_none() {
-            return Err(format!("kernels.{target}.ptx lacks {name}"));
+        let entry = kernel["launches"][target]["entry"].as_str();
+        let entry = entry.ok_or(format!("{name} has no launch for {target}"))?;
+        if module.kernel(entry).is_none() {
+            return Err(format!("kernels.{target}.ptx lacks {entry}"));
         }
         if names.iter().any(|n| n == name) {
             let of = Kernel {
                 name,
+                entry,
                 described: kernel,
                 how: &kernel["launches"][target],
             };
@@ -70,8 +74,37 @@ fn three(value: &Value) -> Result<[u32; 3], String> {
         .map_err(|_| format!("{value} is no three sizes"))
 }
 
+/// The tensor map of a tile of a buffer.
+fn map(tile: &Value, buffers: &[u64]) -> Result<[u8; MAP_BYTES], String> {
+    let sizes =
+        |key: &str| -> Result<Vec<i64>, String> { list(&tile[key])?.iter().map(whole).collect() };
+    let dtype = match tile["dtype"].as_str() {
+        Some("f16") => TensorType::F16,
+        Some("bf16") => TensorType::Bf16,
+        Some("i8" | "u8") => TensorType::U8,
+        _ => return Err(format!("tiles of {}", tile["dtype"])),
+    };
+    let boxes: Vec<u32> = sizes("tile")?.iter().map(|&n| n as u32).collect();
+    let address = buffers.get(whole(&tile["buffer"])? as usize);
+    let map = TensorMap {
+        dtype,
+        address: *address.ok_or("a tile of no buffer")?,
+        sizes: sizes("sizes")?.iter().map(|&n| n as u64).collect(),
+        strides: sizes("strides")?
+            .iter()
+            .map(|&n| n as u64 * u64::from(dtype.bytes()))
+            .collect(),
+        steps: vec![1; boxes.len()],
+        boxes,
+        swizzle: Swizzle::B128,
+        nan: false,
+    };
+    map.encode().map_err(|e| e.to_string())
+}
+
 struct Kernel<'a> {
     name: &'a str,
+    entry: &'a str,
     described: &'a Value,
     how: &'a Value,
 }
@@ -118,8 +151,12 @@ impl Kernel<'_> {
             windows,
             ..Launch::default()
         };
-        let params: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
-        let entry = module.kernel(self.name).ok_or("no such entry")?;
+        let mut params: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        for tile in list(&self.how["tiles"])? {
+            params.resize(params.len().next_multiple_of(MAP_ALIGN), 0);
+            params.extend(map(tile, &words)?);
+        }
+        let entry = module.kernel(self.entry).ok_or("no such entry")?;
         launch(module, &mut memory, entry, &how, &params).map_err(|fault| fault.to_string())?;
         let mut result = vec![0; out.1];
         memory.read(out.0, &mut result).map_err(|e| e.to_string())?;

@@ -128,9 +128,9 @@ pub(super) fn kernel<'a>(
             Dim::ONE,
         ],
         block: [threads as u32, 1, 1],
-        cluster: [1, 1, 1],
+        cluster: [1; 3],
         shared: shared as u32,
-        scratch: Dim::ZERO,
+        ..GpuKernel::default()
     }
 }
 

@@ -400,8 +400,8 @@ impl Attend<'_> {
             for j in 0..KEYS / 16 {
                 let b = k.load_matrices(b0, 16 * j * pitch + 32 * f);
                 let at = 2 * j as usize;
-                k.multiply_halves(self.half, sums[at], a, [b[0], b[1]]);
-                k.multiply_halves(self.half, sums[at + 1], a, [b[2], b[3]]);
+                k.multiply(self.half, sums[at], a, [b[0], b[1]]);
+                k.multiply(self.half, sums[at + 1], a, [b[2], b[3]]);
             }
         }
         sums
@@ -526,8 +526,8 @@ impl Attend<'_> {
             for c in 0..self.shape.values / 16 {
                 let b = k.load_matrices_turned(b0, 16 * j * pitch + 32 * c);
                 let at = 2 * c as usize;
-                k.multiply_halves(self.half, state.result[at], a, [b[0], b[1]]);
-                k.multiply_halves(self.half, state.result[at + 1], a, [b[2], b[3]]);
+                k.multiply(self.half, state.result[at], a, [b[0], b[1]]);
+                k.multiply(self.half, state.result[at + 1], a, [b[2], b[3]]);
             }
         }
     }

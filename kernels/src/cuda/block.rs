@@ -5,6 +5,7 @@ use super::gemm::Source;
 use super::nest::{divide, long};
 use super::{GpuKernel, Ports, entry, tail, vectors};
 use crate::LoopNest;
+use crate::emit_nest::NestEmitter;
 use crate::lower::ExprCx;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::ptx::{B32, Reg};
@@ -69,9 +70,9 @@ pub(super) fn kernel(
             Dim::ONE,
         ],
         block: [threads, 1, 1],
-        cluster: [1, 1, 1],
+        cluster: [1; 3],
         shared: shared as u32,
-        scratch: Dim::ZERO,
+        ..GpuKernel::default()
     }
 }
 
@@ -123,7 +124,7 @@ pub(super) fn fragment(e: &mut Emitter, sums: Sums, (row, column): (Val, Val)) -
     e.word(to)
 }
 
-/// The epilogue, neighbours along a row together.
+/// The epilogue of a block, as [`write`] does it.
 fn finish(
     e: &mut Emitter,
     nest: &LoopNest,
@@ -133,10 +134,23 @@ fn finish(
     shape: Shape,
     sums: Sums,
 ) {
+    let mut tail = tail::emitter(e, nest, cx);
+    write(e, &mut tail, source, p, shape, sums);
+}
+
+/// The epilogue of sums that lie in shared memory, by the threads that `p` and `shape`
+/// tell of; neighbours along a row together.
+pub(super) fn write(
+    e: &mut Emitter,
+    tail: &mut NestEmitter,
+    source: &dyn Source,
+    p: &Place,
+    shape: Shape,
+    sums: Sums,
+) {
     // What one access reads of the sums.
     let most = 128 / sums.elem.bits();
-    let run = i64::from(tail::run(nest, most));
-    let mut tail = tail::emitter(e, nest, cx);
+    let run = i64::from(tail::run(tail.nest, most));
     let width = shape.columns / run;
     let (threads, all) = (e.i64(shape.threads), e.i64(shape.rows * width));
     e.for_loop(p.thread, all, threads, &[], |e, i, _| {
@@ -163,7 +177,7 @@ fn finish(
             }
             let end = e.add(point[last], count);
             let from = Some((from, sums.elem));
-            vectors::neighbours(&mut tail, e, (point[last], end), run as u32, from);
+            vectors::neighbours(tail, e, (point[last], end), run as u32, from);
             tail.cx.axes.fill(None);
             tail.cx.pop();
         });

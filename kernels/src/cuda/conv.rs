@@ -272,9 +272,9 @@ fn depthwise(spec: &ConvSpec, nest: &LoopNest, name: &str, target: &GpuTarget) -
             Dim::ONE,
         ],
         block: [THREADS, 1, 1],
-        cluster: [1, 1, 1],
+        cluster: [1; 3],
         shared: 0,
-        scratch: Dim::ZERO,
+        ..GpuKernel::default()
     }
 }
 

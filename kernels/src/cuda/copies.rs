@@ -14,8 +14,8 @@ use crate::matmul::{Columns, MatMulSpec};
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, Ty, Val};
 
-/// Elements of a chunk: 16 bytes of halves.
-pub(super) const CHUNK: i64 = 8;
+/// Bytes of a chunk.
+pub(super) const CHUNK: i64 = 16;
 
 /// How a part is copied and lies.
 #[derive(Clone, Copy)]
@@ -24,6 +24,23 @@ pub(super) struct Layout {
     pub threads: i64,
     /// Chunks of a row: 4 or 8.
     pub chunks: i64,
+    /// Bytes of an element: 1 or 2.
+    pub size: i64,
+}
+
+impl Layout {
+    /// Elements of a row.
+    pub fn depth(self) -> i64 {
+        self.chunks * CHUNK / self.size
+    }
+
+    /// The integer that an element's bits are.
+    fn elem(self) -> Elem {
+        match self.size {
+            1 => Elem::I8,
+            _ => Elem::I16,
+        }
+    }
 }
 
 /// Rows of one side that a thread copies chunks of.
@@ -101,8 +118,8 @@ fn rows(
     let r = e.long(base);
     let mut bits = e.from_long(r, Elem::I64);
     for &s in strides {
-        let two = e.i64(2);
-        let bytes = e.mul(s, two);
+        let size = e.i64(layout.size);
+        let bytes = e.mul(s, size);
         bits = e.op2("arith.ori", bits, bytes);
     }
     let (mask, zero) = (e.i64(15), e.i64(0));
@@ -133,14 +150,15 @@ pub(super) fn copy(
     k0: Val,
     stage: Val,
 ) {
-    let (zero, two, eight) = (e.i64(0), e.i64(2), e.i64(CHUNK));
+    let (zero, size) = (e.i64(0), e.i64(layout.size));
+    let (many, elem) = (e.i64(CHUNK / layout.size), layout.elem());
     for (j, (&start, &exists)) in (0..).zip(side.starts.iter().zip(&side.exist)) {
         let (row, c) = chunk(e, layout, p.thread, j);
-        let at = e.mul(c, eight);
+        let at = e.mul(c, many);
         let k = e.add(k0, at);
         // Elements of the chunk that exist.
         let left = e.sub(p.k, k);
-        let left = e.min(left, eight, false);
+        let left = e.min(left, many, false);
         let left = e.max(left, zero, false);
         let left = e.select(exists, left, zero);
         let some = e.cmp(Cmp::Gt, left, zero, false);
@@ -157,8 +175,8 @@ pub(super) fn copy(
             &[],
             &mut (),
             |e, ()| {
-                let from = e.offset(side.base, from, Elem::I16);
-                let bytes = e.mul(left, two);
+                let from = e.offset(side.base, from, elem);
+                let bytes = e.mul(left, size);
                 let (to, from, bytes) = (e.word(to), e.long(from), e.long(bytes));
                 let bytes = e.kernel_mut().low(bytes);
                 e.kernel_mut().copy_async(to, 0, from, bytes);
@@ -166,12 +184,12 @@ pub(super) fn copy(
             },
             |e, ()| {
                 let one = e.i64(1);
-                e.for_loop(zero, eight, one, &[], |e, i, _| {
+                e.for_loop(zero, many, one, &[], |e, i, _| {
                     let there = e.cmp(Cmp::Lt, i, left, false);
                     let at = e.add(from, i);
-                    let at = e.offset(side.base, at, Elem::I16);
-                    let x = e.load_where(there, at, Ty::scalar(Elem::I16));
-                    let to = e.offset(to, i, Elem::I16);
+                    let at = e.offset(side.base, at, elem);
+                    let x = e.load_where(there, at, Ty::scalar(elem));
+                    let to = e.offset(to, i, elem);
                     e.store(x, to);
                     vec![]
                 });

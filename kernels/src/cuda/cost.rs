@@ -77,10 +77,16 @@ fn mma_share(target: &GpuTarget) -> f64 {
 fn rate(spec: &KernelSpec, target: &GpuTarget) -> f64 {
     let mma = mma_share(target);
     match spec {
-        KernelSpec::MatMul(m) if halves::serves(m).is_some() => match target.is_hopper() {
-            true => target.f16_peak * WGMMA_SHARE,
-            false => target.f16_peak * mma,
-        },
+        KernelSpec::MatMul(m) if halves::serves(m).is_some() => {
+            let peak = match m.acc {
+                DType::I32 => target.i8_peak,
+                _ => target.f16_peak,
+            };
+            match target.is_hopper() {
+                true => peak * WGMMA_SHARE,
+                false => peak * mma,
+            }
+        }
         KernelSpec::MatMul(m) if words::serves(m).is_some() => match m.acc {
             DType::I32 => target.i8_peak * mma,
             _ => target.f16_peak * mma,
@@ -116,7 +122,10 @@ pub fn predict(
     let (flops, bytes) = spec.cost(&dims);
     let value = |d: &Dim| d.eval(&binding).map(|n| n as f64);
     let (flops, bytes) = (value(&flops)?, value(&bytes)?);
-    let blocks = value(&kernel.grid[0])? * value(&kernel.grid[1])? * value(&kernel.grid[2])?;
+    let mut blocks = value(&kernel.grid[0])? * value(&kernel.grid[1])? * value(&kernel.grid[2])?;
+    if let Some(parts) = &kernel.parts {
+        blocks = value(parts)? * f64::from(kernel.cluster.iter().product::<u32>());
+    }
     let at_once = f64::from(target.multiprocessors * resident(kernel, target));
     let waves = (blocks / at_once).ceil().max(1.0);
     // Of the last round part of the chip rests; a first one that is not full is all there is.
@@ -148,7 +157,7 @@ pub fn predict(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::emit;
+    use crate::cuda::{emit, form};
     use crate::expr::{Exprs, Index, Size};
     use crate::matmul::{Columns, MatMulSpec};
 
@@ -182,8 +191,8 @@ mod tests {
         let target = GpuTarget::sm_90a();
         let predicted = |m| {
             let spec = product(m, 4096, 4096);
-            let kernel = emit(&spec, "k", &target).unwrap();
-            predict(&spec, &kernel, &[], &target).unwrap()
+            let forms = emit(&spec, "k", &target).unwrap();
+            predict(&spec, form(&forms, &[]).unwrap(), &[], &target).unwrap()
         };
         let (large, row, eight) = (predicted(4096), predicted(1), predicted(8));
         // Eight rows read B once; all multiprocessors draw.

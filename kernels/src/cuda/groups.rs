@@ -1,8 +1,8 @@
-//! Contractions of f16 or bf16 on Hopper's tensor cores (`wgmma`), both sides with
+//! Contractions of f16, bf16 or bytes on Hopper's tensor cores (`wgmma`), both sides with
 //! neighbours along k next to each other in memory.
 //!
 //! A block of two groups of four warps computes 128 × 256 (or 128 × 128) sums, a group 64
-//! rows of them, straight from shared memory. Parts of [`DEPTH`] products are copied
+//! rows of them, straight from shared memory. Parts of [`ROW`] bytes a row are copied
 //! [`AHEAD`] parts ahead; the products of a part are under way while the next ones are
 //! started, so a part's place is written again two parts later, when every group has waited
 //! for them. The epilogue reads the sums from shared memory.
@@ -10,9 +10,10 @@
 use super::GpuKernel;
 use super::block::{self, Place, Shape, Sums};
 use super::copies::{self, Layout, Rows};
+use super::halves::sum_elem;
 use crate::LoopNest;
 use crate::matmul::MatMulSpec;
-use kiln_codegen::ptx::{B64, F32, Half, Order, Reg, Space};
+use kiln_codegen::ptx::{B32, B64, Order, Pred, Reg, Space, Sum};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 
 /// Threads of a block: two groups of four warps.
@@ -22,31 +23,24 @@ const THREADS: i64 = 256;
 const ROWS: i64 = 128;
 const GROUP_ROWS: i64 = 64;
 
-/// Products of a part, parts in shared memory, and how far ahead they are copied.
-const DEPTH: i64 = 64;
+/// Parts in shared memory, and how far ahead they are copied.
 const STAGES: i64 = 4;
 const AHEAD: i64 = STAGES - 2;
 
 /// Bytes of a row of a part: what a swizzle of 128 bytes spans.
-const ROW: i64 = 2 * DEPTH;
-
-/// How parts are copied and lie.
-const LAYOUT: Layout = Layout {
-    threads: THREADS,
-    chunks: DEPTH / copies::CHUNK,
-};
+pub(super) const ROW: i64 = 128;
 
 /// Columns of a block: the widest product, where few are wasted.
-fn columns(spec: &MatMulSpec) -> i64 {
+pub(super) fn columns(spec: &MatMulSpec) -> i64 {
     match spec.n.as_const() {
         Some(n) if n % 256 != 0 && n % 256 <= 128 => 128,
         _ => 256,
     }
 }
 
-pub(super) fn emit(
+pub(super) fn emit<T: Sum>(
     spec: &MatMulSpec,
-    half: Half,
+    of: T::Factors,
     nest: &LoopNest,
     name: &str,
     target: &GpuTarget,
@@ -58,24 +52,32 @@ pub(super) fn emit(
         columns,
         threads: THREADS,
     };
+    let layout = Layout {
+        threads: THREADS,
+        chunks: ROW / copies::CHUNK,
+        size: i64::from(T::factor_bits(of) / 8),
+    };
     let shared = (STAGES * stage).max(4 * ROWS * pitch);
     block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
         let shared = e.kernel_mut().dynamic_shared();
-        let product = Product {
-            half,
+        let product: Product<T> = Product {
+            of,
+            layout,
             columns,
             stage,
             shared: e.from_word(shared, Elem::Ptr),
         };
         let parts = [(ROWS, 0), (columns, ROWS * ROW)];
-        let sides = copies::sides(e, cx, spec, LAYOUT, p, parts);
+        let sides = copies::sides(e, cx, spec, layout, p, parts);
         let sums = product.sums(e, p, &sides);
         product.share(e, p, &sums, pitch)
     })
 }
 
-struct Product {
-    half: Half,
+struct Product<T: Sum> {
+    of: T::Factors,
+    /// How parts are copied and lie.
+    layout: Layout,
     /// Columns of a block.
     columns: i64,
     /// Bytes of a stage: a part of A, then one of B.
@@ -83,20 +85,21 @@ struct Product {
     shared: Val,
 }
 
-impl Product {
-    fn sums(&self, e: &mut Emitter, p: &Place, sides: &[Rows; 2]) -> Vec<Reg<F32>> {
+impl<T: Sum> Product<T> {
+    fn sums(&self, e: &mut Emitter, p: &Place, sides: &[Rows; 2]) -> Vec<Reg<T>> {
         let k = e.kernel_mut();
-        let sums: Vec<Reg<F32>> = (0..self.columns / 2).map(|_| k.mov(0.0f32)).collect();
+        let sums: Vec<Reg<T>> = (0..self.columns / 2).map(|_| T::zero(k)).collect();
+        let (layout, deep) = (self.layout, self.layout.depth());
         for s in 0..AHEAD {
-            let (k0, stage) = (e.i64(s * DEPTH), e.i64(s * self.stage));
+            let (k0, stage) = (e.i64(s * deep), e.i64(s * self.stage));
             for side in sides {
-                copies::copy(e, LAYOUT, (p, self.shared), side, k0, stage);
+                copies::copy(e, layout, (p, self.shared), side, k0, stage);
             }
             e.kernel_mut().end_copies();
         }
-        let (zero, depth) = (e.i64(0), e.i64(DEPTH));
+        let (zero, depth) = (e.i64(0), e.i64(deep));
         let (size, all) = (e.i64(self.stage), e.i64(STAGES * self.stage));
-        let (ahead, next) = (e.i64(AHEAD * DEPTH), e.i64(AHEAD * self.stage));
+        let (ahead, next) = (e.i64(AHEAD * deep), e.i64(AHEAD * self.stage));
         let stages = e.variables(&[zero, next]);
         e.for_loop(zero, p.k, depth, &[], |e, k0, _| {
             let k = e.kernel_mut();
@@ -107,7 +110,7 @@ impl Product {
             self.multiply(e, p, stages[0], k0, &sums);
             let k1 = e.add(k0, ahead);
             for side in sides {
-                copies::copy(e, LAYOUT, (p, self.shared), side, k1, stages[1]);
+                copies::copy(e, layout, (p, self.shared), side, k1, stages[1]);
             }
             e.kernel_mut().end_copies();
             e.kernel_mut().wait_products(1);
@@ -131,7 +134,7 @@ impl Product {
     }
 
     /// Starts the products of a stage's part.
-    fn multiply(&self, e: &mut Emitter, p: &Place, stage: Val, k0: Val, sums: &[Reg<F32>]) {
+    fn multiply(&self, e: &mut Emitter, p: &Place, stage: Val, k0: Val, sums: &[Reg<T>]) {
         let rows = e.i64(GROUP_ROWS);
         let group = self.group(e, p.thread);
         let row = e.mul(group, rows);
@@ -140,19 +143,10 @@ impl Product {
         let a = e.add(stage, skip);
         let behind = e.i64(ROWS * ROW);
         let b = e.add(stage, behind);
-        let (a, b) = (self.descriptor(e, a), self.descriptor(e, b));
+        let sides = [a, b].map(|at| e.offset(self.shared, at, Elem::I8));
         let k0 = e.long(k0);
-        let k = e.kernel_mut();
-        let add = k.compare(Order::Gt, k0, 0, false);
-        let always = k.compare(Order::Ge, k0, 0, false);
-        k.fence_group();
-        for step in 0..DEPTH / 16 {
-            // 16 products are 32 bytes of a row.
-            let (a, b) = (k.add(a, 2 * step), k.add(b, 2 * step));
-            let add = if step == 0 { add } else { always };
-            k.multiply_group(self.half, sums, a, b, add);
-        }
-        k.end_products();
+        let add = e.kernel_mut().compare(Order::Gt, k0, 0, false);
+        start(e, self.of, sides, add, sums);
     }
 
     /// Which group the thread is of.
@@ -161,25 +155,12 @@ impl Product {
         e.op2("arith.divui", thread, size)
     }
 
-    /// What a product reads: rows of 128 bytes that are swizzled, eight of them 1024 bytes
-    /// after the eight before ("Matrix descriptor format", PTX ISA 9.7.15.5.1).
-    fn descriptor(&self, e: &mut Emitter, at: Val) -> Reg<B64> {
-        let at = e.offset(self.shared, at, Elem::I8);
-        let at = e.word(at);
-        let k = e.kernel_mut();
-        let wide = k.extend(at, false);
-        let address = k.shr(false, wide, 4);
-        let address: Reg<B64> = k.bitwise("and", address, 0x3fff);
-        let rest = (1i64 << 62) | (64 << 32) | (1 << 16);
-        k.bitwise("or", address, rest)
-    }
-
     /// Writes the group's sums to shared memory.
-    fn share(&self, e: &mut Emitter, p: &Place, sums: &[Reg<F32>], pitch: i64) -> Sums {
+    fn share(&self, e: &mut Emitter, p: &Place, sums: &[Reg<T>], pitch: i64) -> Sums {
         let shown = Sums {
             at: self.shared,
             pitch,
-            elem: Elem::F32,
+            elem: sum_elem::<T>(),
         };
         // Warps have sixteen rows each, group after group.
         let (size, sixteen, zero) = (e.i64(32), e.i64(16), e.i64(0));
@@ -196,4 +177,40 @@ impl Product {
         }
         shown
     }
+}
+
+/// Starts the products of parts of 64 rows and of columns, [`ROW`] bytes each, which lie at
+/// these places of shared memory, to be added to `sums` where `add` holds and to zeros
+/// elsewhere.
+pub(super) fn start<T: Sum>(
+    e: &mut Emitter,
+    of: T::Factors,
+    sides: [Val; 2],
+    add: Reg<Pred>,
+    sums: &[Reg<T>],
+) {
+    let [a, b] = sides.map(|at| descriptor(e, at));
+    let k = e.kernel_mut();
+    let zero: Reg<B32> = k.mov(0);
+    let always = k.compare(Order::Eq, zero, 0, false);
+    k.fence_group();
+    for step in 0..ROW / 32 {
+        // An instruction takes 32 bytes of a row.
+        let (a, b) = (k.add(a, 2 * step), k.add(b, 2 * step));
+        let add = if step == 0 { add } else { always };
+        k.multiply_group(of, sums, a, b, add);
+    }
+    k.end_products();
+}
+
+/// What a product reads: rows of 128 bytes that are swizzled, eight of them 1024 bytes
+/// after the eight before ("Matrix descriptor format", PTX ISA 9.7.15.5.1).
+fn descriptor(e: &mut Emitter, at: Val) -> Reg<B64> {
+    let at = e.word(at);
+    let k = e.kernel_mut();
+    let wide = k.extend(at, false);
+    let address = k.shr(false, wide, 4);
+    let address: Reg<B64> = k.bitwise("and", address, 0x3fff);
+    let rest = (1i64 << 62) | (64 << 32) | (1 << 16);
+    k.bitwise("or", address, rest)
 }

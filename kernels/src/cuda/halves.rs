@@ -1,11 +1,11 @@
-//! Contractions of f16 or bf16 on tensor cores by `mma.sync`, both sides with neighbours
-//! along k next to each other in memory.
+//! Contractions of f16, bf16 or bytes on tensor cores by `mma.sync`, both sides with
+//! neighbours along k next to each other in memory.
 //!
-//! A block of 256 threads computes 128 × 128 sums, a warp 64 × 32. Parts of [`DEPTH`]
-//! products of A and of B are copied to shared memory without waiting, [`STAGES`] − 1 of
-//! them ahead; a part takes one barrier. Rows of a part are 64 bytes, whose chunks of 16
-//! are swapped so that the eight rows which an instruction reads lie on all banks. The
-//! epilogue reads the sums from shared memory.
+//! A block of 256 threads computes 128 × 128 sums, a warp 64 × 32. Parts of 64 bytes a row
+//! of A and of B are copied to shared memory without waiting, [`STAGES`] − 1 of them ahead;
+//! a part takes one barrier. A row's chunks of 16 bytes are swapped so that the eight rows
+//! which an instruction reads lie on all banks. Fragments are the same in words, whatever
+//! the type. The epilogue reads the sums from shared memory.
 
 use super::GpuKernel;
 use super::block::{self, Place, Shape, Sums};
@@ -15,7 +15,7 @@ use crate::LoopNest;
 use crate::Size;
 use crate::matmul::{Columns, MatMulSpec};
 use kiln_codegen::emit::Cmp;
-use kiln_codegen::ptx::{B32, F32, Half, Reg, Space};
+use kiln_codegen::ptx::{B32, Byte, F32, Half, Reg, Space, Sum, Type};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 use kiln_ir::DType;
 
@@ -27,40 +27,47 @@ const SIDE: i64 = 128;
 const WARP_ROWS: i64 = 64;
 const WARP_COLUMNS: i64 = 32;
 
-/// Products of a part, and parts in shared memory.
-const DEPTH: i64 = 32;
+/// Parts in shared memory.
 const STAGES: i64 = 4;
 
-/// How parts are copied and lie: rows of 64 bytes.
-const LAYOUT: Layout = Layout {
-    threads: THREADS,
-    chunks: DEPTH / copies::CHUNK,
-};
-
 /// Bytes of a row of a part, of a part of one side, and of both.
-const ROW: i64 = 2 * DEPTH;
+const ROW: i64 = 64;
 const PART: i64 = SIDE * ROW;
 const BOTH: i64 = 2 * PART;
 
 /// Elements between rows of sums.
 const SUM_PITCH: i64 = SIDE + 4;
 
-/// What the contraction is of, if this serves it.
-pub(super) fn serves(spec: &MatMulSpec) -> Option<Half> {
-    let half = match spec.args[0] {
-        DType::F16 => Half::F16,
-        DType::BF16 => Half::Bf16,
-        _ => return None,
-    };
-    let alike = spec.args[0] == spec.args[1] && spec.acc == DType::F32;
-    let runs = spec.a.last() == Some(&Size::ONE)
-        && matches!(spec.b, Columns::Strided { row: Size::ONE, .. });
-    (alike && runs).then_some(half)
+/// What is multiplied.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Factors {
+    /// f16 or bf16, with sums in f32.
+    Halves(Half),
+    /// Bytes, with sums in i32.
+    Bytes((Byte, Byte)),
 }
 
-pub(super) fn emit(
+/// What the contraction is of, if this serves it.
+pub(super) fn serves(spec: &MatMulSpec) -> Option<Factors> {
+    let byte = |t| match t {
+        DType::I8 => Some(Byte::Signed),
+        DType::U8 => Some(Byte::Unsigned),
+        _ => None,
+    };
+    let factors = match (spec.args[0], spec.args[1], spec.acc) {
+        (DType::F16, DType::F16, DType::F32) => Factors::Halves(Half::F16),
+        (DType::BF16, DType::BF16, DType::F32) => Factors::Halves(Half::Bf16),
+        (a, b, DType::I32) => Factors::Bytes((byte(a)?, byte(b)?)),
+        _ => return None,
+    };
+    let runs = spec.a.last() == Some(&Size::ONE)
+        && matches!(spec.b, Columns::Strided { row: Size::ONE, .. });
+    runs.then_some(factors)
+}
+
+pub(super) fn emit<T: Sum>(
     spec: &MatMulSpec,
-    half: Half,
+    of: T::Factors,
     nest: &LoopNest,
     name: &str,
     target: &GpuTarget,
@@ -70,34 +77,42 @@ pub(super) fn emit(
         columns: SIDE,
         threads: THREADS,
     };
+    let layout = Layout {
+        threads: THREADS,
+        chunks: ROW / copies::CHUNK,
+        size: i64::from(T::factor_bits(of) / 8),
+    };
     let shared = (STAGES * BOTH).max(4 * SIDE * SUM_PITCH);
     block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
         let shared = e.kernel_mut().dynamic_shared();
         let shared = e.from_word(shared, Elem::Ptr);
-        let product = Product { half, shared };
-        let sides = copies::sides(e, cx, spec, LAYOUT, p, [(SIDE, 0), (SIDE, PART)]);
+        let product: Product<T> = Product { of, layout, shared };
+        let sides = copies::sides(e, cx, spec, layout, p, [(SIDE, 0), (SIDE, PART)]);
         let sums = product.sums(e, p, &sides);
         product.share(e, p, &sums)
     })
 }
 
-struct Product {
-    half: Half,
+struct Product<T: Sum> {
+    of: T::Factors,
+    /// How parts are copied and lie: rows of 64 bytes.
+    layout: Layout,
     shared: Val,
 }
 
-impl Product {
-    fn sums(&self, e: &mut Emitter, p: &Place, sides: &[Rows; 2]) -> Vec<[Reg<F32>; 4]> {
+impl<T: Sum> Product<T> {
+    fn sums(&self, e: &mut Emitter, p: &Place, sides: &[Rows; 2]) -> Vec<[Reg<T>; 4]> {
         let tiles = (WARP_ROWS / 16 * WARP_COLUMNS / 8) as usize;
         let k = e.kernel_mut();
-        let sums: Vec<[Reg<F32>; 4]> = (0..tiles)
-            .map(|_| std::array::from_fn(|_| k.mov(0.0f32)))
+        let sums: Vec<[Reg<T>; 4]> = (0..tiles)
+            .map(|_| std::array::from_fn(|_| T::zero(k)))
             .collect();
-        let (zero, depth, size) = (e.i64(0), e.i64(DEPTH), e.i64(BOTH));
+        let (layout, deep) = (self.layout, self.layout.depth());
+        let (zero, depth, size) = (e.i64(0), e.i64(deep), e.i64(BOTH));
         for s in 0..STAGES - 1 {
-            let (k0, stage) = (e.i64(s * DEPTH), e.i64(s * BOTH));
+            let (k0, stage) = (e.i64(s * deep), e.i64(s * BOTH));
             for side in sides {
-                copies::copy(e, LAYOUT, (p, self.shared), side, k0, stage);
+                copies::copy(e, layout, (p, self.shared), side, k0, stage);
             }
             e.kernel_mut().end_copies();
         }
@@ -105,7 +120,7 @@ impl Product {
         let lowest = e.add(p.rows.0, row);
         // Warps whose rows do not exist only help to copy.
         let works = e.cmp(Cmp::Lt, lowest, p.rows.1, false);
-        let ahead = e.i64((STAGES - 1) * DEPTH);
+        let ahead = e.i64((STAGES - 1) * deep);
         let last = e.i64((STAGES - 1) * BOTH);
         let stages = e.variables(&[zero, last]);
         e.for_loop(zero, p.k, depth, &[], |e, k0, _| {
@@ -114,7 +129,7 @@ impl Product {
             e.if_then(works, |e| self.multiply(e, p, stages[0], &sums));
             let next = e.add(k0, ahead);
             for side in sides {
-                copies::copy(e, LAYOUT, (p, self.shared), side, next, stages[1]);
+                copies::copy(e, layout, (p, self.shared), side, next, stages[1]);
             }
             e.kernel_mut().end_copies();
             let turned: Vec<Val> = stages
@@ -134,7 +149,7 @@ impl Product {
         sums
     }
 
-    /// A lane's address for a matrix instruction at product `step·16` of a part: row
+    /// A lane's address for a matrix instruction at byte `step·32` of a part's rows: row
     /// `l % 8 + 8·a` from `first` on, chunk `2·step + b`, where `a` and `b` are bits of
     /// `l / 8`: bit 0 is the row's if `rows_first`.
     fn address(
@@ -160,7 +175,7 @@ impl Product {
         let r = e.add(first, r);
         let before = e.i64(2 * step);
         let c = e.add(before, b);
-        let at = copies::place(e, LAYOUT, r, c);
+        let at = copies::place(e, self.layout, r, c);
         let at = e.add(at, stage);
         let skip = e.i64(skip);
         let at = e.add(at, skip);
@@ -169,9 +184,9 @@ impl Product {
     }
 
     /// Adds the products of a stage's part to the warp's sums.
-    fn multiply(&self, e: &mut Emitter, p: &Place, stage: Val, sums: &[[Reg<F32>; 4]]) {
+    fn multiply(&self, e: &mut Emitter, p: &Place, stage: Val, sums: &[[Reg<T>; 4]]) {
         let (row, column) = corner(e, p.thread);
-        for step in 0..DEPTH / 16 {
+        for step in 0..ROW / 32 {
             // Rows 16 apart have their chunks swapped alike.
             let a0 = self.address(e, row, (stage, 0), step, true);
             let b0 = self.address(e, column, (stage, PART), step, false);
@@ -183,19 +198,19 @@ impl Product {
                 let a = k.load_matrices(a0, 16 * i * ROW);
                 for (j, b) in b.iter().enumerate() {
                     let at = (i * WARP_COLUMNS / 8) as usize + 2 * j;
-                    k.multiply_halves(self.half, sums[at], a, [b[0], b[1]]);
-                    k.multiply_halves(self.half, sums[at + 1], a, [b[2], b[3]]);
+                    k.multiply(self.of, sums[at], a, [b[0], b[1]]);
+                    k.multiply(self.of, sums[at + 1], a, [b[2], b[3]]);
                 }
             }
         }
     }
 
     /// Writes the warp's sums to shared memory.
-    fn share(&self, e: &mut Emitter, p: &Place, sums: &[[Reg<F32>; 4]]) -> Sums {
+    fn share(&self, e: &mut Emitter, p: &Place, sums: &[[Reg<T>; 4]]) -> Sums {
         let shown = Sums {
             at: self.shared,
             pitch: SUM_PITCH,
-            elem: Elem::F32,
+            elem: sum_elem::<T>(),
         };
         let corner = corner(e, p.thread);
         let to = block::fragment(e, shown, corner);
@@ -209,6 +224,14 @@ impl Product {
             }
         }
         shown
+    }
+}
+
+/// The type of sums.
+pub(super) fn sum_elem<T: Sum>() -> Elem {
+    match T::REGISTER {
+        F32::REGISTER => Elem::F32,
+        _ => Elem::I32,
     }
 }
 

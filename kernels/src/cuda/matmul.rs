@@ -1,37 +1,56 @@
 //! Contractions as sums of products.
 
 use super::gemm::{self, Source, coordinates};
+use super::halves::{self, Factors};
 use super::nest::divide;
-use super::{GpuKernel, dim, groups, halves, skinny, tail, words};
-use crate::Size;
+use super::{GpuKernel, dim, groups, skinny, tail, tiles, words};
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, advance};
+use crate::{LoopNest, Size};
+use kiln_codegen::ptx::{B32, F32, Sum};
 use kiln_codegen::{Emitter, GpuTarget, Val};
 use kiln_ir::{DType, Dim};
 
-pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> GpuKernel {
+pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> Vec<GpuKernel> {
     let axes = spec.batch.iter().copied().chain([spec.m, spec.n]).collect();
     let out = (&spec.out, spec.value);
     let nest = tail::nest(&spec.exprs, &spec.args, spec.params, axes, out);
-    if skinny::when(spec).is_some_and(|open| open.is_empty())
-        && let Some(kernel) = skinny::emit(spec, &nest, name, target)
-    {
-        return kernel;
+    let few = skinny::emit(spec, &nest, name, target);
+    if let Some(always) = few.as_ref().filter(|few| few.when.is_empty()) {
+        return vec![always.clone()];
     }
-    if let Some(half) = halves::serves(spec) {
-        return match target.is_hopper() {
-            true => groups::emit(spec, half, &nest, name, target),
-            false => halves::emit(spec, half, &nest, name, target),
-        };
-    }
-    match words::serves(spec) {
-        Some(of) => words::emit(spec, of, &nest, name, target),
-        None => gemm::emit(spec, &nest, name, target),
+    let many = many(spec, &nest, name, target);
+    few.into_iter().chain(many).collect()
+}
+
+/// The forms for any number of rows.
+fn many(spec: &MatMulSpec, nest: &LoopNest, name: &str, target: &GpuTarget) -> Vec<GpuKernel> {
+    match (halves::serves(spec), words::serves(spec)) {
+        (Some(Factors::Halves(of)), _) => by_columns::<F32>(spec, of, nest, name, target),
+        (Some(Factors::Bytes(of)), _) => by_columns::<B32>(spec, of, nest, name, target),
+        (None, Some(of)) => vec![words::emit(spec, of, nest, name, target)],
+        (None, None) => vec![gemm::emit(spec, nest, name, target)],
     }
 }
 
+/// The forms of a contraction on tensor cores whose sides have neighbours along k together.
+fn by_columns<T: Sum>(
+    spec: &MatMulSpec,
+    of: T::Factors,
+    nest: &LoopNest,
+    name: &str,
+    target: &GpuTarget,
+) -> Vec<GpuKernel> {
+    if !target.is_hopper() {
+        return vec![halves::emit::<T>(spec, of, nest, name, target)];
+    }
+    let tiles = tiles::emit::<T>(spec, of, nest, name, target);
+    let groups = groups::emit::<T>(spec, of, nest, name, target);
+    tiles.into_iter().chain([groups]).collect()
+}
+
 impl MatMulSpec {
-    fn batch_extents(&self, e: &mut Emitter, cx: &ExprCx) -> Vec<Val> {
+    pub(super) fn batch_extents(&self, e: &mut Emitter, cx: &ExprCx) -> Vec<Val> {
         self.batch.iter().map(|&s| cx.size(e, s)).collect()
     }
 

@@ -3,7 +3,7 @@
 //! A kernel's parameters are, in order: an address for each of the launch's `args`; the
 //! address of the launch's status block ([`STATUS_BYTES`] bytes of zeros in device memory,
 //! of which a kernel that fails sets the first four to its status); the address of global
-//! scratch; and the launch's integer parameters as i64.
+//! scratch; the launch's integer parameters as i64; and the tensor maps of its tiles.
 
 mod attention;
 mod attention_halves;
@@ -20,6 +20,7 @@ mod nest;
 mod skinny;
 mod skinny_words;
 mod tail;
+mod tiles;
 mod vectors;
 mod words;
 
@@ -29,7 +30,7 @@ use crate::nest::SpecError;
 use crate::{KernelSpec, Size};
 use kiln_codegen::ptx::{self, Kernel};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
-use kiln_ir::Dim;
+use kiln_ir::{Binding, DType, Dim};
 
 /// Bytes of a status block. Behind its first four there are zeros, which loads that are
 /// not wanted read instead of memory that may not be there.
@@ -40,38 +41,85 @@ const THREADS: u32 = 256;
 
 /// A kernel for a GPU: its text, and how it is launched. Dims are over `p0`, `p1` …, the
 /// launch's integer parameters.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct GpuKernel {
     /// The entry's name.
     pub entry: String,
     /// The entry's text, without a module's header.
     pub body: String,
+    /// What it asks of the parameters: left ≤ right.
+    pub when: Vec<(Dim, Dim)>,
+    /// The arguments that it reads by tiles.
+    pub tiles: Vec<Tile>,
     /// Blocks.
     pub grid: [Dim; 3],
     /// Threads of a block.
     pub block: [u32; 3],
     /// Blocks of a cluster.
     pub cluster: [u32; 3],
+    /// Parts that the clusters work off in turn; none: each block has its own.
+    pub parts: Option<Dim>,
     /// Bytes of shared memory that the launch adds.
     pub shared: u32,
     /// Bytes of global scratch that the launch needs, of any contents.
     pub scratch: Dim,
 }
 
-/// Emits a kernel for a target.
-pub fn emit(spec: &KernelSpec, entry: &str, target: &GpuTarget) -> Result<GpuKernel, SpecError> {
+/// How a kernel reads an argument by tiles, which the tensor memory accelerator copies to
+/// shared memory: what a tensor map says (PTX ISA, "Tensors"). Dimensions go from the
+/// innermost one out, whose neighbours are next to each other in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tile {
+    /// The argument.
+    pub arg: u16,
+    /// Its elements' type.
+    pub dtype: DType,
+    /// Elements along each dimension, 2 to 5 of them.
+    pub sizes: Vec<Dim>,
+    /// Elements between neighbours along each dimension but the first.
+    pub strides: Vec<Dim>,
+    /// Elements of a tile along each dimension; those of the first are 128 bytes, the
+    /// width of the swizzle.
+    pub tile: Vec<u32>,
+}
+
+/// Emits a kernel for a target: its forms, of which a launch takes the first one whose
+/// conditions hold and whose tiles start and end at multiples of 16 bytes. The last form
+/// has the given name and serves every launch.
+pub fn emit(
+    spec: &KernelSpec,
+    entry: &str,
+    target: &GpuTarget,
+) -> Result<Vec<GpuKernel>, SpecError> {
     spec.check()?;
     match spec {
-        KernelSpec::Nest(nest) => nest::emit(nest, entry, target),
+        KernelSpec::Nest(nest) => Ok(vec![nest::emit(nest, entry, target)?]),
         KernelSpec::MatMul(product) => Ok(matmul::emit(product, entry, target)),
-        KernelSpec::Attention(attention) => attention::emit(attention, entry, target),
-        KernelSpec::Conv(conv) => conv::emit(conv, entry, target),
+        KernelSpec::Attention(attention) => Ok(vec![attention::emit(attention, entry, target)?]),
+        KernelSpec::Conv(conv) => Ok(vec![conv::emit(conv, entry, target)?]),
     }
 }
 
+/// The form that a launch with these parameters takes, if addresses are multiples of 16
+/// bytes.
+pub fn form<'a>(forms: &'a [GpuKernel], params: &[i64]) -> Option<&'a GpuKernel> {
+    let names = (0..).map(|i| format!("p{i}").into());
+    let binding: Binding = names.zip(params.iter().copied()).collect();
+    let value = |d: &Dim| d.eval(&binding).ok();
+    forms.iter().find(|form| {
+        let holds = |(a, b): &(Dim, Dim)| value(a).zip(value(b)).is_some_and(|(a, b)| a <= b);
+        let apart = |t: &Tile, d: &Dim| {
+            let bytes = |n: i64| n * t.dtype.size().unwrap_or(1) as i64;
+            value(d).is_some_and(|n| n > 0 && bytes(n) % 16 == 0)
+        };
+        let tiled = |t: &Tile| t.strides.iter().all(|d| apart(t, d));
+        form.when.iter().all(holds) && form.tiles.iter().all(tiled)
+    })
+}
+
 /// The text of a module of kernels.
-pub fn module(kernels: &[GpuKernel], target: &GpuTarget) -> String {
-    ptx::module(kernels.iter().map(|k| k.body.as_str()), target)
+pub fn module<'a>(kernels: impl IntoIterator<Item = &'a GpuKernel>, target: &GpuTarget) -> String {
+    ptx::module(kernels.into_iter().map(|k| k.body.as_str()), target)
 }
 
 /// The parameters of a kernel as values.

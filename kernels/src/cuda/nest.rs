@@ -65,8 +65,8 @@ pub(super) fn emit(
         scratch: scratch(nest, deal, &blocks),
         grid: [blocks, Dim::ONE, Dim::ONE],
         block: [THREADS, 1, 1],
-        cluster: [1, 1, 1],
-        shared: 0,
+        cluster: [1; 3],
+        ..GpuKernel::default()
     })
 }
 

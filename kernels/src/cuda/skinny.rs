@@ -71,39 +71,38 @@ fn serves(spec: &MatMulSpec) -> bool {
     spec.acc != DType::F64 && small(spec.args[0]) && small(spec.args[1])
 }
 
-/// Emits a kernel, to be launched where [`when`] holds.
+/// Emits the form for few rows, if there is one; it has the given name where it serves every
+/// launch.
 pub(super) fn emit(
     spec: &MatMulSpec,
     nest: &LoopNest,
     name: &str,
     target: &GpuTarget,
 ) -> Option<GpuKernel> {
-    when(spec)?;
-    Some(block::kernel(
-        (name, target),
-        spec,
-        nest,
-        SHAPE,
-        0,
-        |e, cx, p| {
-            let bytes = 4 * WARPS * ROWS * COLUMNS;
-            let shared = e.kernel_mut().shared(bytes as u32, 16);
-            let sums = Sums {
-                at: e.from_word(shared, Elem::Ptr),
-                pitch: COLUMNS,
-                elem: compute_elem(spec.acc),
-            };
-            let kind = skinny_words::serves(spec);
-            let many = kind.is_none() && rows(spec) > MANY;
-            e.kernel_mut().set_resident(if many { 1 } else { 2 });
-            match kind {
-                Some(kind) => skinny_words::share(e, cx, spec, kind, p, sums),
-                None => Lanes::of(e, cx, spec, p).share(e, cx, p, sums),
-            }
-            join(e, p.thread, rows(spec), sums);
-            sums
-        },
-    ))
+    let when = when(spec)?;
+    let entry = match when.is_empty() {
+        true => name.to_string(),
+        false => format!("{name}_few"),
+    };
+    let kernel = block::kernel((&entry, target), spec, nest, SHAPE, 0, |e, cx, p| {
+        let bytes = 4 * WARPS * ROWS * COLUMNS;
+        let shared = e.kernel_mut().shared(bytes as u32, 16);
+        let sums = Sums {
+            at: e.from_word(shared, Elem::Ptr),
+            pitch: COLUMNS,
+            elem: compute_elem(spec.acc),
+        };
+        let kind = skinny_words::serves(spec);
+        let many = kind.is_none() && rows(spec) > MANY;
+        e.kernel_mut().set_resident(if many { 1 } else { 2 });
+        match kind {
+            Some(kind) => skinny_words::share(e, cx, spec, kind, p, sums),
+            None => Lanes::of(e, cx, spec, p).share(e, cx, p, sums),
+        }
+        join(e, p.thread, rows(spec), sums);
+        sums
+    });
+    Some(GpuKernel { when, ..kernel })
 }
 
 /// Whether a kernel is this one.

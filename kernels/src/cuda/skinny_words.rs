@@ -10,10 +10,9 @@
 
 use super::block::{self, Place, Sums};
 use super::gemm::Source;
-use super::halves;
+use super::halves::{self, Factors};
 use super::skinny::{self, WARPS};
 use super::words::{byte, deep, words_apart};
-use crate::Size;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, Words};
 use kiln_codegen::emit::Cmp;
@@ -54,17 +53,14 @@ impl Kind {
 
 /// What tensor cores multiply, if they serve it: words along k lie together in both.
 pub(super) fn serves(spec: &MatMulSpec) -> Option<Kind> {
-    if let Some(half) = halves::serves(spec) {
-        return Some(Kind::Halves(half));
-    }
-    let lie = match spec.b {
-        Columns::Grouped => true,
-        Columns::Strided { row, .. } => row == Size::ONE,
-        Columns::Packed => false,
-    };
-    match spec.words().filter(|_| lie)? {
-        Words::Pairs => Some(Kind::Halves(Half::Bf16)),
-        Words::Bytes(signs) => Some(Kind::Bytes(byte(signs.a), byte(signs.b))),
+    match (&spec.b, halves::serves(spec)) {
+        (_, Some(Factors::Halves(half))) => Some(Kind::Halves(half)),
+        (_, Some(Factors::Bytes((a, b)))) => Some(Kind::Bytes(a, b)),
+        (Columns::Grouped, None) => match spec.words()? {
+            Words::Pairs => Some(Kind::Halves(Half::Bf16)),
+            Words::Bytes(signs) => Some(Kind::Bytes(byte(signs.a), byte(signs.b))),
+        },
+        (Columns::Packed | Columns::Strided { .. }, None) => None,
     }
 }
 
@@ -292,11 +288,11 @@ impl Own {
             match self.kind {
                 Kind::Halves(half) => {
                     let sums = sums.map(|s| e.single(s));
-                    e.kernel_mut().multiply_halves(half, sums, columns, rows);
+                    e.kernel_mut().multiply(half, sums, columns, rows);
                 }
                 Kind::Bytes(a, b) => {
                     let sums = sums.map(|s| e.word(s));
-                    e.kernel_mut().multiply_bytes((b, a), sums, columns, rows);
+                    e.kernel_mut().multiply((b, a), sums, columns, rows);
                 }
             }
         }

@@ -254,10 +254,10 @@ impl Product {
                 for (j, &b) in b.iter().enumerate() {
                     let at = (i * WARP_COLUMNS / 8) as usize + j;
                     match (sums, self.words) {
-                        (Own::Floats(s), _) => k.multiply_halves(Half::Bf16, s[at], a, b),
+                        (Own::Floats(s), _) => k.multiply(Half::Bf16, s[at], a, b),
                         (Own::Ints(s), Words::Bytes(signs)) => {
                             let types = (byte(signs.a), byte(signs.b));
-                            k.multiply_bytes(types, s[at], a, b);
+                            k.multiply(types, s[at], a, b);
                         }
                         (Own::Ints(_), Words::Pairs) => unreachable!("pairs have floats' sums"),
                     }

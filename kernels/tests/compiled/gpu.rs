@@ -5,7 +5,9 @@ use kiln_codegen::GpuTarget;
 use kiln_ir::{Binding, Dim};
 use kiln_kernels::KernelSpec;
 use kiln_kernels::cuda::{self, GpuKernel, STATUS_BYTES};
-use kiln_runtime::sim::{Launch, Memory, Module, Window, launch};
+use kiln_runtime::device::MAP_ALIGN;
+use kiln_runtime::plan::Tile;
+use kiln_runtime::sim::{Launch, Memory, Module, TensorMap, Window, launch};
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -14,7 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A module of kernels on the interpreter.
 pub struct Gpu {
-    kernels: Vec<GpuKernel>,
+    /// The forms of each kernel, the last of its own name.
+    kernels: Vec<Vec<GpuKernel>>,
     refused: BTreeSet<String>,
     module: Module,
 }
@@ -25,7 +28,7 @@ fn write_all(all: &[(String, KernelSpec)], folder: &Path) {
     let n = COUNT.fetch_add(1, Ordering::Relaxed);
     for target in GpuTarget::all() {
         let one = |(symbol, spec): &(String, KernelSpec)| cuda::emit(spec, symbol, &target).ok();
-        let kernels: Vec<GpuKernel> = all.iter().filter_map(one).collect();
+        let kernels: Vec<GpuKernel> = all.iter().filter_map(one).flatten().collect();
         let path = folder.join(format!("module{n}.{}.ptx", target.name));
         std::fs::write(path, cuda::module(&kernels, &target)).unwrap();
     }
@@ -58,21 +61,37 @@ pub fn note(spec: &KernelSpec, got: &[u8], want: &[u8]) {
     file.unwrap().write_all(line.as_bytes()).unwrap();
 }
 
+/// A tile as plans have it.
+fn planned(tile: &cuda::Tile) -> Tile {
+    Tile {
+        arg: tile.arg.into(),
+        dtype: tile.dtype,
+        sizes: tile.sizes.clone(),
+        strides: tile.strides.clone(),
+        tile: tile.tile.clone(),
+    }
+}
+
 impl Gpu {
     /// Every kernel that there is for a GPU.
     pub fn new(all: &[(String, KernelSpec)]) -> Gpu {
         let name = std::env::var("KILN_TEST_GPU").unwrap_or("sm_80".into());
-        let target = GpuTarget::named(&name).expect("a target");
+        Gpu::on(&name, all)
+    }
+
+    /// Every kernel that there is for a target.
+    pub fn on(name: &str, all: &[(String, KernelSpec)]) -> Gpu {
+        let target = GpuTarget::named(name).expect("a target");
         let (mut kernels, mut refused) = (vec![], BTreeSet::new());
         for (symbol, spec) in all {
             match cuda::emit(spec, symbol, &target) {
-                Ok(kernel) => kernels.push(kernel),
+                Ok(forms) => kernels.push(forms),
                 Err(_) => {
                     refused.insert(symbol.clone());
                 }
             }
         }
-        let text = cuda::module(&kernels, &target);
+        let text = cuda::module(kernels.iter().flatten(), &target);
         if let Some(folder) = std::env::var_os("KILN_TEST_PTX") {
             write_all(all, Path::new(&folder));
         }
@@ -89,22 +108,42 @@ impl Gpu {
         self.refused.contains(symbol)
     }
 
-    /// Runs a kernel over its buffers; gives the status.
+    /// Runs every form of a kernel that serves these parameters, the last one first:
+    /// `see` gets each one's name, buffers and status.
     pub fn run(
         &self,
         symbol: &str,
         spec: &KernelSpec,
+        launch: (&[Vec<u8>], &[i64]),
+        see: &mut dyn FnMut(&str, &[Vec<u8>], i32),
+    ) {
+        let named = |forms: &&Vec<GpuKernel>| forms.last().is_some_and(|k| k.entry == symbol);
+        let forms = self.kernels.iter().find(named);
+        for form in forms.expect("a kernel of this name").iter().rev() {
+            let mut buffers = launch.0.to_vec();
+            if let Some(status) = self.run_form(form, spec, &mut buffers, launch.1) {
+                see(&form.entry, &buffers, status);
+            }
+        }
+    }
+
+    /// Runs a form over its buffers; gives the status, or none where it does not serve.
+    fn run_form(
+        &self,
+        kernel: &GpuKernel,
+        spec: &KernelSpec,
         buffers: &mut [Vec<u8>],
         params: &[i64],
-    ) -> i32 {
-        let kernel = self.kernels.iter().find(|k| k.entry == symbol);
-        let kernel = kernel.expect("a kernel of this name");
+    ) -> Option<i32> {
         let names = (0..).map(|i| format!("p{i}").into());
         let binding: Binding = names.zip(params.iter().copied()).collect();
         let size = |d: &Dim| d.eval(&binding).expect("a size of the parameters");
+        if kernel.when.iter().any(|(a, b)| size(a) > size(b)) {
+            return None;
+        }
         let grid = [0, 1, 2].map(|i| size(&kernel.grid[i]) as u32);
         if grid.contains(&0) {
-            return 0;
+            return Some(0);
         }
         let mut memory = Memory::new();
         let mut windows = vec![];
@@ -128,7 +167,12 @@ impl Gpu {
         let scratch = block(None, size(&kernel.scratch) as usize, &mut memory);
         let words = (places.iter().copied().chain([status, scratch]))
             .chain(params.iter().map(|&p| p as u64));
-        let words: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        let mut words: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        for tile in &kernel.tiles {
+            let map = planned(tile).map(places[tile.arg as usize], params)?;
+            words.resize(words.len().next_multiple_of(MAP_ALIGN), 0);
+            words.extend(TensorMap::from(&map).encode().unwrap());
+        }
         let how = Launch {
             grid,
             block: kernel.block,
@@ -137,15 +181,18 @@ impl Gpu {
             windows,
             ..Launch::default()
         };
-        let entry = self.module.kernel(symbol).expect("an entry of this name");
+        let entry = self
+            .module
+            .kernel(&kernel.entry)
+            .expect("an entry of this name");
         if let Err(fault) = launch(&self.module, &mut memory, entry, &how, &words) {
-            panic!("{symbol}: {fault}\n{spec:?}");
+            panic!("{}: {fault}\n{spec:?}", kernel.entry);
         }
         for (b, &at) in buffers.iter_mut().zip(&places) {
             memory.read(at, b).unwrap();
         }
         let mut code = [0; 4];
         memory.read(status, &mut code).unwrap();
-        i32::from_le_bytes(code)
+        Some(i32::from_le_bytes(code))
     }
 }

@@ -2,6 +2,7 @@
 
 mod bytes;
 mod skinny;
+mod tiles;
 
 use crate::support::{Launch, Rng, at_every_level, bytes, load, numbers, targets};
 use kiln_ir::{BinaryFn, DType, UnaryFn};
@@ -389,7 +390,14 @@ fn check(problems: &[Problem], seed: u64) -> Vec<Vec<u8>> {
     let built: Vec<Built> = problems.iter().map(|p| p.build(&mut rng)).collect();
     let cases: Vec<&Launch> = built.iter().map(|b| &b.case).collect();
     at_every_level(&cases, &mut |level, i, result| {
-        let (p, b) = (&problems[i], &built[i]);
+        problems[i].compare(&built[i], level, result);
+    })
+}
+
+impl Problem {
+    /// Checks a result against sums in f64.
+    fn compare(&self, b: &Built, level: &str, result: &[u8]) {
+        let p = self;
         let got = numbers(p.out, result);
         let (unit, grid) = match (p.acc, p.out) {
             (DType::I32, _) => (0.0, 0.0),
@@ -408,7 +416,7 @@ fn check(problems: &[Problem], seed: u64) -> Vec<Vec<u8>> {
                 got[at]
             );
         }
-    })
+    }
 }
 
 #[test]

@@ -197,22 +197,23 @@ pub fn check(cases: Vec<Case>) {
     for (case, (symbol, spec)) in cases.iter().zip(&kernels) {
         let mut want = case.buffers.clone();
         let expected = reference::run(&case.nest, &mut want, &case.params);
-        let mut got = case.buffers.clone();
-        let status = gpu.run(symbol, spec, &mut got, &case.params);
-        assert_eq!(
-            status != 0,
-            expected.is_err(),
-            "{symbol}: status {status}, {expected:?}"
-        );
-        if expected.is_ok() {
-            for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-                let at = format!("{symbol} on a GPU, buffer {i}: {:?}", case.nest);
-                compare(case.nest.args[i], g, w, &at);
+        let launch = (&case.buffers[..], &case.params[..]);
+        gpu.run(symbol, spec, launch, &mut |name, got, status| {
+            assert_eq!(
+                status != 0,
+                expected.is_err(),
+                "{name}: status {status}, {expected:?}"
+            );
+            if expected.is_ok() {
+                for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                    let at = format!("{name} on a GPU, buffer {i}: {:?}", case.nest);
+                    compare(case.nest.args[i], g, w, &at);
+                }
+                if let (Some(g), Some(w)) = (got.last(), want.last()) {
+                    gpu::note(spec, g, w);
+                }
             }
-            if let (Some(g), Some(w)) = (got.last(), want.last()) {
-                gpu::note(spec, g, w);
-            }
-        }
+        });
     }
 }
 
@@ -310,12 +311,13 @@ pub fn at_every_level(cases: &[&Launch], see: &mut dyn FnMut(&str, usize, &[u8])
         if gpu.refuses(symbol) {
             continue;
         }
-        let mut buffers = c.buffers.clone();
-        let status = gpu.run(symbol, spec, &mut buffers, &c.params);
-        assert_eq!(status, 0, "{symbol} on a GPU");
-        let last = buffers.pop().unwrap();
-        see("sim", i, &last);
-        gpu::note(spec, &last, &first[i]);
+        let launch = (&c.buffers[..], &c.params[..]);
+        gpu.run(symbol, spec, launch, &mut |name, buffers, status| {
+            assert_eq!(status, 0, "{name} on a GPU");
+            let last = buffers.last().unwrap();
+            see("sim", i, last);
+            gpu::note(spec, last, &first[i]);
+        });
     }
     first
 }

@@ -12,6 +12,7 @@ mod cuda;
 mod simulated;
 
 use crate::error::{Error, Result};
+use kiln_ir::DType;
 use std::fmt;
 use std::str::FromStr;
 
@@ -79,6 +80,27 @@ pub struct Window {
     /// Whether it may be written.
     pub writable: bool,
 }
+
+/// A tensor in device memory that a kernel reads by tiles, 128 bytes of the innermost
+/// dimension, whose chunks of 16 bytes are swizzled. Dimensions go from the innermost out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorMap {
+    /// f16, bf16, i8 or u8.
+    pub dtype: DType,
+    /// Its address.
+    pub address: u64,
+    /// Elements along each dimension.
+    pub sizes: Vec<u64>,
+    /// Bytes between neighbours along each dimension but the first.
+    pub strides: Vec<u64>,
+    /// Elements of a tile along each dimension.
+    pub tile: Vec<u32>,
+}
+
+/// Bytes of an encoded [`TensorMap`].
+pub const MAP_BYTES: usize = 128;
+/// What the offset of an encoded [`TensorMap`] in a launch's parameters is a multiple of.
+pub const MAP_ALIGN: usize = 64;
 
 /// A kernel with everything that starting it takes.
 #[derive(Clone, Copy, Debug)]
@@ -154,6 +176,9 @@ pub trait Device: Send {
     /// A kernel of the loaded module by its name; K0705 where it is not there. `shared`
     /// is the dynamic shared memory that its launches ask for, in bytes.
     fn kernel(&mut self, name: &str, shared: u32) -> Result<KernelId>;
+
+    /// A tensor map as kernels take it.
+    fn tensor_map(&self, map: &TensorMap) -> Result<[u8; MAP_BYTES]>;
 
     /// Starts a kernel. What the device counted, where it counts.
     fn launch(&mut self, launch: &Launch) -> Result<Option<serde_json::Value>>;

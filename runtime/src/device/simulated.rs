@@ -1,9 +1,10 @@
 //! The PTX interpreter as a device. Its memory is its own, so a transfer that is missing
 //! is a fault, and it reads nothing that nothing wrote.
 
-use super::{Device, Facts, GraphId, KernelId, Launch, Mark};
+use super::{Device, Facts, GraphId, KernelId, Launch, MAP_BYTES, Mark, TensorMap};
 use crate::error::{Error, Result};
 use crate::sim;
+use kiln_ir::DType;
 use std::time::Instant;
 
 /// What is recorded.
@@ -80,6 +81,26 @@ impl Sim {
                 Ok(None)
             }
             None => self.run(&command),
+        }
+    }
+}
+
+impl From<&TensorMap> for sim::TensorMap {
+    fn from(map: &TensorMap) -> sim::TensorMap {
+        sim::TensorMap {
+            dtype: match map.dtype {
+                DType::F16 => sim::TensorType::F16,
+                DType::BF16 => sim::TensorType::Bf16,
+                // Bytes are copied as they are.
+                _ => sim::TensorType::U8,
+            },
+            address: map.address,
+            sizes: map.sizes.clone(),
+            strides: map.strides.clone(),
+            boxes: map.tile.clone(),
+            steps: vec![1; map.tile.len()],
+            swizzle: sim::Swizzle::B128,
+            nan: false,
         }
     }
 }
@@ -172,6 +193,10 @@ impl Device for Sim {
         }
         self.kernels.push(name.into());
         Ok(KernelId(self.kernels.len() as u32 - 1))
+    }
+
+    fn tensor_map(&self, map: &TensorMap) -> Result<[u8; MAP_BYTES]> {
+        sim::TensorMap::from(map).encode()
     }
 
     fn launch(&mut self, l: &Launch) -> Result<Option<serde_json::Value>> {

@@ -6,7 +6,7 @@ use super::steps::Run;
 use crate::error::{Error, Result};
 use crate::gpu::Extent;
 use crate::memory::Block;
-use crate::plan::{Gpu, Launch, Step};
+use crate::plan::{Gpu, GpuKernel, Launch, Step};
 use kiln_ir::{Binding, Dim};
 
 /// Work below this (floating-point operations plus bytes) is done by one thread.
@@ -22,8 +22,10 @@ pub(super) struct Ready {
     work: i64,
     pub(super) flops: i64,
     pub(super) bytes: i64,
-    /// Blocks and scratch on a device; what is wrong with them, and so without one.
-    pub(super) extent: std::result::Result<Extent, String>,
+    /// Forms for a device, by number, with their blocks and scratch: the ones to be tried
+    /// in order, of which the last one asks for no tiles; what is wrong, and so without a
+    /// device.
+    pub(super) forms: std::result::Result<Vec<(u32, Extent)>, String>,
 }
 
 /// The steps inside a step, in the order in which launches are counted.
@@ -105,14 +107,14 @@ pub(super) fn ready(l: &Launch, binding: &Binding, gpu: Option<&Gpu>) -> Result<
         if fits {
             let (flops, bytes) = (value(&l.flops)?, value(&l.bytes)?);
             let params = v.params.iter().map(value).collect::<Result<Vec<i64>>>()?;
-            let extent = match gpu {
-                Some(gpu) => gpu.kernels[v.kernel as usize].extent(&params),
+            let forms = match gpu {
+                Some(gpu) => forms(&gpu.kernels[v.kernel as usize], &params),
                 None => Err(String::new()),
             };
             return Ok(Ready {
                 kernel: v.kernel,
                 params,
-                extent,
+                forms,
                 tiles: value(&v.tiles)?,
                 scratch: usize::try_from(value(&v.scratch)?).unwrap_or(0),
                 offsets: l.args.iter().map(|a| value(&a.1)).collect::<Result<_>>()?,
@@ -126,6 +128,20 @@ pub(super) fn ready(l: &Launch, binding: &Binding, gpu: Option<&Gpu>) -> Result<
         "K0720",
         format!("{}: no kernel serves these sizes", l.label),
     ))
+}
+
+/// The forms of a kernel that a launch with these parameters tries.
+fn forms(all: &[GpuKernel], params: &[i64]) -> std::result::Result<Vec<(u32, Extent)>, String> {
+    let mut out = vec![];
+    for (i, form) in (0..).zip(all) {
+        if form.serves(params) {
+            out.push((i, form.extent(params)?));
+            if form.tiles.is_empty() {
+                break;
+            }
+        }
+    }
+    Ok(out)
 }
 
 impl Run<'_> {

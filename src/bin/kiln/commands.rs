@@ -309,13 +309,21 @@ fn inspect_artifact(path: &Path, json: bool) -> Result<u8, Failure> {
     for g in &p.gpu {
         let bytes = artifact.section(g.section).len();
         outln!("{}: {bytes} bytes of PTX", g.target);
-        for (name, k) in p.kernels.iter().zip(&g.kernels) {
+        for k in g.kernels.iter().flatten() {
             let cluster = match k.cluster {
                 [1, 1, 1] => String::new(),
                 c => format!(", clusters of {c:?}"),
             };
+            let mut asks: Vec<String> =
+                (k.when.iter().map(|(a, b)| format!("{a} <= {b}"))).collect();
+            asks.extend((k.tiles.iter()).map(|t| format!("tiles {:?} of {}", t.tile, t.arg)));
+            let asks = match asks.is_empty() {
+                true => String::new(),
+                false => format!(", where {}", asks.join(", ")),
+            };
             outln!(
-                "  {name}: grid {:?}, blocks of {:?}{cluster}, {} bytes of shared memory, {} of scratch",
+                "  {}: grid {:?}, blocks of {:?}{cluster}, {} bytes of shared memory, {} of scratch{asks}",
+                k.entry,
                 k.grid,
                 k.block,
                 k.shared,

@@ -105,14 +105,17 @@ fn rows_do_not_depend_on_how_many_there_are() {
             .collect();
         let gpu = Gpu::new(&kernels);
         let mut alone: HashMap<(usize, Layout), Vec<u8>> = HashMap::new();
-        for ((p, case), (symbol, spec)) in all.iter_mut().zip(&kernels) {
-            assert_eq!(gpu.run(symbol, spec, &mut case.buffers, &case.params), 0);
-            let out = case.buffers.last().unwrap();
-            // Tensor cores take words in another order where they lie otherwise.
-            let like = if a == F32 { Layout::Packed } else { p.layout };
-            let row = alone.entry((p.k, like)).or_insert_with(|| out.clone());
-            let same = out.chunks(row.len()).all(|r| r == row);
-            assert!(same, "{types:?}: {p:?}");
+        for ((p, case), (symbol, spec)) in all.iter().zip(&kernels) {
+            let launch = (&case.buffers[..], &case.params[..]);
+            gpu.run(symbol, spec, launch, &mut |_, buffers, status| {
+                assert_eq!(status, 0);
+                let out = buffers.last().unwrap();
+                // Tensor cores take words in another order where they lie otherwise.
+                let like = if a == F32 { Layout::Packed } else { p.layout };
+                let row = alone.entry((p.k, like)).or_insert_with(|| out.clone());
+                let same = out.chunks(row.len()).all(|r| r == row);
+                assert!(same, "{types:?}: {p:?}");
+            });
         }
     }
 }

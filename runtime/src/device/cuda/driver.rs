@@ -39,6 +39,7 @@ const FUNCTIONS: &[&str] = &[
     "cuModuleUnload",
     "cuModuleGetFunction",
     "cuFuncSetAttribute",
+    "cuTensorMapEncodeTiled",
     "cuLaunchKernelEx",
     "cuEventCreate",
     "cuEventRecord",

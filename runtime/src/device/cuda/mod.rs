@@ -5,11 +5,12 @@
 mod driver;
 mod staging;
 
-use super::{Device, Facts, GraphId, KernelId, Launch, Mark};
+use super::{Device, Facts, GraphId, KernelId, Launch, MAP_BYTES, Mark, TensorMap};
 use crate::error::{Error, Result};
 use crate::gpu::ptx_version;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use driver::{check, describe, failed, no_device};
+use kiln_ir::DType;
 use staging::Staging;
 use std::collections::BTreeSet;
 use std::ffi::{CString, c_void};
@@ -23,6 +24,10 @@ const LOG: usize = 16 << 10;
 const PARAM_END: *mut c_void = null_mut();
 const PARAM_POINTER: usize = 1;
 const PARAM_SIZE: usize = 2;
+
+/// Where the driver writes a tensor map.
+#[repr(C, align(64))]
+struct AlignedMap([u8; MAP_BYTES]);
 
 /// A GPU that the driver has.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -392,6 +397,41 @@ impl Device for Cuda {
         }
         self.kernels.push(function);
         Ok(KernelId(self.kernels.len() as u32 - 1))
+    }
+
+    fn tensor_map(&self, map: &TensorMap) -> Result<[u8; MAP_BYTES]> {
+        use sys::CUtensorMapDataType as Type;
+        self.enter()?;
+        let dtype = match map.dtype {
+            DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            DType::BF16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            // Bytes are copied as they are.
+            _ => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        };
+        let steps = vec![1; map.tile.len()];
+        let mut out = AlignedMap([0; MAP_BYTES]);
+        // SAFETY: the arrays have an element for each dimension (one less of strides), the
+        // place is as large and as aligned as a map; the driver checks what they say.
+        check(
+            unsafe {
+                sys::cuTensorMapEncodeTiled(
+                    (&raw mut out).cast(),
+                    dtype,
+                    map.sizes.len() as u32,
+                    map.address as *mut c_void,
+                    map.sizes.as_ptr(),
+                    map.strides.as_ptr(),
+                    map.tile.as_ptr(),
+                    steps.as_ptr(),
+                    sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                    sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                    sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                    sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+                )
+            },
+            "describing a tensor",
+        )?;
+        Ok(out.0)
     }
 
     fn launch(&mut self, l: &Launch) -> Result<Option<serde_json::Value>> {

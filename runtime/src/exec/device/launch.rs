@@ -3,7 +3,7 @@
 use super::super::Ready;
 use super::super::steps::Run;
 use super::Valid;
-use crate::device::{self, Mark, Window};
+use crate::device::{self, MAP_ALIGN, Mark, TensorMap, Window};
 use crate::error::{Error, Result};
 use crate::gpu::{Extent, STATUS_BYTES};
 use crate::plan::Launch;
@@ -18,15 +18,15 @@ impl Run<'_> {
         r: &Ready,
         index: usize,
     ) -> Result<()> {
-        let extent = r.extent.as_ref().map_err(|what| {
+        let forms = r.forms.as_ref().map_err(|what| {
             Error::run("K0720", format!("{}: {what}", l.label)).help("give smaller inputs")
-        });
-        let extent = *extent?;
+        })?;
         let written = l.args.len() - l.writes as usize;
         for (buffer, _) in &l.args {
             self.device_needs(*buffer)?;
         }
-        self.parameters(l, r, &extent, index)?;
+        let (form, extent, maps) = self.form(l, r, forms)?;
+        self.parameters(l, r, (&extent, &maps), index)?;
         for (buffer, _) in &l.args[written..] {
             self.device()?.set_valid(*buffer, Valid::DEVICE);
         }
@@ -38,10 +38,10 @@ impl Run<'_> {
         let before = self.mark()?;
         let watch = self.watch();
         let d = self.device()?;
-        let kernel = &program.gpu[d.on.code].kernels[r.kernel as usize];
+        let kernel = &program.gpu[d.on.code].kernels[r.kernel as usize][form];
         d.started = true;
         let counts = d.on.device.launch(&device::Launch {
-            kernel: d.on.kernels[r.kernel as usize],
+            kernel: d.on.kernels[r.kernel as usize][form],
             grid: extent.grid,
             block: kernel.block,
             cluster: kernel.cluster,
@@ -50,16 +50,52 @@ impl Run<'_> {
             windows: &d.windows,
             label: &l.label,
         })?;
-        let name = &program.kernels[r.kernel as usize];
-        self.note(watch, &l.label, name, r.flops, r.bytes);
+        self.note(watch, &l.label, &kernel.entry, r.flops, r.bytes);
         if let (Some(profile), Some(counts)) = (&mut self.profile, counts) {
             profile.count(counts);
         }
         self.time_from(before)
     }
 
+    /// The form that a launch takes: the first one whose tiles its arguments allow; its
+    /// extent, and the maps of its tiles.
+    fn form(
+        &mut self,
+        l: &Launch,
+        r: &Ready,
+        forms: &[(u32, Extent)],
+    ) -> Result<(usize, Extent, Vec<TensorMap>)> {
+        let program = self.model.program();
+        let all = &program.gpu[self.device()?.on.code].kernels[r.kernel as usize];
+        for &(form, extent) in forms {
+            let form = form as usize;
+            let mut maps = vec![];
+            for tile in &all[form].tiles {
+                let (arg, offset) = match l.args.get(tile.arg as usize) {
+                    Some((buffer, _)) => (*buffer, r.offsets[tile.arg as usize]),
+                    None => break,
+                };
+                let at = self.device_at(arg)?.wrapping_add_signed(offset);
+                maps.extend(tile.map(at, &r.params));
+            }
+            if maps.len() == all[form].tiles.len() {
+                return Ok((form, extent, maps));
+            }
+        }
+        Err(Error::run(
+            "K0720",
+            format!("{}: no form of its kernel serves these sizes", l.label),
+        ))
+    }
+
     /// Writes the parameters of a launch, and the windows that it may touch.
-    fn parameters(&mut self, l: &Launch, r: &Ready, extent: &Extent, index: usize) -> Result<()> {
+    fn parameters(
+        &mut self,
+        l: &Launch,
+        r: &Ready,
+        (extent, maps): (&Extent, &[TensorMap]),
+        index: usize,
+    ) -> Result<()> {
         let d = self.device()?;
         let status = d.on.status.at + (STATUS_BYTES * index) as u64;
         let scratch = d.on.scratch_for(extent.scratch)?;
@@ -84,6 +120,10 @@ impl Run<'_> {
         params.extend(status.to_le_bytes());
         params.extend(scratch.to_le_bytes());
         r.params.iter().for_each(|p| params.extend(p.to_le_bytes()));
+        for map in maps {
+            params.resize(params.len().next_multiple_of(MAP_ALIGN), 0);
+            params.extend(self.device()?.on.device.tensor_map(map)?);
+        }
         if checks {
             let status = (status, STATUS_BYTES as u64);
             for (at, len) in [status, (scratch, extent.scratch as u64)] {

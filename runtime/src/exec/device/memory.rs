@@ -33,11 +33,9 @@ pub struct DeviceMemory {
 
 /// Bytes of scratch that the launches whose sizes are known need at most.
 fn device_scratch(ready: &[Option<Ready>]) -> usize {
-    let sizes = ready
-        .iter()
-        .flatten()
-        .filter_map(|r| r.extent.as_ref().ok());
-    sizes.map(|e| e.scratch).max().unwrap_or(0)
+    let forms = ready.iter().flatten().filter_map(|r| r.forms.as_ref().ok());
+    let sizes = forms.flatten().map(|(_, extent)| extent.scratch);
+    sizes.max().unwrap_or(0)
 }
 
 /// What running an entry under a binding takes on a device that runs this code.

@@ -61,7 +61,8 @@ pub(super) struct OnDevice {
     name: Name,
     /// Which of the plan's targets runs.
     pub(super) code: usize,
-    kernels: Vec<KernelId>,
+    /// The forms of each of the plan's kernels.
+    kernels: Vec<Vec<KernelId>>,
     spaces: Vec<Arc<Spaces>>,
     /// Where the globals are that an entry's kernels touch.
     globals: Vec<Option<u64>>,
@@ -197,8 +198,11 @@ impl OnDevice {
             return Ok(());
         }
         self.device.load(text)?;
-        for (name, k) in program.kernels.iter().zip(&gpu.kernels) {
-            self.kernels.push(self.device.kernel(name, k.shared)?);
+        for forms in &gpu.kernels {
+            let ids = (forms.iter())
+                .map(|k| self.device.kernel(&k.entry, k.shared))
+                .collect::<Result<_>>()?;
+            self.kernels.push(ids);
         }
         Ok(())
     }

@@ -31,16 +31,31 @@ fn the_target_is_chosen_and_a_missing_one_is_named() {
 #[test]
 fn damaged_parts_are_refused() {
     type Change = fn(&mut Gpu);
-    let changes: [(&str, Change); 9] = [
+    let changes: [(&str, Change); 12] = [
         ("section", |g| g.section = 7),
         ("kernels are there", |g| g.kernels.truncate(2)),
         ("no GPU target", |g| g.target = "x86-64-v3".into()),
-        ("threads", |g| g.kernels[1].block = [0, 1, 1]),
-        ("threads", |g| g.kernels[1].block = [1024, 2, 1]),
-        ("threads", |g| g.kernels[1].block = [1, 1, 65]),
-        ("clusters", |g| g.kernels[0].cluster = [0, 1, 1]),
-        ("clusters", |g| g.kernels[0].cluster = [u32::MAX; 3]),
-        ("shared memory", |g| g.kernels[0].shared = 1 << 20),
+        ("threads", |g| g.kernels[1][0].block = [0, 1, 1]),
+        ("threads", |g| g.kernels[1][0].block = [1024, 2, 1]),
+        ("threads", |g| g.kernels[1][0].block = [1, 1, 65]),
+        ("clusters", |g| g.kernels[0][0].cluster = [0, 1, 1]),
+        ("clusters", |g| g.kernels[0][0].cluster = [u32::MAX; 3]),
+        ("shared memory", |g| g.kernels[0][0].shared = 1 << 20),
+        ("no form for every launch", |g| g.kernels[0].clear()),
+        ("no form for every launch", |g| {
+            g.kernels[0][0].when = vec![(dim("p0"), dim("9"))];
+        }),
+        ("a tile of [64, 300] elements", |g| {
+            let mut tiled = g.kernels[0][0].clone();
+            tiled.tiles = vec![Tile {
+                arg: 0,
+                dtype: DType::F16,
+                sizes: vec![dim("p0"), dim("4")],
+                strides: vec![dim("p0")],
+                tile: vec![64, 300],
+            }];
+            g.kernels[0].insert(0, tiled);
+        }),
     ];
     for (what, change) in changes {
         let mut p = program(vec![chain()]);
@@ -78,7 +93,7 @@ fn text_that_is_no_module_is_refused() {
 #[test]
 fn grids_that_no_device_has_are_errors() {
     let mut p = program(vec![chain()]);
-    p.gpu[0].kernels[0].grid[1] = dim("p0 * 100000");
+    p.gpu[0].kernels[0][0].grid[1] = dim("p0 * 100000");
     let mut s = open(&p, PTX.as_bytes(), None).unwrap();
     let e = run(&mut s, 0, &[1.0; 3]).unwrap_err();
     assert_eq!(e.code, "K0720", "{e}");

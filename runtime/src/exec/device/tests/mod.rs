@@ -7,7 +7,7 @@ mod runs;
 use crate::device::Name;
 use crate::plan::{
     Buffer, Entry, Global, GlobalData, Gpu, GpuKernel, Launch, PLAN_VERSION, Place, Port, Program,
-    Step, Variant,
+    Step, Tile, Variant,
 };
 use crate::{Artifact, ArtifactWriter, Model, Session, TensorRef};
 use kiln_ir::{DType, Dim};
@@ -24,22 +24,32 @@ fn dim(text: &str) -> Dim {
 }
 
 /// How each kernel is launched.
-fn kernels() -> Vec<GpuKernel> {
+fn kernels() -> Vec<Vec<GpuKernel>> {
     let one = || Dim::from(1);
     let of = |blocks: &str, threads: u32, scratch: &str| GpuKernel {
+        entry: String::new(),
+        when: vec![],
+        tiles: vec![],
         grid: [dim(blocks), one(), one()],
         block: [threads, 1, 1],
         cluster: [1; 3],
         shared: 0,
         scratch: dim(scratch),
     };
-    vec![
+    let all = [
         of("(p0 + 63) / 64", 64, "0"),
         of("(p1 + 63) / 64", 64, "0"),
         of("(p0 + 63) / 64", 64, "p0 * 4"),
         of("1", 1, "0"),
         of("1", 1, "0"),
-    ]
+    ];
+    let name = |(k, entry): (GpuKernel, &str)| {
+        vec![GpuKernel {
+            entry: entry.into(),
+            ..k
+        }]
+    };
+    all.into_iter().zip(KERNELS).map(name).collect()
 }
 
 /// A plan with the kernels' code for sm_80, in section 1.

@@ -20,6 +20,60 @@ fn kernels_run_at_changing_sizes_and_memory_stays() {
 }
 
 #[test]
+fn a_launch_takes_the_first_form_that_serves() {
+    let mut p = program(vec![chain()]);
+    let plain = p.gpu[0].kernels[0][0].clone();
+    let doubles = GpuKernel {
+        entry: "double".into(),
+        scratch: dim("p0 * 4"),
+        ..plain
+    };
+    // Doubling in place of adding 1: up to 9 numbers; and where rows of n halves could be
+    // read by tiles, which the kernel does not look at.
+    let few = GpuKernel {
+        when: vec![(dim("p0"), dim("9"))],
+        ..doubles.clone()
+    };
+    let tiled = GpuKernel {
+        entry: "tiled".into(),
+        tiles: vec![Tile {
+            arg: 0,
+            dtype: DType::F16,
+            sizes: vec![dim("p0"), dim("2")],
+            strides: vec![dim("p0")],
+            tile: vec![64, 8],
+        }],
+        ..doubles
+    };
+    let forms = &mut p.gpu[0].kernels[0];
+    forms.splice(0..0, [few, tiled]);
+    // The same kernel with room for a tensor map behind its parameters.
+    let from = PTX.split(".visible .entry double").nth(1).unwrap();
+    let body = from.split(".visible .entry").next().unwrap();
+    let map = ".param .s64 n, .param .align 64 .b8 map[128]";
+    let body = body.replacen(".param .s64 n", map, 1);
+    let text = format!("{PTX}\n.visible .entry tiled{body}");
+    let model = Model::without_code(artifact(&p, text.as_bytes()).unwrap());
+    let mut s = Session::on(model, 1, Name::Sim, None).unwrap();
+    for (n, doubled) in [
+        (9, true),
+        (10, false),
+        (12, false),
+        (16, true),
+        (100, false),
+    ] {
+        // 2 · (2 · 5) or 2 · (5 + 1).
+        let want = vec![if doubled { 20.0 } else { 12.0 }; n];
+        assert_eq!(run(&mut s, 0, &vec![5.0; n]).unwrap(), want, "{n}");
+    }
+    s.set_profiling(true);
+    run(&mut s, 0, &[1.0; 9]).unwrap();
+    let profile = s.take_profile().unwrap();
+    let on_device = profile.steps.iter().find(|s| s.lane == Lane::Device);
+    assert_eq!(on_device.unwrap().kernel, "double");
+}
+
+#[test]
 fn what_a_run_takes_is_known_before() {
     let p = program(vec![chain()]);
     let model = model(&p);

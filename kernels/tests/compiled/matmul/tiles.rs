@@ -1,0 +1,107 @@
+//! Products that read tiles, on Hopper.
+
+use super::{Epilogue, Layout, Problem};
+use crate::gpu::Gpu;
+use crate::support::Rng;
+use kiln_ir::DType;
+
+/// A product that tiles serve, of a random type, with an open or a known size.
+fn problem(rng: &mut Rng, m: usize, n: usize, k: usize) -> Problem {
+    let half = rng.pick(&[DType::F16, DType::BF16]);
+    Problem {
+        a: half,
+        b: half,
+        out: rng.pick(&[DType::F32, half]),
+        layout: Layout::Transposed,
+        open: rng.below(2) == 0,
+        epilogue: rng.pick(&[Epilogue::Plain, Epilogue::Bias, Epilogue::Residual]),
+        ..Problem::plain(m, n, k)
+    }
+}
+
+#[test]
+fn tiles_compute_what_plain_copies_do() {
+    let mut rng = Rng(31);
+    let shapes = [
+        // Rows and columns that end inside a part; one part of products, several, a tail.
+        (129, 8, 64),
+        (300, 100, 136),
+        (257, 264, 8),
+        (512, 130, 72),
+        // More rounds than the ring has places.
+        (140, 40, 448),
+    ];
+    let mut problems: Vec<Problem> = (shapes.iter())
+        .map(|&(m, n, k)| problem(&mut rng, m, n, k))
+        .collect();
+    // Batches: their own B, of two axes; one B, whose batch is rows.
+    let of = |batch: &[usize], shared, open, m, rng: &mut Rng| Problem {
+        batch: batch.to_vec(),
+        shared,
+        open,
+        ..problem(rng, m, 40, 72)
+    };
+    problems.push(of(&[2, 2], false, false, 130, &mut rng));
+    problems.push(of(&[3], false, true, 160, &mut rng));
+    problems.push(of(&[2, 3], true, false, 50, &mut rng));
+    problems.push(of(&[3, 2], true, true, 45, &mut rng));
+    // Bytes of every sign, their sums exact.
+    let signs = [DType::I8, DType::U8];
+    for (i, (m, n, k)) in [
+        (150, 40, 128),
+        (300, 72, 272),
+        (256, 136, 16),
+        (131, 24, 640),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        problems.push(Problem {
+            layout: Layout::Transposed,
+            open: i % 2 == 0,
+            ..Problem::bytes(signs[i / 2], signs[i % 2], m, n, k)
+        });
+    }
+    let built: Vec<_> = problems.iter().map(|p| p.build(&mut rng)).collect();
+    let kernels: Vec<_> = (0..)
+        .zip(&built)
+        .map(|(i, b)| (format!("case{i}"), b.case.spec.clone()))
+        .collect();
+    let gpu = Gpu::on("sm_90a", &kernels);
+    for ((p, b), (symbol, spec)) in problems.iter().zip(&built).zip(&kernels) {
+        let mut seen: Vec<(String, Vec<u8>)> = vec![];
+        let launch = (&b.case.buffers[..], &b.case.params[..]);
+        gpu.run(symbol, spec, launch, &mut |name, buffers, status| {
+            assert_eq!(status, 0, "{name}");
+            let result = buffers.last().unwrap();
+            p.compare(b, name, result);
+            seen.push((name.into(), result.clone()));
+        });
+        // Both forms ran, and add in the same order.
+        let names: Vec<&str> = seen.iter().map(|(name, _)| &name[..]).collect();
+        assert_eq!(names, [symbol, &format!("{symbol}_tiles")], "{p:?}");
+        assert!(seen[0].1 == seen[1].1, "other bits: {p:?}");
+    }
+}
+
+#[test]
+fn rows_that_tiles_cannot_read_are_copied_plainly() {
+    let mut rng = Rng(5);
+    // Rows of 66 elements do not start at multiples of 16 bytes; one block has few rows.
+    for (m, k) in [(200, 66), (128, 64)] {
+        let p = Problem {
+            open: true,
+            ..problem(&mut rng, m, 24, k)
+        };
+        let b = p.build(&mut rng);
+        let kernels = [("case".to_string(), b.case.spec.clone())];
+        let gpu = Gpu::on("sm_90a", &kernels);
+        let launch = (&b.case.buffers[..], &b.case.params[..]);
+        let mut names = vec![];
+        gpu.run("case", &b.case.spec, launch, &mut |name, buffers, _| {
+            p.compare(&b, name, buffers.last().unwrap());
+            names.push(name.to_string());
+        });
+        assert_eq!(names, ["case"]);
+    }
+}

@@ -18,6 +18,7 @@ mod halves;
 mod matmul;
 mod nest;
 mod skinny;
+mod skinny_lanes;
 mod skinny_words;
 mod tail;
 mod tiles;

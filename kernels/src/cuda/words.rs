@@ -117,7 +117,7 @@ impl Product {
         a_elem(self.words)
     }
 
-    /// The thread's words of the parts from word `k0` on, chunk by chunk.
+    /// The thread's words of the parts from product `k0` on, chunk by chunk.
     fn read(&self, e: &mut Emitter, cx: &ExprCx, p: &Place, k0: Val) -> [Vec<Val>; 2] {
         let word = Ty::scalar(Elem::I32);
         let group = e.i64(self.group());
@@ -126,8 +126,8 @@ impl Product {
             let (_, chunk) = a_chunk(e, p.thread, j);
             let four = e.i64(CHUNK);
             let at = e.mul(chunk, four);
-            let at = e.add(k0, at);
-            let k = e.mul(at, group);
+            let at = e.mul(at, group);
+            let k = e.add(k0, at);
             let exists = e.cmp(Cmp::Lt, k, p.k, false);
             let from = e.add(start, k);
             let words = e.either(
@@ -143,15 +143,16 @@ impl Product {
             a.extend(words);
         }
         let mut b = vec![];
-        let deep = deep(e, self.group(), p.k);
         let nr = e.i64(self.nr);
         let (column_is, first) = self.columns;
         for j in 0..B_CHUNKS {
-            let (k, _) = b_chunk(e, p.thread, j);
-            let k = e.add(k0, k);
-            let k_is = e.cmp(Cmp::Lt, k, deep, false);
+            let (word, _) = b_chunk(e, p.thread, j);
+            let at = e.mul(word, group);
+            let k = e.add(k0, at);
+            let k_is = e.cmp(Cmp::Lt, k, p.k, false);
             let exists = e.op2("arith.andi", column_is, k_is);
-            let at = e.mul(k, nr);
+            let word = e.op2("arith.divui", k, group);
+            let at = e.mul(word, nr);
             let from = e.offset(first, at, Elem::I32);
             b.extend(load_chunk(e, from, exists));
         }
@@ -186,8 +187,7 @@ impl Product {
                     .collect(),
             ),
         };
-        let (none, depth) = (e.i64(0), e.i64(DEPTH));
-        let deep = deep(e, self.group(), p.k);
+        let (none, depth) = (e.i64(0), e.i64(DEPTH * self.group()));
         let (row, _) = corner(e, p.thread);
         let lowest = e.add(p.rows.0, row);
         // Warps whose rows do not exist only help to read.
@@ -197,8 +197,8 @@ impl Product {
         let both = e.add(self.shared, second);
         let buffer = e.variables(&[self.shared])[0];
         // The turn before the first product only reads, so that the text reads once.
-        let before = e.i64(-DEPTH);
-        e.for_loop(before, deep, depth, &[], |e, k0, _| {
+        let before = e.i64(-DEPTH * self.group());
+        e.for_loop(before, p.k, depth, &[], |e, k0, _| {
             let k1 = e.add(k0, depth);
             let next = self.read(e, cx, p, k1);
             let begun = e.cmp(Cmp::Ge, k0, none, false);

@@ -95,8 +95,8 @@ struct Product {
     aligned: Val,
     /// The starts in A of the thread's rows; of one that does not exist the last one's.
     starts: Vec<Val>,
-    /// Whether the thread's columns of B exist, and where they start.
-    columns: (Val, Val),
+    /// Where the thread's columns of B start.
+    columns: Val,
     /// Words between neighbours along k.
     nr: i64,
 }
@@ -144,16 +144,14 @@ impl Product {
         }
         let mut b = vec![];
         let nr = e.i64(self.nr);
-        let (column_is, first) = self.columns;
         for j in 0..B_CHUNKS {
             let (word, _) = b_chunk(e, p.thread, j);
             let at = e.mul(word, group);
             let k = e.add(k0, at);
-            let k_is = e.cmp(Cmp::Lt, k, p.k, false);
-            let exists = e.op2("arith.andi", column_is, k_is);
+            let exists = e.cmp(Cmp::Lt, k, p.k, false);
             let word = e.op2("arith.divui", k, group);
             let at = e.mul(word, nr);
-            let from = e.offset(first, at, Elem::I32);
+            let from = e.offset(self.columns, at, Elem::I32);
             b.extend(load_chunk(e, from, exists));
         }
         [a, b]
@@ -335,14 +333,15 @@ pub(super) fn deep(e: &mut Emitter, group: i64, k: Val) -> Val {
     e.op2("arith.divui", up, group)
 }
 
-/// Whether the thread's chunk of columns exists, the same in all of its chunks of B; and
-/// where its first word along k is.
-fn columns(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, words: Words, p: &Place) -> (Val, Val) {
+/// Where the first word along k of the thread's chunk of columns is, the same of all of its
+/// chunks of B; of one that does not exist the block's first.
+fn columns(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, words: Words, p: &Place) -> Val {
     let (zero, four, nr) = (e.i64(0), e.i64(CHUNK), e.i64(spec.nr));
     let (_, chunk) = b_chunk(e, p.thread, 0);
     let column = e.mul(chunk, four);
     let column = e.add(p.columns.0, column);
     let exists = e.cmp(Cmp::Lt, column, p.columns.1, false);
+    let column = e.select(exists, column, p.columns.0);
     let batch = match spec.shared() {
         true => zero,
         // The offset of the batch's first element.
@@ -356,7 +355,7 @@ fn columns(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, words: Words, p: &Pl
     let row = e.mul(panel, deep);
     let at = e.mul(row, nr);
     let at = e.add(at, within);
-    (exists, e.offset(base, at, Elem::I32))
+    e.offset(base, at, Elem::I32)
 }
 
 /// The integer that an element of A's bits are.

@@ -506,6 +506,27 @@ impl Gpu {
             .collect()
     }
 
+    /// Neighbours, whole words of them, where `cond` holds; zeros elsewhere.
+    pub(super) fn load_few_where(&mut self, cond: Val, from: Val, elem: Elem, n: u32) -> Vec<Val> {
+        let (p, at) = (self.pred(cond), self.long(from));
+        let k = &mut self.kernel;
+        let per_word = 32 / elem.bits();
+        let words: Vec<Reg<B32>> = (0..n / per_word).map(|_| k.mov(0i32)).collect();
+        k.guarded(p, |k| k.load_to(Space::Global, at, 0, &words));
+        let part = |g: &mut Gpu, i: u32| {
+            let word = words[(i / per_word) as usize];
+            let any = match elem {
+                Elem::F32 => Any::Single(g.kernel.float_of(word)),
+                _ => Any::Word(
+                    g.kernel
+                        .field(word, elem.bits() * (i % per_word), elem.bits()),
+                ),
+            };
+            g.value(any, Ty::scalar(elem))
+        };
+        (0..n).map(|i| part(self, i)).collect()
+    }
+
     /// Writes neighbours as memory has them.
     pub(super) fn store_few(&mut self, xs: &[Val], to: Val) {
         let elem = xs[0].ty.elem;

@@ -120,6 +120,12 @@ impl Emitter {
         self.on().load_few(from, elem, n)
     }
 
+    /// The same of elements of 32 bits or less, of whole words, where `cond` holds; zeros
+    /// elsewhere, where nothing is read.
+    pub fn load_few_where(&mut self, cond: Val, from: Val, elem: Elem, n: u32) -> Vec<Val> {
+        self.on().load_few_where(cond, from, elem, n)
+    }
+
     /// Writes as many, as memory has them.
     pub fn store_few(&mut self, xs: &[Val], to: Val) {
         self.on().store_few(xs, to)

@@ -47,6 +47,7 @@ pub struct Kernel {
     name: String,
     target: GpuTarget,
     threads: u32,
+    resident: Option<u32>,
     params: Vec<Param>,
     shared: Vec<Shared>,
     body: String,
@@ -55,9 +56,6 @@ pub struct Kernel {
     labels: u32,
     /// The guard of the instructions that are written now.
     guard: Option<String>,
-    /// Whether registers change hands: then the assembler must know how many there are,
-    /// which it does of blocks that a multiprocessor may have one of.
-    exchanges: bool,
 }
 
 impl Kernel {
@@ -67,6 +65,7 @@ impl Kernel {
             name: name.to_string(),
             target: target.clone(),
             threads,
+            resident: None,
             params: vec![],
             shared: vec![],
             body: String::new(),
@@ -74,7 +73,6 @@ impl Kernel {
             counts: [0; 6],
             labels: 0,
             guard: None,
-            exchanges: false,
         }
     }
 
@@ -86,6 +84,12 @@ impl Kernel {
     /// Threads of a block.
     pub fn threads(&self) -> u32 {
         self.threads
+    }
+
+    /// Blocks that a multiprocessor holds at once at least: threads get as many registers as
+    /// that leaves, where ptxas would guess, and spill for its guess.
+    pub fn set_resident(&mut self, blocks: u32) {
+        self.resident = Some(blocks);
     }
 
     /// A register that nothing has written.
@@ -158,8 +162,8 @@ impl Kernel {
             }
         }
         writeln!(out, ")\n.maxntid {}, 1, 1", self.threads)?;
-        if self.exchanges {
-            writeln!(out, ".minnctapersm 1")?;
+        if let Some(blocks) = self.resident {
+            writeln!(out, ".minnctapersm {blocks}")?;
         }
         writeln!(out, "{{")?;
         for (class, (letter, register)) in reg::CLASSES.iter().enumerate() {

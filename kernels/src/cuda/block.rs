@@ -9,7 +9,7 @@ use crate::emit_nest::NestEmitter;
 use crate::lower::ExprCx;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::ptx::{B32, Reg};
-use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
+use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
 use kiln_ir::Dim;
 
 /// Rows and columns of a block, and its threads.
@@ -29,6 +29,43 @@ pub(super) struct Place {
     pub columns: (Val, Val),
     /// Products.
     pub k: Val,
+}
+
+impl Place {
+    /// Numbers that the epilogue reads again: sums take their registers.
+    const KEPT: i64 = 4;
+
+    /// Leaves them in shared memory.
+    fn keep(&self, e: &mut Emitter) -> Val {
+        let kept = e.kernel_mut().shared(8 * Place::KEPT as u32, 8);
+        let kept = e.from_word(kept, Elem::Ptr);
+        let none = e.i64(0);
+        let writes = e.cmp(Cmp::Eq, self.thread, none, false);
+        e.if_then(writes, |e| {
+            let all = [self.batch, self.rows.0, self.rows.1, self.columns.0];
+            for (i, x) in (0..).zip(all) {
+                let i = e.i64(i);
+                let to = e.offset(kept, i, Elem::I64);
+                e.store(x, to);
+            }
+        });
+        kept
+    }
+
+    /// The place as the epilogue reads it, behind a barrier.
+    fn kept(&self, e: &mut Emitter, kept: Val) -> Place {
+        let [batch, row, rows, column] = [0, 1, 2, 3].map(|i| {
+            let i = e.i64(i);
+            let from = e.offset(kept, i, Elem::I64);
+            e.load(from, Ty::scalar(Elem::I64))
+        });
+        Place {
+            batch,
+            rows: (row, rows),
+            columns: (column, self.columns.1),
+            ..*self
+        }
+    }
 }
 
 /// The sums of a block in shared memory, `[row][column]`.
@@ -57,8 +94,10 @@ pub(super) fn kernel(
         let ports = Ports::declare(e, nest.args.len(), nest.params);
         let cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
         let place = place(e, &cx, source, shape);
+        let kept = place.keep(e);
         let sums = write(e, &cx, &place);
         e.kernel_mut().barrier();
+        let place = place.kept(e, kept);
         finish(e, nest, cx, source, &place, shape, sums);
     });
     GpuKernel {
@@ -97,6 +136,14 @@ fn place(e: &mut Emitter, cx: &ExprCx, source: &dyn Source, shape: Shape) -> Pla
         columns: (e.mul(y, wide), columns),
         k,
     }
+}
+
+/// A row or column, or the last of `all` where it does not exist: it is read, and nobody
+/// stores its sums.
+pub(super) fn existing(e: &mut Emitter, at: Val, all: Val) -> Val {
+    let one = e.i64(1);
+    let last = e.sub(all, one);
+    e.min(at, last, false)
 }
 
 /// Where the first of a thread's two neighbours goes that `mma` and `wgmma` leave in each

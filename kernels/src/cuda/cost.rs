@@ -7,8 +7,9 @@
 //! A prediction, to be held against measurements: rates are the data sheet's, what a
 //! product's kernel reaches of its unit's peak is a constant of its kind.
 
-use super::{GpuKernel, attention_groups, attention_halves, halves, words};
+use super::{GpuKernel, attention_groups, attention_halves, halves, skinny, skinny_words, words};
 use crate::KernelSpec;
+use crate::matmul::MatMulSpec;
 use kiln_codegen::GpuTarget;
 use kiln_ir::{Binding, DType, Dim, DimError};
 use serde::Serialize;
@@ -28,6 +29,10 @@ const F32_SHARE: f64 = 0.75;
 const WGMMA_SHARE: f64 = 0.75;
 const MMA_SHARE: f64 = 0.7;
 const MMA_ON_HOPPER: f64 = 0.55;
+
+/// Part of bandwidth that products of few rows reach at best: their loops are short, and
+/// begin with a wait.
+const SKINNY_BANDWIDTH: f64 = 0.85;
 
 /// What a launch is predicted to take, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -60,12 +65,17 @@ fn resident(kernel: &GpuKernel, target: &GpuTarget) -> u32 {
     by_threads.min(by_registers).min(by_shared).clamp(1, 32)
 }
 
-/// Operations a second that the kernel's unit reaches at best.
-fn rate(spec: &KernelSpec, target: &GpuTarget) -> f64 {
-    let mma = match target.is_hopper() {
+/// The part of the tensor cores' peak that `mma.sync` reaches.
+fn mma_share(target: &GpuTarget) -> f64 {
+    match target.is_hopper() {
         true => MMA_ON_HOPPER,
         false => MMA_SHARE,
-    };
+    }
+}
+
+/// Operations a second that the kernel's unit reaches at best.
+fn rate(spec: &KernelSpec, target: &GpuTarget) -> f64 {
+    let mma = mma_share(target);
     match spec {
         KernelSpec::MatMul(m) if halves::serves(m).is_some() => {
             let peak = match m.acc {
@@ -91,6 +101,17 @@ fn rate(spec: &KernelSpec, target: &GpuTarget) -> f64 {
     }
 }
 
+/// The same of a product of few rows, of which tensor cores multiply eight at a time.
+fn skinny_rate(spec: &MatMulSpec, rows: f64, target: &GpuTarget) -> f64 {
+    let mma = mma_share(target);
+    let peak = match (skinny_words::serves(spec), spec.acc) {
+        (Some(_), DType::I32) => target.i8_peak * mma,
+        (Some(_), _) => target.f16_peak * mma,
+        (None, _) => target.f32_peak * F32_SHARE,
+    };
+    peak * (rows / skinny::ROWS as f64)
+}
+
 /// Predicts a launch with these parameters. An error where a size has no value.
 pub fn predict(
     spec: &KernelSpec,
@@ -112,12 +133,18 @@ pub fn predict(
     let waves = (blocks / at_once).ceil().max(1.0);
     // Of the last round part of the chip rests; a first one that is not full is all there is.
     let busy = (blocks / (waves * at_once)).clamp(1e-6, 1.0);
-    let rate = rate(spec, target);
+    let (rate, bandwidth) = match spec {
+        KernelSpec::MatMul(m) if skinny::made(m, kernel) => {
+            let rows = value(&skinny::all_rows(m))?;
+            (skinny_rate(m, rows, target), SKINNY_BANDWIDTH)
+        }
+        _ => (rate(spec, target), BANDWIDTH),
+    };
     // Half of the multiprocessors keep the memory busy.
     let drawing = (2.0 * blocks / f64::from(target.multiprocessors)).min(1.0);
     let (compute, memory) = (
         flops / (rate * busy),
-        bytes / (target.bandwidth * BANDWIDTH * drawing.max(1e-6)),
+        bytes / (target.bandwidth * bandwidth * drawing.max(1e-6)),
     );
     Ok(Prediction {
         seconds: LAUNCH + compute.max(memory),
@@ -170,13 +197,18 @@ mod tests {
             let forms = emit(&spec, "k", &target).unwrap();
             predict(&spec, form(&forms, &[]).unwrap(), &[], &target).unwrap()
         };
-        let (large, row) = (predicted(4096), predicted(1));
+        let (large, row, eight) = (predicted(4096), predicted(1), predicted(8));
+        // Eight rows read B once; all multiprocessors draw.
+        assert!(row.blocks == 256.0 && eight.blocks == 256.0 && !eight.by_arithmetic);
+        assert!(eight.seconds < 1.1 * row.seconds, "{eight:?}");
+        let reading = row.bytes / target.bandwidth;
+        assert!(row.seconds - LAUNCH < 1.2 * reading, "{row:?}");
         assert!(large.by_arithmetic && large.waves == 4.0, "{large:?}");
         assert_eq!(large.flops, 2.0 * 4096f64.powi(3));
         assert!(!row.by_arithmetic && row.waves == 1.0, "{row:?}");
         assert!(row.seconds < large.seconds);
         // Nothing is predicted to be faster than the data sheet allows.
-        for p in [large, row] {
+        for p in [large, row, eight] {
             assert!(p.flops / p.seconds < target.f16_peak);
             assert!(p.bytes / p.seconds < target.bandwidth);
         }

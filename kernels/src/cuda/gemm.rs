@@ -25,9 +25,6 @@ const DEPTH: i64 = 16;
 /// Products that the text of a kernel names.
 const WRITTEN: i64 = 4;
 
-/// The place of a row that does not exist.
-pub(super) const NOWHERE: i64 = i64::MIN;
-
 /// How sums are dealt out.
 #[derive(Clone, Copy)]
 struct Tile {
@@ -155,8 +152,8 @@ pub(super) fn emit(
 struct Product<'a> {
     source: &'a dyn Source,
     tile: Tile,
-    /// Where the place of each of the block's rows in A is; its first number is
-    /// [`NOWHERE`] where there is no such row.
+    /// Where the place of each of the block's rows in A is; of a row that does not exist it
+    /// is the last one's, and nobody stores its sums.
     table: Val,
     /// Where parts and sums are.
     shared: Val,
@@ -169,11 +166,8 @@ impl Product<'_> {
         let mine = e.cmp(Cmp::Lt, p.thread, high, false);
         e.if_then(mine, |e| {
             let row = e.add(p.rows.0, p.thread);
-            let exists = e.cmp(Cmp::Lt, row, p.rows.1, false);
-            let mut at = self.source.row(e, cx, p.batch, row);
-            // A row of what is read backwards may start before the first element.
-            let none = e.i64(NOWHERE);
-            at[0] = e.select(exists, at[0], none);
+            let row = block::existing(e, row, p.rows.1);
+            let at = self.source.row(e, cx, p.batch, row);
             for (i, x) in (0..).zip(at) {
                 let to = self.slot(e, p.thread, i);
                 e.store(x, to);
@@ -245,9 +239,7 @@ impl Product<'_> {
                     (k_is, of_k)
                 }
             };
-            let none = e.i64(NOWHERE);
-            let row_is = e.cmp(Cmp::Ne, numbers[0], none, false);
-            let mut exists = e.op2("arith.andi", row_is, k_is);
+            let mut exists = k_is;
             let (at, there) = source.a(e, cx, p.batch, &numbers, &product);
             if let Some(there) = there {
                 exists = e.op2("arith.andi", exists, there);
@@ -279,12 +271,7 @@ impl Product<'_> {
         let elem = memory_elem(t);
         let from = e.offset(cx.args[arg], at, elem);
         let x = e.load_where(exists, from, Ty::scalar(elem));
-        let x = widen(e, x, t);
-        match x.ty.elem == self.tile.elem {
-            true => x,
-            false if self.tile.elem == Elem::I32 => e.cast(x, Elem::I32, is_unsigned(t), false),
-            false => convert(e, x, t, self.source.types()[2]),
-        }
+        summand(e, x, t, self.source.types()[2])
     }
 
     /// Row and product of the thread's element `j` of a part of A: neighbours in memory
@@ -405,6 +392,16 @@ impl Product<'_> {
             pitch: tile.pitch.1,
             elem: tile.elem,
         }
+    }
+}
+
+/// An element of type `t` of A or B as sums of type `acc` have it.
+pub(super) fn summand(e: &mut Emitter, x: Val, t: DType, acc: DType) -> Val {
+    let (x, elem) = (widen(e, x, t), compute_elem(acc));
+    match x.ty.elem == elem {
+        true => x,
+        false if elem == Elem::I32 => e.cast(x, elem, is_unsigned(t), false),
+        false => convert(e, x, t, acc),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::gemm::{self, Source, coordinates};
 use super::halves::{self, Factors};
 use super::nest::divide;
-use super::{GpuKernel, dim, groups, tail, thin, tiles, words};
+use super::{GpuKernel, dim, groups, skinny, tail, thin, tiles, words};
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, advance};
 use crate::{LoopNest, Size};
@@ -15,11 +15,25 @@ pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> Vec<Gpu
     let axes = spec.batch.iter().copied().chain([spec.m, spec.n]).collect();
     let out = (&spec.out, spec.value);
     let nest = tail::nest(&spec.exprs, &spec.args, spec.params, axes, out);
+    // Those by columns have forms of their own for few rows.
+    let few = match halves::serves(spec) {
+        Some(_) => None,
+        None => skinny::emit(spec, &nest, name, target),
+    };
+    if let Some(always) = few.as_ref().filter(|few| few.when.is_empty()) {
+        return vec![always.clone()];
+    }
+    let many = many(spec, &nest, name, target);
+    few.into_iter().chain(many).collect()
+}
+
+/// The forms for any number of rows.
+fn many(spec: &MatMulSpec, nest: &LoopNest, name: &str, target: &GpuTarget) -> Vec<GpuKernel> {
     match (halves::serves(spec), words::serves(spec)) {
-        (Some(Factors::Halves(of)), _) => by_columns::<F32>(spec, of, &nest, name, target),
-        (Some(Factors::Bytes(of)), _) => by_columns::<B32>(spec, of, &nest, name, target),
-        (None, Some(of)) => vec![words::emit(spec, of, &nest, name, target)],
-        (None, None) => vec![gemm::emit(spec, &nest, name, target)],
+        (Some(Factors::Halves(of)), _) => by_columns::<F32>(spec, of, nest, name, target),
+        (Some(Factors::Bytes(of)), _) => by_columns::<B32>(spec, of, nest, name, target),
+        (None, Some(of)) => vec![words::emit(spec, of, nest, name, target)],
+        (None, None) => vec![gemm::emit(spec, nest, name, target)],
     }
 }
 

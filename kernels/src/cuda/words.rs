@@ -11,7 +11,7 @@
 
 use super::GpuKernel;
 use super::block::{self, Place, Shape, Sums};
-use super::gemm::{NOWHERE, Source};
+use super::gemm::Source;
 use super::nest::long;
 use crate::LoopNest;
 use crate::lower::ExprCx;
@@ -74,27 +74,31 @@ pub(super) fn emit(
     let shared = 4 * parts.max(ROWS * SUM_PITCH);
     block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
         let shared = e.kernel_mut().dynamic_shared();
-        let mut product = Product {
-            spec,
+        let aligned = aligned(e, cx, spec, words, p.k);
+        let product = Product {
             words,
             shared: e.from_word(shared, Elem::Ptr),
-            aligned: aligned(e, cx, spec, words, p.k),
-            starts: vec![],
+            aligned,
+            starts: starts(e, cx, spec, p),
+            columns: columns(e, cx, spec, words, p),
+            nr: spec.nr,
         };
-        product.starts = product.starts(e, cx, p);
         let sums = product.sums(e, cx, p);
         product.share(e, p, &sums)
     })
 }
 
-struct Product<'a> {
-    spec: &'a MatMulSpec,
+struct Product {
     words: Words,
     shared: Val,
     /// Whether rows of A start at multiples of 16 bytes and hold whole chunks.
     aligned: Val,
-    /// The starts in A of the thread's rows; [`NOWHERE`]: no such row.
+    /// The starts in A of the thread's rows; of one that does not exist the last one's.
     starts: Vec<Val>,
+    /// Where the thread's columns of B start.
+    columns: Val,
+    /// Words between neighbours along k.
+    nr: i64,
 }
 
 /// A warp's sums: by 16 rows, then 8 columns.
@@ -103,7 +107,7 @@ enum Own {
     Ints(Vec<[Reg<B32>; 4]>),
 }
 
-impl Product<'_> {
+impl Product {
     /// Elements of a word.
     fn group(&self) -> i64 {
         self.words.group()
@@ -113,50 +117,18 @@ impl Product<'_> {
         a_elem(self.words)
     }
 
-    /// Row and chunk of the thread's chunk `j` of a part of A.
-    fn a_chunk(&self, e: &mut Emitter, thread: Val, j: i64) -> (Val, Val) {
-        let per_row = e.i64(DEPTH / CHUNK);
-        let row = e.op2("arith.divui", thread, per_row);
-        let skip = e.i64(j * THREADS * CHUNK / DEPTH);
-        (e.add(row, skip), e.op2("arith.remui", thread, per_row))
-    }
-
-    /// Product (in words) and chunk of columns of the thread's chunk `j` of a part of B.
-    fn b_chunk(&self, e: &mut Emitter, thread: Val, j: i64) -> (Val, Val) {
-        let per_row = e.i64(COLUMNS / CHUNK);
-        let row = e.op2("arith.divui", thread, per_row);
-        let skip = e.i64(j * THREADS * CHUNK / COLUMNS);
-        (e.add(row, skip), e.op2("arith.remui", thread, per_row))
-    }
-
-    fn starts(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) -> Vec<Val> {
-        (0..A_CHUNKS)
-            .map(|j| {
-                let (row, _) = self.a_chunk(e, p.thread, j);
-                let row = e.add(p.rows.0, row);
-                let exists = e.cmp(Cmp::Lt, row, p.rows.1, false);
-                let at = self.spec.row(e, cx, p.batch, row)[0];
-                let none = e.i64(NOWHERE);
-                e.select(exists, at, none)
-            })
-            .collect()
-    }
-
-    /// The thread's words of the parts from word `k0` on, chunk by chunk.
+    /// The thread's words of the parts from product `k0` on, chunk by chunk.
     fn read(&self, e: &mut Emitter, cx: &ExprCx, p: &Place, k0: Val) -> [Vec<Val>; 2] {
         let word = Ty::scalar(Elem::I32);
         let group = e.i64(self.group());
         let mut a = vec![];
         for (j, &start) in (0..).zip(&self.starts) {
-            let (_, chunk) = self.a_chunk(e, p.thread, j);
+            let (_, chunk) = a_chunk(e, p.thread, j);
             let four = e.i64(CHUNK);
             let at = e.mul(chunk, four);
-            let at = e.add(k0, at);
-            let k = e.mul(at, group);
-            let none = e.i64(NOWHERE);
-            let row_is = e.cmp(Cmp::Ne, start, none, false);
-            let k_is = e.cmp(Cmp::Lt, k, p.k, false);
-            let exists = e.op2("arith.andi", row_is, k_is);
+            let at = e.mul(at, group);
+            let k = e.add(k0, at);
+            let exists = e.cmp(Cmp::Lt, k, p.k, false);
             let from = e.add(start, k);
             let words = e.either(
                 self.aligned,
@@ -166,91 +138,36 @@ impl Product<'_> {
                     let from = e.offset(cx.args[0], from, self.a_elem());
                     load_chunk(e, from, exists)
                 },
-                |e, ()| self.words_apart(e, cx, (from, k, p.k), exists),
+                |e, ()| words_apart(e, (cx.args[0], self.a_elem()), (from, k, p.k)),
             );
             a.extend(words);
         }
         let mut b = vec![];
-        let (less, nr) = (e.i64(self.group() - 1), e.i64(self.spec.nr));
-        let up = e.add(p.k, less);
-        let deep = e.op2("arith.divui", up, group);
+        let nr = e.i64(self.nr);
         for j in 0..B_CHUNKS {
-            let (k, chunk) = self.b_chunk(e, p.thread, j);
-            let k = e.add(k0, k);
-            let four = e.i64(CHUNK);
-            let column = e.mul(chunk, four);
-            let column = e.add(p.columns.0, column);
-            let column_is = e.cmp(Cmp::Lt, column, p.columns.1, false);
-            let k_is = e.cmp(Cmp::Lt, k, deep, false);
-            let exists = e.op2("arith.andi", column_is, k_is);
-            // A chunk lies in one panel, whose columns beyond the last are zeros.
-            let panel = e.op2("arith.divui", column, nr);
-            let within = e.op2("arith.remui", column, nr);
-            let row = e.mul(panel, deep);
-            let row = e.add(row, k);
-            let at = e.mul(row, nr);
-            let at = e.add(at, within);
-            let base = self.b_base(e, cx, p);
-            let from = e.offset(base, at, Elem::I32);
+            let (word, _) = b_chunk(e, p.thread, j);
+            let at = e.mul(word, group);
+            let k = e.add(k0, at);
+            let exists = e.cmp(Cmp::Lt, k, p.k, false);
+            let word = e.op2("arith.divui", k, group);
+            let at = e.mul(word, nr);
+            let from = e.offset(self.columns, at, Elem::I32);
             b.extend(load_chunk(e, from, exists));
         }
         [a, b]
     }
 
-    /// B of the block's batch.
-    fn b_base(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) -> Val {
-        let zero = e.i64(0);
-        let at = match self.spec.shared() {
-            true => zero,
-            // The offset of the batch's first element.
-            false => self.spec.b(e, cx, p.batch, zero, zero),
-        };
-        e.offset(cx.args[1], at, self.a_elem())
-    }
-
-    /// Words of A element by element.
-    fn words_apart(
-        &self,
-        e: &mut Emitter,
-        cx: &ExprCx,
-        (from, k, all): (Val, Val, Val),
-        exists: Val,
-    ) -> Vec<Val> {
-        let bits = self.a_elem().bits();
-        (0..CHUNK)
-            .map(|w| {
-                let mut word = e.int(Ty::scalar(Elem::I32), 0);
-                for part in 0..self.group() {
-                    let skip = e.i64(w * self.group() + part);
-                    let at = e.add(k, skip);
-                    let k_is = e.cmp(Cmp::Lt, at, all, false);
-                    let there = e.op2("arith.andi", exists, k_is);
-                    let at = e.add(from, skip);
-                    let at = e.offset(cx.args[0], at, self.a_elem());
-                    let x = e.load_where(there, at, Ty::scalar(self.a_elem()));
-                    let x = e.cast(x, Elem::I32, true, true);
-                    let by = e.int(Ty::scalar(Elem::I32), part * i64::from(bits));
-                    let x = e.op2("arith.shli", x, by);
-                    word = e.op2("arith.ori", word, x);
-                }
-                word
-            })
-            .collect()
-    }
-
     /// Writes what was read to shared memory.
     fn keep(&self, e: &mut Emitter, p: &Place, read: &[Vec<Val>; 2], buffer: Val) {
-        let part = e.i64(A_PART + B_PART);
-        let start = e.mul(buffer, part);
         for (j, words) in (0..).zip(read[0].chunks(CHUNK as usize)) {
-            let (row, chunk) = self.a_chunk(e, p.thread, j);
-            put_chunk(e, self.shared, start, (row, A_PITCH), chunk, words);
+            let (row, chunk) = a_chunk(e, p.thread, j);
+            put_chunk(e, buffer, (row, A_PITCH), chunk, words);
         }
         let behind = e.i64(A_PART);
-        let start = e.add(start, behind);
+        let start = e.offset(buffer, behind, Elem::I32);
         for (j, words) in (0..).zip(read[1].chunks(CHUNK as usize)) {
-            let (row, chunk) = self.b_chunk(e, p.thread, j);
-            put_chunk(e, self.shared, start, (row, B_PITCH), chunk, words);
+            let (row, chunk) = b_chunk(e, p.thread, j);
+            put_chunk(e, start, (row, B_PITCH), chunk, words);
         }
     }
 
@@ -268,24 +185,24 @@ impl Product<'_> {
                     .collect(),
             ),
         };
-        let (none, one, depth) = (e.i64(0), e.i64(1), e.i64(DEPTH));
-        let (less, group) = (e.i64(self.group() - 1), e.i64(self.group()));
-        let up = e.add(p.k, less);
-        let deep = e.op2("arith.divui", up, group);
+        let (none, depth) = (e.i64(0), e.i64(DEPTH * self.group()));
         let (row, _) = corner(e, p.thread);
         let lowest = e.add(p.rows.0, row);
         // Warps whose rows do not exist only help to read.
         let works = e.cmp(Cmp::Lt, lowest, p.rows.1, false);
-        let buffer = e.variables(&[none])[0];
+        let part = e.i64(A_PART + B_PART);
+        let second = e.offset(self.shared, part, Elem::I32);
+        let both = e.add(self.shared, second);
+        let buffer = e.variables(&[self.shared])[0];
         // The turn before the first product only reads, so that the text reads once.
-        let before = e.i64(-DEPTH);
-        e.for_loop(before, deep, depth, &[], |e, k0, _| {
+        let before = e.i64(-DEPTH * self.group());
+        e.for_loop(before, p.k, depth, &[], |e, k0, _| {
             let k1 = e.add(k0, depth);
             let next = self.read(e, cx, p, k1);
             let begun = e.cmp(Cmp::Ge, k0, none, false);
             let multiplies = e.op2("arith.andi", works, begun);
             e.if_then(multiplies, |e| self.multiply(e, p, buffer, &sums));
-            let other = e.sub(one, buffer);
+            let other = e.sub(both, buffer);
             self.keep(e, p, &next, other);
             e.assign(&[buffer], &[other]);
             e.kernel_mut().barrier();
@@ -296,8 +213,6 @@ impl Product<'_> {
 
     /// Adds the products of the parts in a buffer to the warp's sums.
     fn multiply(&self, e: &mut Emitter, p: &Place, buffer: Val, sums: &Own) {
-        let part = e.i64(A_PART + B_PART);
-        let start = e.mul(buffer, part);
         let (row, column) = corner(e, p.thread);
         let lane = lane(e);
         // Lane `l` gives row `l % 16` of 16, at its first or second four words.
@@ -307,10 +222,9 @@ impl Product<'_> {
         let r = e.add(row, in_rows);
         let pitch = e.i64(A_PITCH);
         let at = e.mul(r, pitch);
-        let at = e.add(at, start);
         let skip = e.mul(half, four);
         let at = e.add(at, skip);
-        let a0 = e.offset(self.shared, at, Elem::I32);
+        let a0 = e.offset(buffer, at, Elem::I32);
         let a0 = e.word(a0);
         // And has word `l % 4` of column `l / 4` of 8.
         let t = e.op2("arith.remui", lane, four);
@@ -319,10 +233,9 @@ impl Product<'_> {
         let at = e.mul(t, pitch);
         let at = e.add(at, g);
         let at = e.add(at, column);
-        let at = e.add(at, start);
         let behind = e.i64(A_PART);
         let at = e.add(at, behind);
-        let b0 = e.offset(self.shared, at, Elem::I32);
+        let b0 = e.offset(buffer, at, Elem::I32);
         let b0 = e.word(b0);
         let k = e.kernel_mut();
         for step in 0..DEPTH / STEP {
@@ -385,6 +298,66 @@ impl Product<'_> {
 const A_CHUNKS: i64 = ROWS * DEPTH / CHUNK / THREADS;
 const B_CHUNKS: i64 = DEPTH * COLUMNS / CHUNK / THREADS;
 
+/// Row and chunk of the thread's chunk `j` of a part of A.
+fn a_chunk(e: &mut Emitter, thread: Val, j: i64) -> (Val, Val) {
+    let per_row = e.i64(DEPTH / CHUNK);
+    let row = e.op2("arith.divui", thread, per_row);
+    let skip = e.i64(j * THREADS * CHUNK / DEPTH);
+    (e.add(row, skip), e.op2("arith.remui", thread, per_row))
+}
+
+/// Product (in words) and chunk of columns of the thread's chunk `j` of a part of B.
+fn b_chunk(e: &mut Emitter, thread: Val, j: i64) -> (Val, Val) {
+    let per_row = e.i64(COLUMNS / CHUNK);
+    let row = e.op2("arith.divui", thread, per_row);
+    let skip = e.i64(j * THREADS * CHUNK / COLUMNS);
+    (e.add(row, skip), e.op2("arith.remui", thread, per_row))
+}
+
+/// The starts in A of the thread's rows.
+fn starts(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, p: &Place) -> Vec<Val> {
+    (0..A_CHUNKS)
+        .map(|j| {
+            let (row, _) = a_chunk(e, p.thread, j);
+            let row = e.add(p.rows.0, row);
+            let row = block::existing(e, row, p.rows.1);
+            spec.row(e, cx, p.batch, row)[0]
+        })
+        .collect()
+}
+
+/// Words of `group` elements along k.
+pub(super) fn deep(e: &mut Emitter, group: i64, k: Val) -> Val {
+    let (less, group) = (e.i64(group - 1), e.i64(group));
+    let up = e.add(k, less);
+    e.op2("arith.divui", up, group)
+}
+
+/// Where the first word along k of the thread's chunk of columns is, the same of all of its
+/// chunks of B; of one that does not exist the block's first.
+fn columns(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, words: Words, p: &Place) -> Val {
+    let (zero, four, nr) = (e.i64(0), e.i64(CHUNK), e.i64(spec.nr));
+    let (_, chunk) = b_chunk(e, p.thread, 0);
+    let column = e.mul(chunk, four);
+    let column = e.add(p.columns.0, column);
+    let exists = e.cmp(Cmp::Lt, column, p.columns.1, false);
+    let column = e.select(exists, column, p.columns.0);
+    let batch = match spec.shared() {
+        true => zero,
+        // The offset of the batch's first element.
+        false => spec.b(e, cx, p.batch, zero, zero),
+    };
+    let base = e.offset(cx.args[1], batch, a_elem(words));
+    // A chunk lies in one panel, whose columns beyond the last are zeros.
+    let panel = e.op2("arith.divui", column, nr);
+    let within = e.op2("arith.remui", column, nr);
+    let deep = deep(e, words.group(), p.k);
+    let row = e.mul(panel, deep);
+    let at = e.mul(row, nr);
+    let at = e.add(at, within);
+    e.offset(base, at, Elem::I32)
+}
+
 /// The integer that an element of A's bits are.
 fn a_elem(words: Words) -> Elem {
     match words {
@@ -409,7 +382,45 @@ fn aligned(e: &mut Emitter, cx: &ExprCx, spec: &MatMulSpec, words: Words, k: Val
     e.cmp(Cmp::Eq, low, zero, false)
 }
 
-fn byte(t: DType) -> Byte {
+/// A chunk of words element by element: `from` in memory, from product `k` of `all` on;
+/// zeros beyond the last.
+pub(super) fn words_apart(
+    e: &mut Emitter,
+    (base, elem): (Val, Elem),
+    (from, k, all): (Val, Val, Val),
+) -> Vec<Val> {
+    let bits = i64::from(elem.bits());
+    let (none, one, group) = (e.i64(0), e.i64(1), e.i64(32 / bits));
+    let zero = e.int(Ty::scalar(Elem::I32), 0);
+    // In a loop: all elements at once take many registers.
+    e.for_loop(
+        none,
+        group,
+        one,
+        &[zero; CHUNK as usize],
+        |e, part, words| {
+            let by = e.i64(bits);
+            let by = e.mul(part, by);
+            (0..)
+                .zip(words)
+                .map(|(w, &word)| {
+                    let skip = e.i64(w * (32 / bits));
+                    let skip = e.add(skip, part);
+                    let at = e.add(k, skip);
+                    let there = e.cmp(Cmp::Lt, at, all, false);
+                    let at = e.add(from, skip);
+                    let at = e.offset(base, at, elem);
+                    let x = e.load_where(there, at, Ty::scalar(elem));
+                    let x = e.cast(x, Elem::I32, true, true);
+                    let x = e.op2("arith.shli", x, by);
+                    e.op2("arith.ori", word, x)
+                })
+                .collect()
+        },
+    )
+}
+
+pub(super) fn byte(t: DType) -> Byte {
     match t {
         DType::U8 => Byte::Unsigned,
         _ => Byte::Signed,
@@ -440,19 +451,11 @@ fn load_chunk(e: &mut Emitter, from: Val, exists: Val) -> Vec<Val> {
     to.into_iter().map(|r| e.from_word(r, Elem::I32)).collect()
 }
 
-fn put_chunk(
-    e: &mut Emitter,
-    shared: Val,
-    start: Val,
-    (row, pitch): (Val, i64),
-    chunk: Val,
-    words: &[Val],
-) {
+fn put_chunk(e: &mut Emitter, start: Val, (row, pitch): (Val, i64), chunk: Val, words: &[Val]) {
     let (pitch, four) = (e.i64(pitch), e.i64(CHUNK));
     let at = e.mul(row, pitch);
     let skip = e.mul(chunk, four);
     let at = e.add(at, skip);
-    let at = e.add(at, start);
-    let to = e.offset(shared, at, Elem::I32);
+    let to = e.offset(start, at, Elem::I32);
     e.store_few(words, to);
 }

@@ -1,6 +1,7 @@
 //! Contractions against sums in f64: every layout, tails, types, epilogues.
 
 mod bytes;
+mod skinny;
 mod tiles;
 
 use crate::support::{Launch, Rng, at_every_level, bytes, load, numbers, targets};
@@ -9,7 +10,7 @@ use kiln_kernels::matmul::{Columns, MatMulSpec};
 use kiln_kernels::*;
 
 /// How a test lays out B.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Layout {
     Packed,
     Grouped,

@@ -61,6 +61,9 @@ pub fn note(spec: &KernelSpec, got: &[u8], want: &[u8]) {
     file.unwrap().write_all(line.as_bytes()).unwrap();
 }
 
+/// Gets a form's name, buffers and status.
+pub type See<'a> = &'a mut dyn FnMut(&str, &[Vec<u8>], i32);
+
 /// A tile as plans have it.
 fn planned(tile: &cuda::Tile) -> Tile {
     Tile {
@@ -110,13 +113,7 @@ impl Gpu {
 
     /// Runs every form of a kernel that serves these parameters, the last one first:
     /// `see` gets each one's name, buffers and status.
-    pub fn run(
-        &self,
-        symbol: &str,
-        spec: &KernelSpec,
-        launch: (&[Vec<u8>], &[i64]),
-        see: &mut dyn FnMut(&str, &[Vec<u8>], i32),
-    ) {
+    pub fn run(&self, symbol: &str, spec: &KernelSpec, launch: (&[Vec<u8>], &[i64]), see: See) {
         let named = |forms: &&Vec<GpuKernel>| forms.last().is_some_and(|k| k.entry == symbol);
         let forms = self.kernels.iter().find(named);
         for form in forms.expect("a kernel of this name").iter().rev() {

@@ -27,6 +27,13 @@ use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
 use kiln_ir::{DType, Dim};
 use serde::{Deserialize, Serialize};
 
+/// Bands of rows that a launch goes through one after the other, panel by panel each, and
+/// bytes of filters up to which it has more than one: threads that begin with parts of the
+/// units then have rows of their own, whose pixels they wrote a step before, and filters
+/// are read anew for each band, from the second-level cache.
+const BANDS: i64 = 2;
+const BANDED_BYTES: i64 = 256 << 10;
+
 /// Rows of a work unit: a multiple of the tiles' 6 and 8.
 const MC: i64 = 48;
 
@@ -199,6 +206,15 @@ impl ConvSpec {
         self.rows_dim(params).ceil_div(&MC.into()) * Dim::from(self.groups * self.panels())
     }
 
+    /// Bands of rows of a launch.
+    fn bands(&self) -> i64 {
+        let bytes = self.args[1].size().unwrap_or(1) as i64;
+        match self.taps() * self.depth() * self.filters * bytes <= BANDED_BYTES {
+            true => BANDS,
+            false => 1,
+        }
+    }
+
     /// Scratch bytes of a thread.
     pub fn scratch_bytes(&self, _: &[Dim]) -> Dim {
         let zeros = self.zeros() * self.args[0].size().unwrap_or(4) as i64;
@@ -296,10 +312,18 @@ impl ConvSpec {
         let rows = image.output.iter().fold(image.batch, |p, &s| e.mul(p, s));
         let blocks = ceil_div(e, rows, mc);
         let one = e.i64(1);
+        let (bands, every) = (e.i64(self.bands()), e.i64(self.groups * self.panels()));
+        let deep = ceil_div(e, blocks, bands);
+        let in_band = e.mul(deep, every);
         e.for_loop(args.begin, args.end, one, &[], |e, unit, _| {
             cx.push();
-            // Neighbouring units share a panel.
-            let (panel, block) = div_rem(e, unit, blocks);
+            // Neighbouring units of a band share a panel.
+            let (band, unit) = div_rem(e, unit, in_band);
+            let above = e.mul(band, deep);
+            let left = e.sub(blocks, above);
+            let high = e.min(left, deep, false);
+            let (panel, block) = div_rem(e, unit, high);
+            let block = e.add(above, block);
             let (group, within) = div_rem(e, panel, panels);
             let first = e.mul(block, mc);
             let left = e.sub(rows, first);

@@ -89,7 +89,7 @@ impl KernelSpec {
 }
 
 /// Counts up when emitted code changes, so that caches do not serve old code.
-const EMITTER_VERSION: u32 = 2;
+const EMITTER_VERSION: u32 = 4;
 
 /// Compiles kernels to one ELF object, a symbol each.
 pub fn compile_object(

@@ -2,10 +2,13 @@
 //!
 //! A dispatch to spinning workers costs about 0.1 µs, to parked ones a futex
 //! wake of 40 µs: so workers spin for a while after each job. They offer their core
-//! now and then in that time, and park at once if somebody else had work for it. Work
-//! units are handed out in grains from a shared counter, fewer at a time towards the
-//! end, so that threads end together; which thread runs which unit never changes a
-//! result, since units write disjoint memory.
+//! now and then in that time, and park at once if somebody else had work for it.
+//!
+//! **Each thread begins with its own part of the units**, the same part of every job, so
+//! that what it reads of one step's results is what it wrote and still has in its cache. It
+//! takes grains of it, fewer at a time towards the end, and then of the others' parts, so
+//! that threads end together; which thread runs which unit never changes a result, since
+//! units write disjoint memory.
 //!
 //! **Runs at once share the processors.** Two sessions of two threads on two
 //! processors, both running, are better off with one thread each than with four
@@ -56,8 +59,8 @@ struct Shared {
     state: AtomicU64,
     /// The job, as two words; valid for a worker from joining to leaving.
     job: [AtomicUsize; 2],
-    next: AtomicI64,
-    end: AtomicI64,
+    /// The threads' parts of the units.
+    parts: Box<[Part]>,
     /// How many workers may join the job.
     guests: AtomicU64,
     status: AtomicI32,
@@ -65,6 +68,14 @@ struct Shared {
     parked: AtomicUsize,
     lock: Mutex<()>,
     wake: Condvar,
+}
+
+/// Units that one thread begins with: from `next` on to `end`. Alone in its cache line.
+#[repr(align(64))]
+#[derive(Default)]
+struct Part {
+    next: AtomicI64,
+    end: AtomicI64,
 }
 
 /// A pool of threads, the caller's included.
@@ -106,8 +117,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: [AtomicUsize::new(0), AtomicUsize::new(0)],
-            next: AtomicI64::new(0),
-            end: AtomicI64::new(0),
+            parts: (0..threads.max(1)).map(|_| Part::default()).collect(),
             guests: AtomicU64::new(0),
             status: AtomicI32::new(0),
             stop: AtomicBool::new(false),
@@ -185,8 +195,12 @@ impl Pool {
             return job(0, 0, tiles);
         }
         let s = &*self.shared;
-        s.next.store(0, Ordering::Relaxed);
-        s.end.store(tiles, Ordering::Relaxed);
+        let count = guests as i64 + 1;
+        for (i, part) in (0..count).zip(&s.parts) {
+            part.next.store(share(tiles, i, count), Ordering::Relaxed);
+            part.end
+                .store(share(tiles, i + 1, count), Ordering::Relaxed);
+        }
         s.guests.store(guests, Ordering::Relaxed);
         s.status.store(0, Ordering::Relaxed);
         // SAFETY: a fat pointer is two words; workers use it only between joining
@@ -230,20 +244,30 @@ impl Drop for Pool {
     }
 }
 
+/// Where part `i` of `count` begins.
+fn share(tiles: i64, i: i64, count: i64) -> i64 {
+    (tiles as i128 * i as i128 / count as i128) as i64
+}
+
+/// Units of a part that are taken at a time: half of those left, for few atomic operations
+/// and an end at which threads differ by a unit.
+fn grain(left: i64) -> i64 {
+    (left / 2).max(1)
+}
+
 fn take_grains(s: &Shared, thread: usize, job: Job<'_>) {
-    let end = s.end.load(Ordering::Relaxed);
-    let threads = s.guests.load(Ordering::Relaxed) as i64 + 1;
-    // Half of an even part of what is left: few atomic operations, and an end at which
-    // threads differ by a unit.
-    let grain = |begin: i64| ((end - begin) / (2 * threads)).max(1);
-    let take = |begin: i64| (begin < end).then(|| begin + grain(begin));
-    while let Ok(begin) = (s.next).fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-        let grain = grain(begin);
-        let status = job(thread, begin, (begin + grain).min(end));
-        if status != 0 {
-            let _ = s
-                .status
-                .compare_exchange(0, status, Ordering::Relaxed, Ordering::Relaxed);
+    let count = s.guests.load(Ordering::Relaxed) as usize + 1;
+    for i in 0..count {
+        let part = &s.parts[(thread + i) % count];
+        let end = part.end.load(Ordering::Relaxed);
+        let take = |begin: i64| (begin < end).then(|| begin + grain(end - begin));
+        while let Ok(begin) = (part.next).fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            let status = job(thread, begin, begin + grain(end - begin));
+            if status != 0 {
+                let _ = s
+                    .status
+                    .compare_exchange(0, status, Ordering::Relaxed, Ordering::Relaxed);
+            }
         }
     }
 }

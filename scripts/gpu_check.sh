@@ -44,10 +44,10 @@ bundle() {
 prepare() {
   cd "$here/.."
   [ -f Cargo.toml ] || { echo "not in Kiln's sources: only \`run\` works in a bundle" >&2; exit 64; }
-  target=${CARGO_TARGET_DIR:-target}
+  target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
   python=.venv/bin/python
   program=$target/release/examples/gpu_kernels
-  export KILN_CACHE_DIR=${KILN_CACHE_DIR:-$PWD/$target/kernel-cache}
+  export KILN_CACHE_DIR=${KILN_CACHE_DIR:-$target/kernel-cache}
 }
 
 case "${1:-} $#" in

@@ -8,9 +8,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 count=$1 first=${2:-0}
-target=${CARGO_TARGET_DIR:-target}
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 export KILN=${KILN:-$target/release/kiln} OUT=${OUT:-$target/random-graphs} PYTHON=${PYTHON:-.venv/bin/python}
-export KILN_CACHE_DIR=${KILN_CACHE_DIR:-$PWD/$target/kernel-cache}
+export KILN_CACHE_DIR=${KILN_CACHE_DIR:-$target/kernel-cache}
 # A wrong graph is off by far more; a right one by ten times less than this.
 export RTOL=${RTOL:-1e-4} ATOL=${ATOL:-1e-5}
 levels=(--target x86-64-v3)

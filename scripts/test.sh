@@ -2,8 +2,8 @@
 # Every check, with the time each took. Called by `make test`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-target=${CARGO_TARGET_DIR:-target}
-export KILN_CACHE_DIR="$PWD/$target/kernel-cache"
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+export KILN_CACHE_DIR="$target/kernel-cache"
 python=.venv/bin/python
 times=()
 step() {
@@ -32,10 +32,14 @@ step "format of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --ch
 step "lint" cargo clippy -q --release --workspace --all-targets -- -D warnings
 step "licences" "$python" scripts/licences.py
 # Kernel tests leave their PTX for the assembler.
-export KILN_TEST_PTX="$PWD/$target/test-ptx"
+export KILN_TEST_PTX="$target/test-ptx"
 rm -rf "$KILN_TEST_PTX"
 mkdir -p "$KILN_TEST_PTX"
 step "unit and property tests" cargo test -q --release --workspace
+attention_on_hopper() {
+  env -u KILN_TEST_PTX KILN_TEST_GPU=sm_90a cargo test -q --release --workspace --test compiled attention
+}
+step "attention as PTX for Hopper" attention_on_hopper
 step "build" cargo build -q --release --workspace --bins --examples
 step "the runtime alone" runtime_alone
 onnx_suite() {

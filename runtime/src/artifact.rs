@@ -13,7 +13,7 @@
 
 use crate::error::{Error, Result};
 use crate::memory::ALIGN;
-use crate::plan::{GlobalData, Program};
+use crate::plan::{self, GlobalData, Program, Versioned};
 use crate::strings::Constants;
 use kiln_ir::DType;
 use memmap2::{Mmap, MmapMut};
@@ -293,8 +293,12 @@ impl Artifact {
             }
             at = at.max(high);
         }
-        let program: Program = serde_json::from_slice(&map[rows[0].0..rows[0].0 + rows[0].1])
-            .map_err(|e| Error::input("K0703", format!("{name}: the manifest is damaged: {e}")))?;
+        let manifest = &map[rows[0].0..rows[0].0 + rows[0].1];
+        let unread = |e| Error::input("K0703", format!("{name}: the manifest is damaged: {e}"));
+        // A plan of another version may have any other form.
+        let Versioned { version } = serde_json::from_slice(manifest).map_err(unread)?;
+        plan::check_version(version)?;
+        let program: Program = serde_json::from_slice(manifest).map_err(unread)?;
         let lengths: Vec<usize> = rows.iter().map(|r| r.1).collect();
         program.validate(&lengths)?;
         let section = |s: u32| {

@@ -116,7 +116,8 @@ impl Tile {
             .map(|d| value(d)?.checked_mul(elem))
             .collect::<Option<Vec<i64>>>()?;
         let fits = address.is_multiple_of(16)
-            && sizes.iter().all(|s| (1..=1 << 32).contains(s))
+            // Coordinates have a sign.
+            && sizes.iter().all(|s| (1..=i32::MAX as i64).contains(s))
             && (strides.iter()).all(|s| (16..1 << 40).contains(s) && s % 16 == 0);
         fits.then(|| TensorMap {
             dtype: self.dtype,

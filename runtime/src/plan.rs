@@ -14,6 +14,22 @@ use serde::{Deserialize, Serialize};
 /// anew from its model.
 pub const PLAN_VERSION: u32 = 6;
 
+/// What says of a plan whether its form is known.
+#[derive(Deserialize)]
+pub(crate) struct Versioned {
+    pub(crate) version: u32,
+}
+
+/// K0702 for a plan of another version.
+pub(crate) fn check_version(version: u32) -> Result<()> {
+    if version == PLAN_VERSION {
+        return Ok(());
+    }
+    let message =
+        format!("the artifact has plan version {version}, this runtime reads {PLAN_VERSION}");
+    Err(Error::input("K0702", message).help("compile the model again with this version of kiln"))
+}
+
 /// Everything an artifact holds besides bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Program {
@@ -360,16 +376,7 @@ impl Program {
                 format!("the artifact's plan is damaged: {what}"),
             ))
         };
-        if self.version != PLAN_VERSION {
-            return Err(Error::input(
-                "K0702",
-                format!(
-                    "the artifact has plan version {}, this runtime reads {PLAN_VERSION}",
-                    self.version
-                ),
-            )
-            .help("compile the model again with this version of kiln"));
-        }
+        check_version(self.version)?;
         for g in &self.globals {
             match &g.data {
                 GlobalData::Section(s) => match lengths.get(*s as usize) {

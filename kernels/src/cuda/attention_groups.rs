@@ -362,6 +362,7 @@ impl Attend<'_> {
             self.publish(e, Part::Keys, turn, 1, first);
             self.publish(e, Part::Values, turn, 0, first);
         });
+        e.kernel_mut().end_copies();
         e.kernel_mut().wait_copies(0);
     }
 

@@ -35,10 +35,24 @@ impl Place {
     /// Numbers that the epilogue reads again: sums take their registers.
     const KEPT: i64 = 4;
 
-    /// Leaves them in shared memory.
-    fn keep(&self, e: &mut Emitter) -> Val {
-        let kept = e.kernel_mut().shared(8 * Place::KEPT as u32, 8);
-        let kept = e.from_word(kept, Elem::Ptr);
+    /// Bytes of them.
+    const BYTES: i64 = 8 * Place::KEPT;
+
+    /// Leaves them in shared memory: behind what the launch adds, if it adds some, which so
+    /// begins at a multiple of 1024, as it must for products that read it swizzled.
+    fn keep(&self, e: &mut Emitter, shared: i64) -> Val {
+        let kept = match shared {
+            0 => {
+                let kept = e.kernel_mut().shared(Place::BYTES as u32, 8);
+                e.from_word(kept, Elem::Ptr)
+            }
+            _ => {
+                let base = e.kernel_mut().dynamic_shared();
+                let base = e.from_word(base, Elem::Ptr);
+                let behind = e.i64(shared);
+                e.offset(base, behind, Elem::I8)
+            }
+        };
         let none = e.i64(0);
         let writes = e.cmp(Cmp::Eq, self.thread, none, false);
         e.if_then(writes, |e| {
@@ -94,7 +108,7 @@ pub(super) fn kernel(
         let ports = Ports::declare(e, nest.args.len(), nest.params);
         let cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
         let place = place(e, &cx, source, shape);
-        let kept = place.keep(e);
+        let kept = place.keep(e, shared);
         let sums = write(e, &cx, &place);
         e.kernel_mut().barrier();
         let place = place.kept(e, kept);
@@ -110,7 +124,10 @@ pub(super) fn kernel(
         ],
         block: [threads, 1, 1],
         cluster: [1; 3],
-        shared: shared as u32,
+        shared: match shared {
+            0 => 0,
+            _ => (shared + Place::BYTES) as u32,
+        },
         ..GpuKernel::default()
     }
 }

@@ -119,10 +119,12 @@ pub fn form<'a>(forms: &'a [GpuKernel], params: &[i64]) -> Option<&'a GpuKernel>
     forms.iter().find(|form| {
         let holds = |(a, b): &(Dim, Dim)| value(a).zip(value(b)).is_some_and(|(a, b)| a <= b);
         let apart = |t: &Tile, d: &Dim| {
-            let bytes = |n: i64| n * t.dtype.size().unwrap_or(1) as i64;
-            value(d).is_some_and(|n| n > 0 && bytes(n) % 16 == 0)
+            let bytes = |n: i64| n.checked_mul(t.dtype.size().unwrap_or(1) as i64);
+            let bytes = value(d).and_then(bytes);
+            bytes.is_some_and(|n| (16..1 << 40).contains(&n) && n % 16 == 0)
         };
-        let tiled = |t: &Tile| t.strides.iter().all(|d| apart(t, d));
+        let some = |d: &Dim| value(d).is_some_and(|n| (1..=i32::MAX as i64).contains(&n));
+        let tiled = |t: &Tile| t.sizes.iter().all(some) && t.strides.iter().all(|d| apart(t, d));
         form.when.iter().all(holds) && form.tiles.iter().all(tiled)
     })
 }

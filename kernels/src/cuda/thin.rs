@@ -20,7 +20,7 @@ use crate::matmul::{Columns, MatMulSpec};
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::ptx::{B32, Reg, Space, Sum};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
-use kiln_ir::Dim;
+use kiln_ir::{Dim, Tri};
 
 /// Threads of a block, and its warps.
 const THREADS: i64 = 256;
@@ -37,6 +37,9 @@ const AHEAD_OF_MANY: i64 = 2;
 /// Rows that this serves at most.
 const MOST_ROWS: i64 = 64;
 
+/// Blocks that a grid has at most along its second axis.
+const MOST_BLOCKS: i64 = 65535;
+
 /// Words of a chunk.
 const WORDS: i64 = CHUNK / 4;
 
@@ -49,28 +52,38 @@ pub(super) fn emit<T: Sum>(
     name: &str,
     target: &GpuTarget,
 ) -> Vec<GpuKernel> {
-    let rows = &spec.dims()[0];
-    match rows.as_const() {
+    let [rows, columns, ..] = &spec.dims();
+    let most = Dim::from(MOST_BLOCKS * wide(16));
+    let wider = match columns.le(&most) {
+        Tri::Yes => vec![],
+        Tri::No => return vec![],
+        Tri::Unknown => vec![(columns.clone(), most)],
+    };
+    let heights = match rows.as_const() {
         Some(m) if m > MOST_ROWS => vec![],
-        Some(m) => {
-            // Of 48 rows there are as many products as of 64.
-            let height = if m > 32 {
-                MOST_ROWS
-            } else {
-                (m + 15) / 16 * 16
-            };
-            vec![one::<T>(spec, of, nest, name, target, height.max(16))]
+        // Of 48 rows there are as many products as of 64.
+        Some(m) if m > 32 => vec![MOST_ROWS],
+        Some(m) => vec![((m + 15) / 16 * 16).max(16)],
+        None => vec![16, MOST_ROWS],
+    };
+    let form = |height: i64| {
+        let mut when = wider.clone();
+        if rows.as_const().is_none() {
+            when.push((rows.clone(), Dim::from(height)));
         }
-        None => [16, MOST_ROWS]
-            .map(|height| {
-                let name = entry_of(name, &format!("rows{height}"));
-                GpuKernel {
-                    when: vec![(rows.clone(), Dim::from(height))],
-                    ..one::<T>(spec, of, nest, &name, target, height)
-                }
-            })
-            .into(),
-    }
+        let name = match when.is_empty() {
+            true => name.to_string(),
+            false => entry_of(name, &format!("rows{height}")),
+        };
+        let kernel = one::<T>(spec, of, nest, &name, target, height);
+        GpuKernel { when, ..kernel }
+    };
+    heights.into_iter().map(form).collect()
+}
+
+/// Columns of a block of so many rows.
+fn wide(rows: i64) -> i64 {
+    if rows == 16 { 16 } else { 32 }
 }
 
 fn one<T: Sum>(
@@ -83,7 +96,7 @@ fn one<T: Sum>(
 ) -> GpuKernel {
     let shape = Shape {
         rows,
-        columns: if rows == 16 { 16 } else { 32 },
+        columns: wide(rows),
         threads: THREADS,
     };
     let thin: Thin<T> = Thin {

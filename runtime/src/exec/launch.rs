@@ -130,15 +130,18 @@ pub(super) fn ready(l: &Launch, binding: &Binding, gpu: Option<&Gpu>) -> Result<
     ))
 }
 
-/// The forms of a kernel that a launch with these parameters tries.
+/// The forms of a kernel that a launch with these parameters tries; what is wrong with the
+/// last one where none has a grid.
 fn forms(all: &[GpuKernel], params: &[i64]) -> std::result::Result<Vec<(u32, Extent)>, String> {
     let mut out = vec![];
-    for (i, form) in (0..).zip(all) {
-        if form.serves(params) {
-            out.push((i, form.extent(params)?));
-            if form.tiles.is_empty() {
-                break;
-            }
+    for (i, form) in (0..).zip(all).filter(|(_, form)| form.serves(params)) {
+        match form.extent(params) {
+            Ok(extent) => out.push((i, extent)),
+            Err(what) if i as usize + 1 == all.len() && out.is_empty() => return Err(what),
+            Err(_) => continue,
+        }
+        if form.tiles.is_empty() {
+            break;
         }
     }
     Ok(out)

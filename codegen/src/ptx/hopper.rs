@@ -73,9 +73,6 @@ impl Kernel {
     /// Asks for `n` registers a thread where it has fewer (`up`), or gives those beyond
     /// back. All threads of a group of four warps.
     pub fn registers(&mut self, n: u32, up: bool) {
-        // The assembler must know how many registers there are, which it does where it is
-        // told of blocks.
-        self.resident.get_or_insert(1);
         let way = if up { "inc" } else { "dec" };
         self.line(format_args!("setmaxnreg.{way}.sync.aligned.u32 {n}"));
     }

@@ -330,6 +330,8 @@ impl Attend<'_> {
     /// been started: so two copies are under way, and whoever multiplies never waits for a
     /// part that is held back by one which waits for him.
     fn copy_all(&self, e: &mut Emitter, b: &Block, walk: &Walk) {
+        // Without it ptxas ignores that registers change hands.
+        e.kernel_mut().set_resident(1);
         e.kernel_mut().registers(FEW, false);
         let [q, k, v] = Rows::all(e, &self.softmax.cx, self.softmax.spec, b);
         let first = first_lane(e);

@@ -124,6 +124,8 @@ struct Thread {
 impl Attend<'_> {
     fn write(mut self, e: &mut Emitter, part: Option<(i64, Val)>) {
         let spec = self.softmax.spec;
+        // As many as shared memory has room for with large heads.
+        e.kernel_mut().set_resident(2);
         let b = Block::of(e, &self.softmax.cx, spec, QUERIES);
         let t = thread(e);
         let rows = e.i64(ROWS);

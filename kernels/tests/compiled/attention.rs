@@ -437,6 +437,10 @@ fn every_head_size_is_written() {
     let mut all = vec![];
     for (n, size) in sizes.into_iter().enumerate() {
         for (m, mask) in masks.into_iter().enumerate() {
+            // Every mask with some sizes, every size with some masks.
+            if !matches!(size, 64 | 128 | 256) && m > 1 {
+                continue;
+            }
             let p = many_queries((65, 3), (size, size), mask, n + m);
             let built = p.build(&mut Rng(24));
             all.push((format!("head{size}_{m}"), built.spec));

@@ -72,9 +72,7 @@ impl Bounds {
         [batch, head, first, rows]: [Val; 4],
         keys: Val,
     ) -> (Val, Val) {
-        let one = e.i64(1);
-        let end = e.add(first, rows);
-        let last = e.sub(end, one);
+        let last = last(e, first, rows);
         self.between(e, cx, [batch, head, first, last], keys)
     }
 
@@ -87,9 +85,7 @@ impl Bounds {
         [batch, head, first, rows]: [Val; 4],
         keys: Val,
     ) -> (Val, Val) {
-        let one = e.i64(1);
-        let end = e.add(first, rows);
-        let last = e.sub(end, one);
+        let last = last(e, first, rows);
         self.between(e, cx, [batch, head, last, first], keys)
     }
 
@@ -128,6 +124,13 @@ impl Bounds {
         }
         (low, high)
     }
+}
+
+/// The last of so many queries from the first on.
+fn last(e: &mut Emitter, first: Val, rows: Val) -> Val {
+    let one = e.i64(1);
+    let end = e.add(first, rows);
+    e.sub(end, one)
 }
 
 fn mirrored(f: CompareFn) -> CompareFn {

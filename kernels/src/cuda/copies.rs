@@ -12,6 +12,7 @@ use super::gemm::Source;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
 use kiln_codegen::emit::Cmp;
+use kiln_codegen::ptx::Sum;
 use kiln_codegen::{Elem, Emitter, Ty, Val};
 
 /// Bytes of a chunk.
@@ -29,6 +30,15 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// Of rows of so many bytes of these factors.
+    pub fn of<T: Sum>(of: T::Factors, threads: i64, row: i64) -> Layout {
+        Layout {
+            threads,
+            chunks: row / CHUNK,
+            size: i64::from(T::factor_bits(of) / 8),
+        }
+    }
+
     /// Elements of a row.
     pub fn depth(self) -> i64 {
         self.chunks * CHUNK / self.size

@@ -52,11 +52,7 @@ pub(super) fn emit<T: Sum>(
         columns,
         threads: THREADS,
     };
-    let layout = Layout {
-        threads: THREADS,
-        chunks: ROW / copies::CHUNK,
-        size: i64::from(T::factor_bits(of) / 8),
-    };
+    let layout = Layout::of::<T>(of, THREADS, ROW);
     let shared = (STAGES * stage).max(4 * ROWS * pitch);
     block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
         let shared = e.kernel_mut().dynamic_shared();

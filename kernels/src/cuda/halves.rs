@@ -77,11 +77,7 @@ pub(super) fn emit<T: Sum>(
         columns: SIDE,
         threads: THREADS,
     };
-    let layout = Layout {
-        threads: THREADS,
-        chunks: ROW / copies::CHUNK,
-        size: i64::from(T::factor_bits(of) / 8),
-    };
+    let layout = Layout::of::<T>(of, THREADS, ROW);
     let shared = (STAGES * BOTH).max(4 * SIDE * SUM_PITCH);
     block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
         let shared = e.kernel_mut().dynamic_shared();

@@ -7,8 +7,8 @@
 //! k:      0 … 31   32 … 63   …   224 … 255   256 … 287   …
 //! warp:   0        1             7           0
 //! ```
-//! Tensor cores multiply words of bf16, f16 and bytes (`skinny_words.rs`), lanes all else
-//! (`skinny_lanes.rs`); A is read from the cache by every warp.
+//! Tensor cores multiply panels of words (`skinny_words.rs`), lanes all else
+//! (`skinny_lanes.rs`) but what `thin.rs` serves; A is read from the cache by every warp.
 //!
 //! Rows and columns that do not exist are read as ones that do: nobody stores their sums.
 //! A sum's order is a lane's products, then lanes by halves, then warps: it depends on k

@@ -8,7 +8,9 @@
 
 use super::gemm::coordinates;
 use super::nest::{divide, long};
-use super::{GpuKernel, Ports, attention_groups, attention_halves, attention_split, dim, entry};
+use super::{
+    GpuKernel, Ports, Unit, attention_groups, attention_halves, attention_split, dim, entry,
+};
 use crate::Size;
 use crate::attention::AttentionSpec;
 use crate::lower::{ExprCx, convert, memory_elem, widen};
@@ -98,7 +100,10 @@ pub(super) fn emit(
 /// The form for any number of queries and keys.
 fn whole(spec: &AttentionSpec, name: &str, target: &GpuTarget) -> Result<GpuKernel, SpecError> {
     if let Some(half) = attention_groups::serves(spec, target) {
-        return Ok(attention_groups::emit(spec, half, name, target));
+        return Ok(GpuKernel {
+            unit: Unit::Wgmma,
+            ..attention_groups::emit(spec, half, name, target)
+        });
     }
     if let Some(half) = attention_halves::serves(spec, target) {
         return Ok(attention_halves::emit(spec, half, name, target));

@@ -9,7 +9,7 @@
 
 use super::attention_rows::{self, Block, Place, Rows, Softmax, State, Sums};
 use super::nest::long;
-use super::{GpuKernel, attention, attention_split};
+use super::{GpuKernel, Unit, attention, attention_split};
 use crate::attention::AttentionSpec;
 use crate::softmax::Bounds;
 use kiln_codegen::emit::Cmp;
@@ -92,7 +92,7 @@ pub(super) fn part(
 ) -> GpuKernel {
     let shape = Shape::of(spec);
     let block = (THREADS, QUERIES);
-    attention::kernel(spec, named, block, shape.bytes(), |e, cx, scratch| {
+    let kernel = attention::kernel(spec, named, block, shape.bytes(), |e, cx, scratch| {
         let softmax = Softmax {
             spec,
             cx,
@@ -104,7 +104,11 @@ pub(super) fn part(
             shape,
         };
         attend.write(e, keys.map(|keys| (keys, scratch)));
-    })
+    });
+    GpuKernel {
+        unit: Unit::Mma,
+        ..kernel
+    }
 }
 
 struct Attend<'a> {

@@ -7,9 +7,9 @@
 //! A prediction, to be held against measurements: rates are the data sheet's, what a
 //! product's kernel reaches of its unit's peak is a constant of its kind.
 
-use super::{GpuKernel, attention_groups, attention_halves, halves, skinny, skinny_words, words};
+use super::gemm::Source;
+use super::{GpuKernel, Unit};
 use crate::KernelSpec;
-use crate::matmul::MatMulSpec;
 use kiln_codegen::GpuTarget;
 use kiln_ir::{Binding, DType, Dim, DimError};
 use serde::Serialize;
@@ -65,51 +65,18 @@ fn resident(kernel: &GpuKernel, target: &GpuTarget) -> u32 {
     by_threads.min(by_registers).min(by_shared).clamp(1, 32)
 }
 
-/// The part of the tensor cores' peak that `mma.sync` reaches.
-fn mma_share(target: &GpuTarget) -> f64 {
-    match target.is_hopper() {
-        true => MMA_ON_HOPPER,
-        false => MMA_SHARE,
-    }
-}
-
 /// Operations a second that the kernel's unit reaches at best.
-fn rate(spec: &KernelSpec, target: &GpuTarget) -> f64 {
-    let mma = mma_share(target);
-    match spec {
-        KernelSpec::MatMul(m) if halves::serves(m).is_some() => {
-            let peak = match m.acc {
-                DType::I32 => target.i8_peak,
-                _ => target.f16_peak,
-            };
-            match target.is_hopper() {
-                true => peak * WGMMA_SHARE,
-                false => peak * mma,
-            }
-        }
-        KernelSpec::MatMul(m) if words::serves(m).is_some() => match m.acc {
-            DType::I32 => target.i8_peak * mma,
-            _ => target.f16_peak * mma,
-        },
-        KernelSpec::Attention(a) if attention_groups::serves(a, target).is_some() => {
-            target.f16_peak * WGMMA_SHARE
-        }
-        KernelSpec::Attention(a) if attention_halves::serves(a, target).is_some() => {
-            target.f16_peak * mma
-        }
-        _ => target.f32_peak * F32_SHARE,
-    }
-}
-
-/// The same of a product of few rows, of which tensor cores multiply eight at a time.
-fn skinny_rate(spec: &MatMulSpec, rows: f64, target: &GpuTarget) -> f64 {
-    let mma = mma_share(target);
-    let peak = match (skinny_words::serves(spec), spec.acc) {
-        (Some(_), DType::I32) => target.i8_peak * mma,
-        (Some(_), _) => target.f16_peak * mma,
-        (None, _) => target.f32_peak * F32_SHARE,
+fn rate(spec: &KernelSpec, unit: Unit, target: &GpuTarget) -> f64 {
+    let peak = match spec {
+        KernelSpec::MatMul(m) if m.acc == DType::I32 => target.i8_peak,
+        _ => target.f16_peak,
     };
-    peak * (rows / skinny::ROWS as f64)
+    match unit {
+        Unit::Lanes => target.f32_peak * F32_SHARE,
+        Unit::Mma if target.is_hopper() => peak * MMA_ON_HOPPER,
+        Unit::Mma => peak * MMA_SHARE,
+        Unit::Wgmma => peak * WGMMA_SHARE,
+    }
 }
 
 /// Predicts a launch with these parameters. An error where a size has no value.
@@ -133,13 +100,13 @@ pub fn predict(
     let waves = (blocks / at_once).ceil().max(1.0);
     // Of the last round part of the chip rests; a first one that is not full is all there is.
     let busy = (blocks / (waves * at_once)).clamp(1e-6, 1.0);
-    let (rate, bandwidth) = match spec {
-        KernelSpec::MatMul(m) if skinny::made(m, kernel) => {
-            let rows = value(&skinny::all_rows(m))?;
-            (skinny_rate(m, rows, target), SKINNY_BANDWIDTH)
-        }
-        _ => (rate(spec, target), BANDWIDTH),
-    };
+    let mut rate = rate(spec, kernel.unit, target);
+    let mut bandwidth = BANDWIDTH;
+    if let (KernelSpec::MatMul(m), Some(height)) = (spec, kernel.height) {
+        let rows = value(&m.dims()[0])?;
+        rate *= (rows / height as f64).min(1.0);
+        bandwidth = SKINNY_BANDWIDTH;
+    }
     // Half of the multiprocessors keep the memory busy.
     let drawing = (2.0 * blocks / f64::from(target.multiprocessors)).min(1.0);
     let (compute, memory) = (

@@ -3,7 +3,7 @@
 use super::gemm::{self, Source, coordinates};
 use super::halves::{self, Factors};
 use super::nest::divide;
-use super::{GpuKernel, dim, groups, skinny, tail, thin, tiles, words};
+use super::{GpuKernel, Unit, dim, groups, skinny, tail, thin, tiles, words};
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, advance};
 use crate::{LoopNest, Size};
@@ -32,7 +32,10 @@ fn many(spec: &MatMulSpec, nest: &LoopNest, name: &str, target: &GpuTarget) -> V
     match (halves::serves(spec), words::serves(spec)) {
         (Some(Factors::Halves(of)), _) => by_columns::<F32>(spec, of, nest, name, target),
         (Some(Factors::Bytes(of)), _) => by_columns::<B32>(spec, of, nest, name, target),
-        (None, Some(of)) => vec![words::emit(spec, of, nest, name, target)],
+        (None, Some(of)) => vec![GpuKernel {
+            unit: Unit::Mma,
+            ..words::emit(spec, of, nest, name, target)
+        }],
         (None, None) => vec![gemm::emit(spec, nest, name, target)],
     }
 }
@@ -55,14 +58,20 @@ fn by_columns<T: Sum>(
     match target.is_hopper() {
         true => {
             let tiles = tiles::emit::<T>(spec, of, nest, name, target);
-            let groups = groups::emit::<T>(spec, of, nest, name, target);
+            let groups = GpuKernel {
+                unit: Unit::Wgmma,
+                ..groups::emit::<T>(spec, of, nest, name, target)
+            };
             let [a, b] = T::factors(of);
             forms.extend(tiles.into_iter().chain([groups]).map(|k| GpuKernel {
                 ptx: if a == b { k.ptx } else { MIXED },
                 ..k
             }));
         }
-        false => forms.push(halves::emit::<T>(spec, of, nest, name, target)),
+        false => forms.push(GpuKernel {
+            unit: Unit::Mma,
+            ..halves::emit::<T>(spec, of, nest, name, target)
+        }),
     }
     forms
 }

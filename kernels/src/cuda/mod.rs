@@ -65,6 +65,10 @@ pub struct GpuKernel {
     pub block: [u32; 3],
     /// Blocks of a cluster.
     pub cluster: [u32; 3],
+    /// What multiplies.
+    pub unit: Unit,
+    /// Rows that a block multiplies whether they exist or not, of a kernel for few of them.
+    pub height: Option<i64>,
     /// Parts that the clusters work off in turn; none: each block has its own.
     pub parts: Option<Dim>,
     /// Bytes of shared memory that the launch adds.
@@ -73,6 +77,18 @@ pub struct GpuKernel {
     pub scratch: Dim,
     /// What is launched after it, with the same parameters.
     pub then: Vec<GpuKernel>,
+}
+
+/// What of a multiprocessor does a kernel's arithmetic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unit {
+    /// Lanes.
+    #[default]
+    Lanes,
+    /// Tensor cores by `mma.sync`.
+    Mma,
+    /// Tensor cores by `wgmma`.
+    Wgmma,
 }
 
 /// How a kernel reads an argument by tiles, which the tensor memory accelerator copies to

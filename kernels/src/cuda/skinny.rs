@@ -18,7 +18,7 @@ use super::block::{self, Place, Shape, Sums};
 use super::gemm::Source;
 use super::nest::long;
 use super::skinny_lanes::Lanes;
-use super::{GpuKernel, skinny_words};
+use super::{GpuKernel, Unit, skinny_words};
 use crate::LoopNest;
 use crate::lower::{ExprCx, compute_elem, memory_elem};
 use crate::matmul::MatMulSpec;
@@ -96,29 +96,22 @@ pub(super) fn emit(
         join(e, p.thread, rows(spec), sums);
         sums
     });
-    Some(GpuKernel { when, ..kernel })
-}
-
-/// Whether a kernel is this one.
-pub(super) fn made(spec: &MatMulSpec, kernel: &GpuKernel) -> bool {
-    let [rows, columns, _, batches] = spec.dims();
-    let grid = [
-        batches * rows.ceil_div(&ROWS.into()),
-        columns.ceil_div(&COLUMNS.into()),
-        Dim::ONE,
-    ];
-    when(spec).is_some() && kernel.grid == grid
-}
-
-/// All rows of a batch.
-pub(super) fn all_rows(spec: &MatMulSpec) -> Dim {
-    let [rows, ..] = spec.dims();
-    rows
+    let unit = match skinny_words::serves(spec) {
+        Some(_) => Unit::Mma,
+        None => Unit::Lanes,
+    };
+    Some(GpuKernel {
+        when,
+        unit,
+        height: Some(ROWS),
+        ..kernel
+    })
 }
 
 /// Rows that may exist.
 pub(super) fn rows(spec: &MatMulSpec) -> i64 {
-    all_rows(spec).as_const().unwrap_or(ROWS).clamp(1, ROWS)
+    let [all, ..] = spec.dims();
+    all.as_const().unwrap_or(ROWS).clamp(1, ROWS)
 }
 
 /// A thread's warp, and its lane.

@@ -13,7 +13,7 @@ use super::copies::{self, CHUNK};
 use super::gemm::Source;
 use super::halves::sum_elem;
 use super::nest::long;
-use super::{GpuKernel, entry_of};
+use super::{GpuKernel, Unit, entry_of};
 use crate::LoopNest;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
@@ -76,7 +76,12 @@ pub(super) fn emit<T: Sum>(
             false => entry_of(name, &format!("rows{height}")),
         };
         let kernel = one::<T>(spec, of, nest, &name, target, height);
-        GpuKernel { when, ..kernel }
+        GpuKernel {
+            when,
+            unit: Unit::Mma,
+            height: Some(height),
+            ..kernel
+        }
     };
     heights.into_iter().map(form).collect()
 }

@@ -15,7 +15,7 @@ use super::gemm::{Source, coordinates};
 use super::groups::{self, ROW};
 use super::halves::sum_elem;
 use super::nest::{divide, long};
-use super::{GpuKernel, Ports, Tile, dim, entry, entry_of, tail};
+use super::{GpuKernel, Ports, Tile, Unit, dim, entry, entry_of, tail};
 use crate::emit_nest::NestEmitter;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
@@ -98,6 +98,7 @@ pub(super) fn emit<T: Sum>(
         block: [THREADS as u32, 1, 1],
         cluster: [CLUSTER as u32, 1, 1],
         shared: (bars + 16 * STAGES) as u32,
+        unit: Unit::Wgmma,
         parts: Some(parts),
         ..GpuKernel::default()
     })

@@ -495,6 +495,7 @@ ops! {
     Anchor any_anchor {
         "matmul" => MatMul(contract::MatMul),
         "packed_matmul" => PackedMatMul(packed::PackedMatMul),
+        "block_matmul" => BlockMatMul(block_matmul::BlockMatMul),
         "packed_conv" => PackedConv(packed_conv::PackedConv),
         "attention" => Attention(attention::Attention),
     }

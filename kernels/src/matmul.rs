@@ -42,6 +42,8 @@ pub enum Columns {
     /// Panels of words `[.., ceil(n/nr), ceil(k/g), nr, g]`, zero-padded, of four bytes
     /// or two bf16; A's k lie next to each other.
     Grouped,
+    /// Numbers of a few bits, quantized in blocks along k.
+    Blocks(Blocks),
     /// Element `[k][n]` at `k·row + n·column`.
     Strided {
         /// Elements from one k to the next.
@@ -49,6 +51,23 @@ pub enum Columns {
         /// Elements from one n to the next.
         column: Size,
     },
+}
+
+/// A B whose element `[k][n]` is `(q − zero)·scale`, rounded to A's type. The bytes of buffer
+/// 1 are `[n][count·size·bits/8]`: `bits` bits for each q, low ones of a byte first, and
+/// what fills the last block. Buffer 2 has the scales, `[n][count]`; buffer 3, if there are
+/// zeros, these, `[n][count]` bytes of which the low `bits` bits count; else all are
+/// `2^(bits − 1)`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Blocks {
+    /// Bits of a q: 2, 4 or 8.
+    pub bits: u8,
+    /// Elements of a block, whole bytes.
+    pub size: i64,
+    /// Blocks of a column.
+    pub count: Size,
+    /// Whether there are zeros.
+    pub zeros: bool,
 }
 
 /// A contraction. Buffers: 0 is A, 1 is B, the last is the result, those between
@@ -121,6 +140,29 @@ impl MatMulSpec {
                 "grouped panels are of bytes with sums in i32, or of bf16 with sums in f32".into(),
             )),
             Columns::Packed | Columns::Grouped => Ok(()),
+            Columns::Blocks(ref blocks) => {
+                names.sizes(&[blocks.count])?;
+                self.check_blocks(blocks)
+            }
+        }
+    }
+
+    fn check_blocks(&self, blocks: &Blocks) -> Result<(), SpecError> {
+        let float = |t: DType| matches!(t, DType::F32 | DType::F16 | DType::BF16);
+        let zeros = !blocks.zeros || self.args.get(3) == Some(&DType::U8);
+        let fits = matches!(blocks.bits, 2 | 4 | 8)
+            && (1..=1 << 30).contains(&blocks.size)
+            && blocks.size * i64::from(blocks.bits) % 8 == 0
+            && self.acc == DType::F32
+            && self.args.len() >= 4 + usize::from(blocks.zeros)
+            && float(self.args[0])
+            && self.args[1] == DType::U8
+            && float(self.args[2])
+            && zeros
+            && self.shared();
+        match fits {
+            true => Ok(()),
+            false => Err(SpecError("a quantized side's parts do not agree".into())),
         }
     }
 
@@ -131,7 +173,7 @@ impl MatMulSpec {
     fn packs(&self) -> bool {
         match self.b {
             Columns::Strided { column, .. } => column != Size::ONE || self.words().is_some(),
-            Columns::Packed | Columns::Grouped => false,
+            Columns::Packed | Columns::Grouped | Columns::Blocks(_) => false,
         }
     }
 
@@ -194,12 +236,25 @@ impl MatMulSpec {
             batch.clone()
         };
         let moved = batch.clone() * m.clone() * k.clone() * bytes(0)
-            + b * k.clone() * n.clone() * bytes(1)
+            + b * self.b_bytes(params)
             + batch.clone() * m.clone() * n.clone() * bytes(out);
         (batch * m * n * k * Dim::from(2), moved)
     }
 
-    /// The kernel's MLIR.
+    /// Bytes of B, with what its elements' meaning takes.
+    fn b_bytes(&self, params: &[Dim]) -> Dim {
+        let dim = |s: Size| size_dim(s, params);
+        let size = |i: usize| Dim::from(self.args[i].size().unwrap_or(1));
+        let Columns::Blocks(blocks) = &self.b else {
+            return dim(self.k) * dim(self.n) * size(1);
+        };
+        let own = Dim::from(blocks.size * i64::from(blocks.bits) / 8);
+        let scales = size(2) + Dim::from(i64::from(blocks.zeros));
+        dim(self.n) * dim(blocks.count) * (own + scales)
+    }
+
+    /// The kernel's MLIR. Quantized blocks have none: on processors they are taken apart
+    /// before.
     pub fn emit(&self, symbol: &str, target: &CpuTarget) -> String {
         Emitter::kernel(symbol, target, |e, args| self.body(e, args, target))
     }
@@ -295,7 +350,7 @@ impl MatMulSpec {
         let (k, nr) = (cx.size(e, self.k), e.i64(self.nr));
         let (column0, columns) = at.columns;
         let (from, row) = match &self.b {
-            Columns::Packed | Columns::Grouped => {
+            Columns::Packed | Columns::Grouped | Columns::Blocks(_) => {
                 let panel_size = e.mul(k, nr);
                 let skip = e.mul(at.panel, panel_size);
                 (e.add(at.b_at, skip), nr)

@@ -2,7 +2,7 @@
 
 use crate::attention::AttentionSpec;
 use crate::conv::ConvSpec;
-use crate::matmul::MatMulSpec;
+use crate::matmul::{Columns, MatMulSpec};
 use crate::nest::{LoopNest, SpecError};
 use kiln_codegen::{CodegenError, CpuTarget, Dump};
 use kiln_ir::Dim;
@@ -81,6 +81,9 @@ impl KernelSpec {
         self.check().map_err(refuse)?;
         match self {
             KernelSpec::Nest(s) => crate::emit_nest::emit(symbol, s, target).map_err(refuse),
+            KernelSpec::MatMul(s) if matches!(s.b, Columns::Blocks(_)) => Err(refuse(SpecError(
+                "quantized blocks have kernels for GPUs alone".into(),
+            ))),
             KernelSpec::MatMul(s) => Ok(s.emit(symbol, target)),
             KernelSpec::Conv(s) => Ok(s.emit(symbol, target)),
             KernelSpec::Attention(s) => Ok(s.emit(symbol, target)),

@@ -368,6 +368,18 @@ impl Kernel {
         all
     }
 
+    /// Bytes of two words, by four bits of `which` each: 0 to 3 are `low`'s, 4 to 7 `high`'s.
+    pub fn permute(
+        &mut self,
+        low: Reg<B32>,
+        high: Reg<B32>,
+        which: impl Into<Src<B32>>,
+    ) -> Reg<B32> {
+        let (to, which) = (self.reg(), which.into());
+        self.line(format_args!("prmt.b32 {to}, {low}, {high}, {which}"));
+        to
+    }
+
     /// The low 16 bits of a word as a register of their own.
     pub fn half_of(&mut self, x: Reg<B32>) -> Reg<B16> {
         let to = self.reg();

@@ -161,6 +161,13 @@ impl Kernel {
         to
     }
 
+    /// `a·b + c` of both halves of words, rounded once.
+    pub fn fma_halves(&mut self, t: Half, a: Reg<B32>, b: Reg<B32>, c: Reg<B32>) -> Reg<B32> {
+        let (to, t) = (self.reg(), t.name());
+        self.line(format_args!("fma.rn.{t}x2 {to}, {a}, {b}, {c}"));
+        to
+    }
+
     /// Two f32 rounded to halves of a word, `low` below `high`.
     pub fn pack_halves(&mut self, t: Half, low: Reg<F32>, high: Reg<F32>) -> Reg<B32> {
         let to = self.reg();

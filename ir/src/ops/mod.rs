@@ -2,6 +2,7 @@
 //! and its [`crate::op::OpDef`] (or, for composites, [`composite::Composite`]).
 
 pub mod attention;
+pub mod block_matmul;
 pub mod blocks;
 pub mod composite;
 pub mod contract;

@@ -2,6 +2,7 @@
 
 use super::samples::*;
 use crate::ops::attention::*;
+use crate::ops::block_matmul::BlockMatMul;
 use crate::ops::composite::*;
 use crate::ops::contract::*;
 use crate::ops::conv::Conv;
@@ -197,6 +198,27 @@ fn contractions() -> Vec<Sample> {
         rough(
             PackedMatMul { n: 6, out: None },
             vec![f(&[2, 3, 5]), f(&[2, 5, 4])],
+        ),
+        rough(
+            BlockMatMul {
+                bits: 4,
+                block: 4,
+                out: None,
+            },
+            vec![f(&[2, 3, 7]), bytes(DType::U8, &[5, 4]), f(&[5, 2])],
+        ),
+        rough(
+            BlockMatMul {
+                bits: 8,
+                block: 4,
+                out: Some(DType::F64),
+            },
+            vec![
+                f(&[3, 8]),
+                bytes(DType::U8, &[5, 8]),
+                f(&[5, 2]),
+                bytes(DType::U8, &[5, 2]),
+            ],
         ),
         rough(convolution(6, 2), vec![f(&[2, 5, 4, 4]), f(&[2, 1, 12, 4])]),
         rough(convolution(4, 4), vec![f(&[2, 5, 4, 4]), f(&[6, 4])]),

@@ -238,6 +238,10 @@ impl Source for Pixels<'_> {
         e.add(at, skip)
     }
 
+    fn b_made(&self, _: &mut Emitter, _: &ExprCx, _: Val, _: (Val, Val)) -> Option<Val> {
+        None
+    }
+
     fn turned(&self) -> [bool; 2] {
         [false, false]
     }

@@ -95,14 +95,7 @@ pub(super) fn sides(
     p: &Place,
     [a, b]: [(i64, i64); 2],
 ) -> [Rows; 2] {
-    let rank = spec.batch.len();
-    let strides: Vec<Val> = spec.a[..=rank].iter().map(|&s| cx.size(e, s)).collect();
-    let rows = rows(e, cx.args[0], &strides, layout, a, |e, j| {
-        let (row, _) = chunk(e, layout, p.thread, j);
-        let row = e.add(p.rows.0, row);
-        let exists = e.cmp(Cmp::Lt, row, p.rows.1, false);
-        (spec.row(e, cx, p.batch, row)[0], exists)
-    });
+    let rows = left(e, cx, spec, layout, p, a);
     let mut strides: Vec<Val> = spec.b_batch.iter().map(|&s| cx.size(e, s)).collect();
     if let Columns::Strided { column, .. } = spec.b {
         strides.push(cx.size(e, column));
@@ -115,6 +108,25 @@ pub(super) fn sides(
         (spec.b(e, cx, p.batch, zero, column), exists)
     });
     [rows, columns]
+}
+
+/// The thread's rows of A: how many rows a part has, and where it lies.
+pub(super) fn left(
+    e: &mut Emitter,
+    cx: &ExprCx,
+    spec: &MatMulSpec,
+    layout: Layout,
+    p: &Place,
+    a: (i64, i64),
+) -> Rows {
+    let rank = spec.batch.len();
+    let strides: Vec<Val> = spec.a[..=rank].iter().map(|&s| cx.size(e, s)).collect();
+    rows(e, cx.args[0], &strides, layout, a, |e, j| {
+        let (row, _) = chunk(e, layout, p.thread, j);
+        let row = e.add(p.rows.0, row);
+        let exists = e.cmp(Cmp::Lt, row, p.rows.1, false);
+        (spec.row(e, cx, p.batch, row)[0], exists)
+    })
 }
 
 /// Whether what starts at these addresses, with elements of `size` bytes and these

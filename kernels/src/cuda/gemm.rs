@@ -107,6 +107,10 @@ pub(super) trait Source {
     /// The element of B.
     fn b(&self, e: &mut Emitter, cx: &ExprCx, batch: Val, k: Val, column: Val) -> Val;
 
+    /// An element of B as sums have it, or 0 where it does not exist, if that is more than
+    /// reading what is at [`b`](Self::b).
+    fn b_made(&self, e: &mut Emitter, cx: &ExprCx, exists: Val, place: (Val, Val)) -> Option<Val>;
+
     /// Whether neighbouring rows of A are neighbours in memory, rather than neighbouring
     /// products; and whether neighbouring products of B are, rather than columns.
     fn turned(&self) -> [bool; 2];
@@ -259,8 +263,13 @@ impl Product<'_> {
                 e.cmp(Cmp::Lt, k, p.k, false),
             );
             let both = e.op2("arith.andi", column_is, k_is);
-            let at = source.b(e, cx, p.batch, k, column);
-            b.push(self.element(e, cx, 1, both, at));
+            b.push(match source.b_made(e, cx, both, (k, column)) {
+                Some(x) => x,
+                None => {
+                    let at = source.b(e, cx, p.batch, k, column);
+                    self.element(e, cx, 1, both, at)
+                }
+            });
         }
         [a, b]
     }

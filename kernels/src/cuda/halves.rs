@@ -20,12 +20,12 @@ use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 use kiln_ir::DType;
 
 /// Threads of a block: 2 × 4 warps.
-const THREADS: i64 = 256;
+pub(super) const THREADS: i64 = 256;
 
 /// Rows and columns of a block, and of a warp.
-const SIDE: i64 = 128;
-const WARP_ROWS: i64 = 64;
-const WARP_COLUMNS: i64 = 32;
+pub(super) const SIDE: i64 = 128;
+pub(super) const WARP_ROWS: i64 = 64;
+pub(super) const WARP_COLUMNS: i64 = 32;
 
 /// Parts in shared memory.
 const STAGES: i64 = 4;
@@ -37,6 +37,9 @@ const BOTH: i64 = 2 * PART;
 
 /// Elements between rows of sums.
 const SUM_PITCH: i64 = SIDE + 4;
+
+/// Bytes of a block's sums in shared memory.
+pub(super) const SUMS: i64 = 4 * SIDE * SUM_PITCH;
 
 /// What is multiplied.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +81,7 @@ pub(super) fn emit<T: Sum>(
         threads: THREADS,
     };
     let layout = Layout::of::<T>(of, THREADS, ROW);
-    let shared = (STAGES * BOTH).max(4 * SIDE * SUM_PITCH);
+    let shared = (STAGES * BOTH).max(SUMS);
     block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
         let shared = e.kernel_mut().dynamic_shared();
         let shared = e.from_word(shared, Elem::Ptr);
@@ -89,11 +92,12 @@ pub(super) fn emit<T: Sum>(
     })
 }
 
-struct Product<T: Sum> {
-    of: T::Factors,
+/// A block's product.
+pub(super) struct Product<T: Sum> {
+    pub of: T::Factors,
     /// How parts are copied and lie: rows of 64 bytes.
-    layout: Layout,
-    shared: Val,
+    pub layout: Layout,
+    pub shared: Val,
 }
 
 impl<T: Sum> Product<T> {
@@ -148,7 +152,7 @@ impl<T: Sum> Product<T> {
     /// A lane's address for a matrix instruction at byte `step·32` of a part's rows: row
     /// `l % 8 + 8·a` from `first` on, chunk `2·step + b`, where `a` and `b` are bits of
     /// `l / 8`: bit 0 is the row's if `rows_first`.
-    fn address(
+    pub fn address(
         &self,
         e: &mut Emitter,
         first: Val,
@@ -202,7 +206,7 @@ impl<T: Sum> Product<T> {
     }
 
     /// Writes the warp's sums to shared memory.
-    fn share(&self, e: &mut Emitter, p: &Place, sums: &[[Reg<T>; 4]]) -> Sums {
+    pub fn share(&self, e: &mut Emitter, p: &Place, sums: &[[Reg<T>; 4]]) -> Sums {
         let shown = Sums {
             at: self.shared,
             pitch: SUM_PITCH,
@@ -232,7 +236,7 @@ pub(super) fn sum_elem<T: Sum>() -> Elem {
 }
 
 /// The first row and column of the thread's warp in the block.
-fn corner(e: &mut Emitter, thread: Val) -> (Val, Val) {
+pub(super) fn corner(e: &mut Emitter, thread: Val) -> (Val, Val) {
     let (size, across) = (e.i64(32), e.i64(SIDE / WARP_COLUMNS));
     let warp = e.op2("arith.divui", thread, size);
     let (rows, columns) = (e.i64(WARP_ROWS), e.i64(WARP_COLUMNS));

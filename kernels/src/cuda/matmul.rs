@@ -3,7 +3,7 @@
 use super::gemm::{self, Source, coordinates};
 use super::halves::{self, Factors};
 use super::nest::divide;
-use super::{GpuKernel, Unit, dim, groups, skinny, tail, thin, tiles, words};
+use super::{GpuKernel, Unit, blocks, dim, groups, skinny, tail, thin, tiles, words};
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, advance};
 use crate::{LoopNest, Size};
@@ -15,6 +15,9 @@ pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> Vec<Gpu
     let axes = spec.batch.iter().copied().chain([spec.m, spec.n]).collect();
     let out = (&spec.out, spec.value);
     let nest = tail::nest(&spec.exprs, &spec.args, spec.params, axes, out);
+    if let Some(forms) = blocks::emit(spec, &nest, name, target) {
+        return forms;
+    }
     // Those by columns have forms of their own for few rows.
     let few = match halves::serves(spec) {
         Some(_) => None,
@@ -171,16 +174,26 @@ impl Source for MatMulSpec {
                 return advance(e, cx, at, column, *step);
             }
             (Columns::Grouped, Some(words)) => words.group(),
-            (Columns::Grouped | Columns::Packed, _) => 1,
+            (Columns::Grouped | Columns::Packed | Columns::Blocks(_), _) => 1,
         };
         let all = cx.size(e, self.k);
         let at = panel_offset(e, (k, all), column, (self.nr, group));
         e.add(base, at)
     }
 
+    fn b_made(&self, e: &mut Emitter, cx: &ExprCx, exists: Val, place: (Val, Val)) -> Option<Val> {
+        match &self.b {
+            Columns::Blocks(of) => Some(blocks::element(e, cx, self, of, exists, place)),
+            Columns::Packed | Columns::Grouped | Columns::Strided { .. } => None,
+        }
+    }
+
     fn turned(&self) -> [bool; 2] {
-        let b =
-            matches!(self.b, Columns::Strided { row: Size::ONE, column } if column != Size::ONE);
+        let b = match self.b {
+            Columns::Strided { row, column } => row == Size::ONE && column != Size::ONE,
+            Columns::Blocks(_) => true,
+            Columns::Packed | Columns::Grouped => false,
+        };
         [self.a[self.batch.len()] == Size::ONE, b]
     }
 

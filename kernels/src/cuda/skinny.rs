@@ -31,7 +31,8 @@ pub(super) const ROWS: i64 = 8;
 pub(super) const COLUMNS: i64 = 16;
 pub(super) const WARPS: i64 = 8;
 
-const SHAPE: Shape = Shape {
+/// A block.
+pub(super) const SHAPE: Shape = Shape {
     rows: ROWS,
     columns: COLUMNS,
     threads: 32 * WARPS,
@@ -46,6 +47,11 @@ const MANY: i64 = 4;
 /// What a launch's parameters must satisfy (left ≤ right) for this to serve it; none where
 /// it never does.
 pub(super) fn when(spec: &MatMulSpec) -> Option<Vec<(Dim, Dim)>> {
+    serves(spec).then(|| few(spec)).flatten()
+}
+
+/// The same of how many rows and columns there are.
+pub(super) fn few(spec: &MatMulSpec) -> Option<Vec<(Dim, Dim)>> {
     let [rows, columns, ..] = spec.dims();
     let mut open = vec![];
     for (size, most) in [(rows, ROWS), (columns, MOST_BLOCKS * COLUMNS)] {
@@ -56,7 +62,7 @@ pub(super) fn when(spec: &MatMulSpec) -> Option<Vec<(Dim, Dim)>> {
             Tri::Unknown => open.push((size, most)),
         }
     }
-    serves(spec).then_some(open)
+    Some(open)
 }
 
 /// Whether four elements are one access, and sums are of 32 bits.
@@ -171,7 +177,7 @@ pub(super) fn part(e: &mut Emitter, sums: Sums, warp: Val, row: Val, column: Val
 }
 
 /// Adds the warps' sums in their order, in the first one's place.
-fn join(e: &mut Emitter, thread: Val, rows: i64, sums: Sums) {
+pub(super) fn join(e: &mut Emitter, thread: Val, rows: i64, sums: Sums) {
     e.kernel_mut().barrier();
     let all = e.i64(rows * COLUMNS);
     let mine = e.cmp(Cmp::Lt, thread, all, false);

@@ -35,7 +35,7 @@ enum Lies {
 impl Lies {
     fn of(spec: &MatMulSpec) -> Lies {
         match spec.b {
-            Columns::Packed | Columns::Grouped => Lies::Columns,
+            Columns::Packed | Columns::Grouped | Columns::Blocks(_) => Lies::Columns,
             Columns::Strided {
                 column: Size::ONE, ..
             } => Lies::Columns,

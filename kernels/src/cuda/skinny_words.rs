@@ -34,7 +34,7 @@ pub(super) fn serves(spec: &MatMulSpec) -> Option<Factors> {
             Words::Pairs => Factors::Halves(Half::Bf16),
             Words::Bytes(signs) => Factors::Bytes((byte(signs.a), byte(signs.b))),
         }),
-        Columns::Packed | Columns::Strided { .. } => None,
+        Columns::Packed | Columns::Strided { .. } | Columns::Blocks(_) => None,
     }
 }
 

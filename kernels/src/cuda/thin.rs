@@ -24,7 +24,7 @@ use kiln_ir::{Dim, Tri};
 
 /// Threads of a block, and its warps.
 const THREADS: i64 = 256;
-const WARPS: i64 = THREADS / 32;
+pub(super) const WARPS: i64 = THREADS / 32;
 
 /// Bytes of a row that a warp reads at once: four lanes' chunks.
 const SPAN: i64 = 4 * CHUNK;
@@ -43,14 +43,26 @@ const MOST_BLOCKS: i64 = 65535;
 /// Words of a chunk.
 const WORDS: i64 = CHUNK / 4;
 
-/// The forms for few rows: the one form where their number is known and small; where it is
-/// open, one for up to 16 and one for more.
+/// The forms for few rows.
 pub(super) fn emit<T: Sum>(
     spec: &MatMulSpec,
     of: T::Factors,
     nest: &LoopNest,
     name: &str,
     target: &GpuTarget,
+) -> Vec<GpuKernel> {
+    forms(spec, name, |name, rows| {
+        one::<T>(spec, of, nest, name, target, rows)
+    })
+}
+
+/// The forms for few rows, of which `one` makes each, with its name, for so many rows: the
+/// one form where their number is known and small; where it is open, one for up to 16 and
+/// one for more.
+pub(super) fn forms(
+    spec: &MatMulSpec,
+    name: &str,
+    one: impl Fn(&str, i64) -> GpuKernel,
 ) -> Vec<GpuKernel> {
     let [rows, columns, ..] = &spec.dims();
     let most = Dim::from(MOST_BLOCKS * wide(16));
@@ -75,19 +87,18 @@ pub(super) fn emit<T: Sum>(
             true => name.to_string(),
             false => entry_of(name, &format!("rows{height}")),
         };
-        let kernel = one::<T>(spec, of, nest, &name, target, height);
         GpuKernel {
             when,
             unit: Unit::Mma,
             height: Some(height),
-            ..kernel
+            ..one(&name, height)
         }
     };
     heights.into_iter().map(form).collect()
 }
 
 /// Columns of a block of so many rows.
-fn wide(rows: i64) -> i64 {
+pub(super) fn wide(rows: i64) -> i64 {
     if rows == 16 { 16 } else { 32 }
 }
 
@@ -104,14 +115,8 @@ fn one<T: Sum>(
         columns: wide(rows),
         threads: THREADS,
     };
-    let thin: Thin<T> = Thin {
-        spec,
-        of,
-        rows,
-        columns: shape.columns,
-        pitch: shape.columns + 4,
-    };
-    let shared = 4 * WARPS * rows * thin.pitch;
+    let thin: Thin<T> = Thin::new(spec, of, shape);
+    let shared = thin.shared();
     block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
         let shared = e.kernel_mut().dynamic_shared();
         let shared = e.from_word(shared, Elem::Ptr);
@@ -120,24 +125,39 @@ fn one<T: Sum>(
     })
 }
 
-struct Thin<'a, T: Sum> {
+pub(super) struct Thin<'a, T: Sum> {
     spec: &'a MatMulSpec,
     of: T::Factors,
     /// Rows and columns of a block.
-    rows: i64,
-    columns: i64,
+    pub rows: i64,
+    pub columns: i64,
     /// Elements between rows of sums.
     pitch: i64,
 }
 
 /// A row of A or a column of B that a lane reads: where it starts, and whether there is one.
-struct Line {
+pub(super) struct Line {
     base: Val,
     start: Val,
     exists: Val,
 }
 
-impl<T: Sum> Thin<'_, T> {
+impl<'a, T: Sum> Thin<'a, T> {
+    pub fn new(spec: &'a MatMulSpec, of: T::Factors, shape: Shape) -> Thin<'a, T> {
+        Thin {
+            spec,
+            of,
+            rows: shape.rows,
+            columns: shape.columns,
+            pitch: shape.columns + 4,
+        }
+    }
+
+    /// Bytes of shared memory: every warp's sums.
+    pub fn shared(&self) -> i64 {
+        4 * WARPS * self.rows * self.pitch
+    }
+
     /// Bytes of an element.
     fn size(&self) -> i64 {
         i64::from(T::factor_bits(self.of) / 8)
@@ -151,7 +171,7 @@ impl<T: Sum> Thin<'_, T> {
     }
 
     /// The lane's rows of A: of each sixteen, `l / 4` and eight below.
-    fn a_lines(&self, e: &mut Emitter, cx: &ExprCx, p: &Place, of_eight: Val) -> Vec<Line> {
+    pub fn a_lines(&self, e: &mut Emitter, cx: &ExprCx, p: &Place, of_eight: Val) -> Vec<Line> {
         (0..self.rows / 8)
             .map(|i| {
                 let skip = e.i64(8 * i);
@@ -190,7 +210,7 @@ impl<T: Sum> Thin<'_, T> {
     }
 
     /// Whether every row and column starts at a multiple of 16 bytes and has whole chunks.
-    fn aligned(&self, e: &mut Emitter, cx: &ExprCx, k: Val) -> Val {
+    pub fn aligned(&self, e: &mut Emitter, cx: &ExprCx, k: Val) -> Val {
         let spec = self.spec;
         let mut strides = spec.a[..=spec.batch.len()].to_vec();
         strides.extend(&spec.b_batch);
@@ -261,7 +281,7 @@ impl<T: Sum> Thin<'_, T> {
     }
 
     /// A chunk of each line from product `at` on.
-    fn chunks(&self, e: &mut Emitter, lines: &[Line], at: Val, all: Val) -> Vec<Vec<Reg<B32>>> {
+    pub fn chunks(&self, e: &mut Emitter, lines: &[Line], at: Val, all: Val) -> Vec<Vec<Reg<B32>>> {
         let some = e.cmp(Cmp::Lt, at, all, false);
         (lines.iter())
             .map(|line| {
@@ -278,7 +298,7 @@ impl<T: Sum> Thin<'_, T> {
     }
 
     /// The same, element by element.
-    fn pieces(&self, e: &mut Emitter, lines: &[Line], at: Val, all: Val) -> Vec<Vec<Reg<B32>>> {
+    pub fn pieces(&self, e: &mut Emitter, lines: &[Line], at: Val, all: Val) -> Vec<Vec<Reg<B32>>> {
         let word = Ty::scalar(Elem::I32);
         let (many, bits) = (4 / self.size(), e.int(word, 8 * self.size()));
         (lines.iter())
@@ -313,22 +333,33 @@ impl<T: Sum> Thin<'_, T> {
 
     /// Adds the products of a chunk of each line: two steps of two words.
     fn multiply(&self, e: &mut Emitter, part: &[Vec<Vec<Reg<B32>>>; 2], sums: &[[Reg<T>; 4]]) {
-        let across = (self.columns / 8) as usize;
-        let k = e.kernel_mut();
         for step in [0, 2] {
-            for (i, rows) in part[0].chunks(2).enumerate() {
-                let [low, high] = [&rows[0], &rows[1]];
-                let a = [low[step], high[step], low[step + 1], high[step + 1]];
-                for (j, column) in part[1].iter().enumerate() {
-                    let b = [column[step], column[step + 1]];
-                    k.multiply(self.of, sums[i * across + j], a, b);
-                }
+            let b: Vec<_> = (part[1].iter()).map(|b| [b[step], b[step + 1]]).collect();
+            self.step(e, &part[0], step, &b, sums);
+        }
+    }
+
+    /// Adds the products of words `step` and the next of each row with those of each column.
+    pub fn step(
+        &self,
+        e: &mut Emitter,
+        rows: &[Vec<Reg<B32>>],
+        step: usize,
+        columns: &[[Reg<B32>; 2]],
+        sums: &[[Reg<T>; 4]],
+    ) {
+        let k = e.kernel_mut();
+        for (rows, sums) in rows.chunks(2).zip(sums.chunks(columns.len())) {
+            let [low, high] = [&rows[0], &rows[1]];
+            let a = [low[step], high[step], low[step + 1], high[step + 1]];
+            for (&b, &sums) in columns.iter().zip(sums) {
+                k.multiply(self.of, sums, a, b);
             }
         }
     }
 
     /// Adds the warps' sums, in order.
-    fn join(&self, e: &mut Emitter, p: &Place, sums: &[[Reg<T>; 4]], shared: Val) -> Sums {
+    pub fn join(&self, e: &mut Emitter, p: &Place, sums: &[[Reg<T>; 4]], shared: Val) -> Sums {
         let (all, elem) = (self.rows * self.pitch, sum_elem::<T>());
         let (size, own) = (e.i64(32), e.i64(all));
         let warp = e.op2("arith.divui", p.thread, size);

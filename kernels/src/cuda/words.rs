@@ -54,7 +54,7 @@ const CHUNK: i64 = 4;
 pub(super) fn serves(spec: &MatMulSpec) -> Option<Words> {
     match spec.b {
         Columns::Grouped => spec.words(),
-        Columns::Packed | Columns::Strided { .. } => None,
+        Columns::Packed | Columns::Strided { .. } | Columns::Blocks(_) => None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Contractions against sums in f64: every layout, tails, types, epilogues.
 
+mod blocks;
 mod bytes;
 mod skinny;
 mod tiles;

@@ -3,7 +3,7 @@
 
 use crate::onnx::cx::{Cx, Fail, Out};
 use kiln_ir::graph::Value;
-use kiln_ir::ops::layout::{Pad, PadMode};
+use kiln_ir::ops::block_matmul::BlockMatMul;
 use kiln_ir::{BinaryFn, DType, Dim, Tensor, Tri};
 
 type One = Result<Value, Fail>;
@@ -66,13 +66,18 @@ pub(crate) fn matmul_n_bits(cx: &mut Cx) -> Out {
         return Err(Fail::form("a weight in the layout of one GPU"));
     }
     let a = cx.arg(0)?;
+    if cx.rank(a) == 0 {
+        return Err(Fail::invalid("a scalar is no matrix"));
+    }
     let p = Packed::read(cx)?;
-    let (a, w) = match cx.opt(4) {
-        Some(groups) => (a, by_group(cx, &p, groups)?),
-        None => (spread(cx, &p, a)?, by_block(cx, &p)?),
+    let y = match cx.opt(4) {
+        Some(groups) => {
+            let w = by_group(cx, &p, groups)?;
+            let w = cx.b.cast(w, cx.dtype(a))?;
+            cx.b.matmul_t(a, w, false, true)?
+        }
+        None => by_block(cx, &p, a)?,
     };
-    let w = cx.b.cast(w, cx.dtype(a))?;
-    let y = cx.b.matmul_t(a, w, false, true)?;
     match cx.opt(5) {
         None => Ok(vec![y]),
         Some(bias) => Ok(vec![cx.b.add(y, bias)?]),
@@ -82,17 +87,15 @@ pub(crate) fn matmul_n_bits(cx: &mut Cx) -> Out {
 /// A packed weight and what its elements mean.
 struct Packed {
     bits: i64,
-    n: Dim,
     k: Dim,
-    blocks: Dim,
-    /// Bytes of one block.
-    bytes: Dim,
-    /// `u8`, as it is stored.
+    /// Elements of a block.
+    block: Dim,
+    /// `u8[n, blocks·bytes]`, as it is stored.
     data: Value,
-    /// `f32[n, blocks]`.
+    /// `f[n, blocks]`.
     scales: Value,
-    /// `f32[n, blocks]`.
-    zeros: Value,
+    /// `u8[n, blocks]` or `f[n, blocks]`.
+    zeros: Option<Value>,
 }
 
 impl Packed {
@@ -100,114 +103,60 @@ impl Packed {
         let bits = width(cx)?;
         let (n, k, block) = (count(cx, "N")?, count(cx, "K")?, count(cx, "block_size")?);
         let blocks = k.ceil_div(&block);
-        let bytes = (block * Dim::from(bits)).div_exact(&8.into());
+        let bytes = (block.clone() * Dim::from(bits)).div_exact(&8.into());
         let bytes = bytes.ok_or_else(|| Fail::invalid("a block is no whole number of bytes"))?;
         let (data, scales) = (cx.arg(1)?, cx.arg(2)?);
         let by_block = [n.clone(), blocks.clone()];
         let scales = cx.b.reshape(scales, &by_block)?;
         let zeros = match cx.opt(3) {
-            None => cx.b.scalar(DType::F32, (1 << (bits - 1)) as f64)?,
+            None => None,
             Some(z) if cx.dtype(z) == DType::U8 => {
                 let bytes = (blocks.clone() * Dim::from(bits)).ceil_div(&8.into());
                 let z = cx.b.reshape(z, &[n.clone(), bytes])?;
                 let z = unpacked(cx, z, bits)?;
-                cut(cx, z, &blocks)?
+                Some(cut(cx, z, &blocks)?)
             }
-            Some(z) => cx.b.reshape(z, &by_block)?,
+            Some(z) => Some(cx.b.reshape(z, &by_block)?),
         };
-        let zeros = cx.b.cast(zeros, DType::F32)?;
+        let data = cx.b.reshape(data, &[n, blocks * bytes])?;
         Ok(Packed {
             bits,
-            zeros: cx.b.broadcast_to(zeros, &by_block)?,
-            scales: cx.b.cast(scales, DType::F32)?,
-            n,
             k,
-            blocks,
-            bytes,
+            block,
             data,
+            scales,
+            zeros,
         })
     }
-
-    /// Elements in a byte.
-    fn each(&self) -> i64 {
-        8 / self.bits
-    }
 }
 
-/// The weight with the first elements of all bytes in front, then the second ones,
-/// and so on: `f32[n, each·blocks·bytes]`. So nothing is woven, and the kernel that
-/// reads the bytes walks them as they lie.
-fn by_block(cx: &mut Cx, p: &Packed) -> One {
-    let each = p.each();
-    let stored = [p.n.clone(), Dim::ONE, p.blocks.clone(), p.bytes.clone()];
-    let mut q = cx.b.reshape(p.data, &stored)?;
-    if each > 1 {
-        let shifts: Vec<i64> = (0..each).map(|i| i * p.bits).collect();
-        let shifts = Tensor::from_i64(DType::U8, vec![shifts.len(), 1, 1], &shifts)
-            .map_err(|e| Fail::invalid(e.to_string()))?;
-        let shifts = cx.b.constant(shifts)?;
-        q = cx.b.binary(BinaryFn::Shr, q, shifts)?;
-        let mask = cx.like(q, ((1 << p.bits) - 1) as f64)?;
-        q = cx.b.binary(BinaryFn::And, q, mask)?;
-    }
-    let q = cx.b.cast(q, DType::F32)?;
-    let column = [p.n.clone(), Dim::ONE, p.blocks.clone(), Dim::ONE];
-    let (s, z) = (
-        cx.b.reshape(p.scales, &column)?,
-        cx.b.reshape(p.zeros, &column)?,
-    );
-    let q = cx.b.sub(q, z)?;
-    let w = cx.b.mul(q, s)?;
-    let flat = Dim::from(each) * p.blocks.clone() * p.bytes.clone();
-    Ok(cx.b.reshape(w, &[p.n.clone(), flat])?)
-}
-
-/// The left matrix in the order of [`by_block`], zeros behind its end.
-fn spread(cx: &mut Cx, p: &Packed, a: Value) -> One {
-    let (rank, each) = (cx.rank(a), p.each());
-    let Some(last) = rank.checked_sub(1) else {
-        return Err(Fail::invalid("a scalar is no matrix"));
+/// The product, each block of a column with its scale.
+fn by_block(cx: &mut Cx, p: &Packed, a: Value) -> One {
+    let size = p.block.as_const().and_then(|n| usize::try_from(n).ok());
+    let op = BlockMatMul {
+        bits: p.bits as usize,
+        block: size.ok_or_else(|| Fail::invalid("the block size is no number"))?,
+        out: None,
     };
-    let whole = Dim::from(each) * p.blocks.clone() * p.bytes.clone();
-    let mut a = a;
-    let behind = whole.clone() - p.k.clone();
-    if behind != Dim::ZERO {
-        let mut hi = vec![Dim::ZERO; rank];
-        hi[last] = behind;
-        let op = Pad {
-            lo: vec![Dim::ZERO; rank],
-            hi,
-            mode: PadMode::Constant,
-        };
-        let zero = cx.like(a, 0.0)?;
-        a = cx.b.one(op, &[a, zero])?;
-    }
-    if each == 1 {
-        return Ok(a);
-    }
-    let mut shape = cx.shape(a);
-    shape[last] = p.blocks.clone() * p.bytes.clone();
-    shape.push(each.into());
-    let a = cx.b.reshape(a, &shape)?;
-    let mut perm: Vec<usize> = (0..=rank).collect();
-    perm.swap(last, rank);
-    let a = cx.b.transpose(a, &perm)?;
-    shape.truncate(last);
-    shape.push(whole);
-    Ok(cx.b.reshape(a, &shape)?)
+    let mut args = vec![a, p.data, p.scales];
+    args.extend(p.zeros);
+    Ok(cx.b.one(op, &args)?)
 }
 
 /// The weight as it is meant, `f32[n, k]`, each input feature naming its block.
 fn by_group(cx: &mut Cx, p: &Packed, groups: Value) -> One {
-    let flat = [p.n.clone(), p.blocks.clone() * p.bytes.clone()];
-    let q = cx.b.reshape(p.data, &flat)?;
-    let q = unpacked(cx, q, p.bits)?;
+    let q = unpacked(cx, p.data, p.bits)?;
     let q = cut(cx, q, &p.k)?;
     let q = cx.b.cast(q, DType::F32)?;
-    let (s, z) = (
-        cx.b.gather(p.scales, groups, 1)?,
-        cx.b.gather(p.zeros, groups, 1)?,
-    );
+    let s = cx.b.cast(p.scales, DType::F32)?;
+    let s = cx.b.gather(s, groups, 1)?;
+    let z = match p.zeros {
+        None => cx.b.scalar(DType::F32, (1 << (p.bits - 1)) as f64)?,
+        Some(z) => {
+            let z = cx.b.cast(z, DType::F32)?;
+            cx.b.gather(z, groups, 1)?
+        }
+    };
     let q = cx.b.sub(q, z)?;
     Ok(cx.b.mul(q, s)?)
 }

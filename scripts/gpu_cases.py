@@ -124,6 +124,21 @@ def matmul(op, v, _):
     return np.tanh(x) + v["residual"] if op["epilogue"] == "BiasTanhResidual" else x
 
 
+def block_weight(op, v, dtype, k):
+    """What quantized blocks mean, `[n, k]`, as the kernel multiplies it."""
+    q, bits = v["q"].astype(np.uint8), op["bits"]
+    parts = [(q >> (bits * i)) & ((1 << bits) - 1) for i in range(8 // bits)]
+    q = np.stack(parts, -1).reshape(len(q), -1)[:, :k].astype(np.float64)
+    repeat = lambda x: np.repeat(x, op["block"], 1)[:, :k]
+    zeros = v["z"].astype(np.uint8) & ((1 << bits) - 1) if "z" in v else np.full(v["s"].shape, 1 << (bits - 1))
+    w = ((q - repeat(zeros)) * repeat(v["s"])).astype(np.float32)
+    return numbers(dtype, stored(dtype, w))
+
+
+def block_matmul(op, v, out):
+    return v["a"] @ block_weight(op, v, out["dtype"], v["a"].shape[1]).T + v["bias"]
+
+
 def shown(op, v, queries, keys):
     """What is added to scores: −inf where a key is hidden."""
     i, j = np.arange(queries)[:, None] + keys - queries, np.arange(keys)[None]
@@ -184,7 +199,7 @@ def add(_, v, out):
 
 
 REFERENCES = {
-    "matmul": matmul, "attention": attention, "conv": conv, "softmax": softmax, "layer_norm": layer_norm,
+    "matmul": matmul, "block_matmul": block_matmul, "attention": attention, "conv": conv, "softmax": softmax, "layer_norm": layer_norm,
     "rms_norm": rms_norm, "add": add,
     "gelu": lambda op, v, out: gelu(v["x"]),
     "copy": lambda op, v, out: v["x"],

@@ -17,7 +17,8 @@ ROUND = 256 << 20
 MOST_COPIES = 64
 DEVICE = "cuda"
 SLEEP_CYCLES = 1_000_000
-TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i8": torch.int8, "i32": torch.int32}
+TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i8": torch.int8, "u8": torch.uint8,
+         "i32": torch.int32}
 # Data sheets, dense: TFLOP/s of f32, bf16, i8 and GB/s.
 SHEETS = {"H200": (67, 989, 1979, 4800), "H100 PCIe": (51, 756, 1513, 2000), "H100": (67, 989, 1979, 3350),
           "A100": (19.5, 312, 624, 2039)}
@@ -66,8 +67,9 @@ def ceilings():
 def drawn(buffer):
     """A dense tensor of a buffer's shape with random values."""
     shape, dtype = buffer["shape"], TORCH[buffer["dtype"]]
-    if dtype == torch.int8:
-        return torch.randint(-128, 128, shape, device=DEVICE, dtype=dtype)
+    if dtype in (torch.int8, torch.uint8):
+        low = torch.iinfo(dtype).min
+        return torch.randint(low, low + 256, shape, device=DEVICE, dtype=dtype)
     return torch.randn(shape, device=DEVICE, dtype=torch.float32).to(dtype)
 
 
@@ -107,7 +109,19 @@ def both(function, args, compiled):
     return peers
 
 
+def block_weight(kernel, r):
+    """What quantized blocks mean, `[n, k]`."""
+    op = kernel["op"]
+    parts = [(r["q"] >> (op["bits"] * i)) & ((1 << op["bits"]) - 1) for i in range(8 // op["bits"])]
+    q = torch.stack(parts, -1).reshape(len(r["q"]), -1).to(torch.float32)
+    return (q - (1 << (op["bits"] - 1))) * r["s"].float().repeat_interleave(op["block"], 1)
+
+
 def peers_of_product(kernel, rounds, compiled):
+    if kernel["op"]["kind"] == "block_matmul":
+        # PyTorch alone multiplies by what the blocks mean, which is four times as many bytes.
+        weights = [block_weight(kernel, r).to(r["a"].dtype).t() for r in rounds]
+        return {"matmul dequantized": lambda i: torch.matmul(rounds[i]["a"], weights[i])}
     bias = kernel["op"]["epilogue"] == "BiasGelu"
     if kernel["buffers"][0]["dtype"] == "i8":
         by_columns = [r["b"].t().contiguous().t() for r in rounds]
@@ -177,6 +191,9 @@ def want(kernel, r, rows):
     if kind == "matmul":
         x = r["a"][rows].double() @ v["b"] + v.get("bias", 0)
         return (F.gelu(x) if op["epilogue"] == "BiasGelu" else x), pick
+    if kind == "block_matmul":
+        w = block_weight(kernel, r).to(r["a"].dtype).double()
+        return r["a"][rows].double() @ w.t() + v["bias"], pick
     if kind == "conv":
         x, w = r["x"][-1:].double().permute(0, 3, 1, 2), r["w"].double().permute(2, 1, 0)
         w = w.reshape(w.shape[0], -1, op["kernel"], op["kernel"])

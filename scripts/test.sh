@@ -59,6 +59,12 @@ written_cases() {
   echo "$out" | "$python" -c 'import json,sys; d=json.load(sys.stdin); print(d["passed"], "compiled and right,", d["failed"], "wrong,", d["skipped"], "skipped"); sys.exit(d["failed"] + d["skipped"] > 0 or d["passed"] < int(sys.argv[1]))' "$least"
 }
 step "operators of com.microsoft, compiled" written_cases microsoft_cases 244
+operators_as_ptx() {
+  local out
+  out=$("$target/release/kiln" verify --suite "$target/microsoft_cases" --device sim --target sm_90a --json) || { echo "$out" | head -c 3000; return 1; }
+  echo "$out" | "$python" -c 'import json,sys; d=json.load(sys.stdin); print(d["passed"], "passed"); sys.exit(d["failed"] + d["skipped"] > 0 or d["passed"] < 244)'
+}
+step "the same as PTX on its interpreter" operators_as_ptx
 step "more operators, compiled" written_cases operator_cases 165
 step "strings, compiled" written_cases string_cases 149
 step "300 random graphs against ONNX Runtime" bash scripts/random_graphs.sh 300 0

@@ -68,6 +68,8 @@ pub struct Blocks {
     pub count: Size,
     /// Whether there are zeros.
     pub zeros: bool,
+    /// Whether buffer 1 surely starts at a multiple of 16 bytes, as globals do.
+    pub aligned: bool,
 }
 
 /// A contraction. Buffers: 0 is A, 1 is B, the last is the result, those between

@@ -11,7 +11,7 @@ pub fn decompose(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassErro
     // An expansion may hold composites: their depth bounds the rounds.
     loop {
         let again = sweep(graph, cx.globals, &mut |b, n| {
-            if has_kernel(b.graph, n) {
+            if has_kernel(b.graph, n, !cx.options.panels) {
                 return Ok(Rewrite::Keep);
             }
             let node = b.graph.node(n);
@@ -28,8 +28,8 @@ pub fn decompose(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassErro
     }
 }
 
-/// Whether a composite is lowered as a whole.
-fn has_kernel(graph: &Graph, n: NodeId) -> bool {
+/// Whether a composite is lowered as a whole; `gpus`: GPUs are all that there is.
+fn has_kernel(graph: &Graph, n: NodeId, gpus: bool) -> bool {
     let node = graph.node(n);
     match &node.op {
         Op::Attention(_) => {
@@ -43,6 +43,15 @@ fn has_kernel(graph: &Graph, n: NodeId) -> bool {
             constant(node.args[0])
                 && constant(node.args[2])
                 && matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+        }
+        // Processors have no kernel of quantized blocks: they are taken apart.
+        Op::BlockMatMul(op) => {
+            let dtype = |v: Value| graph.ty(v).dtype;
+            let float = |t: DType| matches!(t, DType::F32 | DType::F16 | DType::BF16);
+            gpus && float(dtype(node.args[0]))
+                && float(dtype(node.args[2]))
+                && node.args.get(3).is_none_or(|&z| dtype(z) == DType::U8)
+                && op.out.is_none_or(float)
         }
         _ => false,
     }

@@ -215,7 +215,7 @@ fn anchor_reads(graph: &Graph, anchor: NodeId, view: NodeId, v: Value) -> bool {
         Op::PackedMatMul(_) if graph.ty(args[1]).rank() == 4 => {
             strided && args[0] == v && keeps_runs(graph, view)
         }
-        Op::PackedMatMul(_) => strided && args[0] == v,
+        Op::PackedMatMul(_) | Op::BlockMatMul(_) => strided && args[0] == v,
         Op::Attention(_) => strided && (args[2] != v || keeps_runs(graph, view)),
         _ => false,
     }

@@ -3,6 +3,7 @@
 //! A pass is a function from a graph to a changed graph; its file is its name.
 //! The pipelines are the lists in [`pipeline`].
 
+pub mod block_weights;
 pub mod canonicalize;
 pub mod channels_last;
 pub mod choose_layouts;

@@ -20,6 +20,7 @@
 use crate::{Changed, PassCx, PassError};
 use kiln_ir::edit::{Rewrite, sweep};
 use kiln_ir::graph::Node;
+use kiln_ir::ops::block_matmul::BlockMatMul;
 use kiln_ir::ops::contract::MatMul;
 use kiln_ir::{Builder, DType, Graph, NodeId, Op, TypeError, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,6 +58,7 @@ fn factors(graph: &Graph, n: NodeId) -> usize {
     let count = match &node.op {
         Op::MatMul(op) if op.out.is_none_or(|t| t == DType::F32) => 2,
         Op::Attention(_) => 3,
+        Op::BlockMatMul(op) if op.out.is_none_or(|t| t == DType::F32) => 1,
         _ => 0,
     };
     // Bytes are widened by the kernel as it reads them, and stay bytes.
@@ -132,6 +134,13 @@ impl Pass {
             y = Some(match &node.op {
                 Op::MatMul(op) => {
                     let op = MatMul {
+                        out: Some(DType::F32),
+                        ..op.clone()
+                    };
+                    b.one(op, &args)?
+                }
+                Op::BlockMatMul(op) => {
+                    let op = BlockMatMul {
                         out: Some(DType::F32),
                         ..op.clone()
                     };

@@ -2,9 +2,9 @@
 
 use crate::manager::Pass;
 use crate::{
-    canonicalize, channels_last, choose_layouts, decompose, eliminate_dead, fold_constants, fuse,
-    inline_calls, integer_products, mixed_precision, recognise, scaled_weights, share_common,
-    simplify,
+    block_weights, canonicalize, channels_last, choose_layouts, decompose, eliminate_dead,
+    fold_constants, fuse, inline_calls, integer_products, mixed_precision, recognise,
+    scaled_weights, share_common, simplify,
 };
 
 const INLINE: Pass = Pass {
@@ -51,6 +51,10 @@ const SCALED: Pass = Pass {
     name: "scaled-weights",
     run: scaled_weights::scaled_weights,
 };
+const BLOCKS: Pass = Pass {
+    name: "block-weights",
+    run: block_weights::block_weights,
+};
 const MIXED: Pass = Pass {
     name: "mixed-precision",
     run: mixed_precision::mixed_precision,
@@ -75,6 +79,7 @@ pub const ALL: &[Pass] = &[
     SIMPLIFY,
     INTEGER,
     SCALED,
+    BLOCKS,
     MIXED,
     DECOMPOSE,
     CHANNELS,
@@ -102,6 +107,8 @@ pub const COMPILE: &[Pass] = &[
     INTEGER,
     // Weights in bytes that floats are multiplied by, which it left alone.
     SCALED,
+    // Those with a scale for each block.
+    BLOCKS,
     // What is left of products in f32 is narrowed, if that was asked for.
     MIXED,
     // What became constant by these (merged weights, such sums) is computed now.

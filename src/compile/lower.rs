@@ -428,6 +428,10 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                     values: d.value.dims.clone(),
                 });
             }
+            // In memory such elements have a byte each.
+            Op::BitCast(_) if small(self.graph.ty(node.args[0]).dtype) => {
+                self.fail(Some(n), "elements of less than a byte have no kernel");
+            }
             Op::Reshape(_) | Op::BitCast(_) => {
                 let bytes = self.memory(node.results[0]);
                 let b = self.buffer(

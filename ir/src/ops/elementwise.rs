@@ -27,7 +27,8 @@ pub struct Compare {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Select;
 
-/// The same bytes as elements of another type of the same width (at least a byte).
+/// The same bytes as elements of another type of the same width (at least a byte); or
+/// elements of less than a byte as bytes `[.., n·bits/8]`, the first one's bits lowest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BitCast {
     /// The result's dtype.
@@ -599,6 +600,17 @@ impl OpDef for BitCast {
     fn infer(&self, _: &mut InferCx, args: &[Arg]) -> Result<Vec<Inferred>, TypeError> {
         let a = arity(args, 1)?[0];
         let from = a.ty.dtype;
+        if let (None, DType::U8 | DType::I8, Some(last)) = (from.size(), self.to, a.ty.shape.last())
+        {
+            let bits = last.clone() * Dim::from(from.bits());
+            let Some(bytes) = bits.div_exact(&8.into()) else {
+                return type_err(format!("rows of {} are no whole bytes", a.ty));
+            };
+            let mut shape = a.ty.shape.clone();
+            shape.pop();
+            shape.push(bytes);
+            return Ok(vec![TensorType::new(self.to, shape).into()]);
+        }
         if from.size().is_none() || from.size() != self.to.size() {
             return type_err(format!("{from} and {} have different widths", self.to));
         }
@@ -613,12 +625,21 @@ impl OpDef for BitCast {
     }
 
     fn axes(&self, args: &[&TensorType]) -> AxisMap {
+        if args[0].dtype.size().is_none() {
+            return AxisMap::Whole {
+                because: "elements share bytes",
+            };
+        }
         map_axes(args)
     }
 
     fn eval(&self, _: &EvalCx, args: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let x = args[0];
-        Tensor::new(self.to, x.shape().to_vec(), x.bytes().to_vec())
+        let mut shape = x.shape().to_vec();
+        if let (None, Some(last)) = (x.dtype().size(), shape.last_mut()) {
+            *last = *last * x.dtype().bits() / 8;
+        }
+        Tensor::new(self.to, shape, x.bytes().to_vec())
             .map(|t| vec![t])
             .map_err(|e| EvalError(format!("bit_cast: {e}")))
     }

@@ -8,6 +8,7 @@
 //! timed, to be held against what a chip takes.
 
 mod attention;
+mod blocks;
 mod case;
 mod convolutions;
 mod nests;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
 /// Every kernel of the check.
 fn cases() -> Vec<Case> {
     let mut all = products::cases();
+    all.extend(blocks::cases());
     all.extend(attention::cases());
     all.extend(convolutions::cases());
     all.extend(nests::cases());

@@ -16,7 +16,6 @@
 //! ([`element`]).
 
 use super::block::Place;
-use super::copies;
 use super::{GpuKernel, Unit, blocks_lanes, blocks_thin, blocks_wide, gemm};
 use crate::LoopNest;
 use crate::Size;
@@ -43,7 +42,7 @@ pub(super) fn emit(
     let Columns::Blocks(blocks) = &spec.b else {
         return None;
     };
-    let runs = blocks.size % RUN == 0 && spec.a.last() == Some(&Size::ONE);
+    let runs = blocks.aligned && blocks.size % RUN == 0 && spec.a.last() == Some(&Size::ONE);
     let half = match spec.args[0] {
         DType::F16 => Some(Half::F16),
         DType::BF16 => Some(Half::Bf16),
@@ -136,8 +135,6 @@ pub(super) struct Weights<'a> {
     spec: &'a MatMulSpec,
     blocks: &'a Blocks,
     way: Way,
-    /// Whether B starts at a multiple of 16 bytes.
-    aligned: Val,
 }
 
 /// A column.
@@ -166,25 +163,14 @@ impl Run {
 
 impl<'a> Weights<'a> {
     /// Of halves, or of f32.
-    pub fn of(
-        e: &mut Emitter,
-        cx: &ExprCx,
-        spec: &'a MatMulSpec,
-        blocks: &'a Blocks,
-        half: Option<Half>,
-    ) -> Weights<'a> {
+    pub fn of(spec: &'a MatMulSpec, blocks: &'a Blocks, half: Option<Half>) -> Weights<'a> {
         let same = spec.args[2] == spec.args[0];
         let way = match half {
             Some(Half::Bf16) if blocks.bits == 8 => Way::Singles,
             Some(half) if same => Way::Halves(half),
             _ => Way::Singles,
         };
-        Weights {
-            spec,
-            blocks,
-            way,
-            aligned: copies::aligned(e, &[cx.args[1]], &[], 1),
-        }
+        Weights { spec, blocks, way }
     }
 
     /// Words of a run.
@@ -218,37 +204,11 @@ impl<'a> Weights<'a> {
         let (p, from) = (e.pred(exists), e.long(from));
         let k = e.kernel_mut();
         let words: Vec<Reg<B32>> = (0..self.many()).map(|_| k.mov(0i32)).collect();
-        e.either(
-            self.aligned,
-            &[],
-            &mut (),
-            |e, ()| {
-                let k = e.kernel_mut();
-                k.guarded(p, |k| {
-                    for (i, to) in (0..).zip(words.chunks(4)) {
-                        k.load_to(Space::Global, from, 16 * i, to);
-                    }
-                });
-                vec![]
-            },
-            |e, ()| {
-                let k = e.kernel_mut();
-                for (i, &to) in (0..).zip(&words) {
-                    let bytes: Vec<Reg<B32>> = (0..4)
-                        .map(|j| {
-                            let byte = k.mov(0i32);
-                            k.guarded(p, |k| {
-                                k.load_narrow_to(Space::Global, from, 4 * i + j, 8, byte);
-                            });
-                            byte
-                        })
-                        .collect();
-                    let word = k.joined(&bytes, 8);
-                    k.set(to, word);
-                }
-                vec![]
-            },
-        );
+        k.guarded(p, |k| {
+            for (i, to) in (0..).zip(words.chunks(4)) {
+                k.load_to(Space::Global, from, 16 * i, to);
+            }
+        });
         let size = e.i64(self.blocks.size);
         let block = e.op2("arith.divui", at, size);
         let block = e.add(c.scales, block);
@@ -334,6 +294,27 @@ impl<'a> Weights<'a> {
             }
         };
         self.finish(e, half, run, raw)
+    }
+
+    /// Elements `k` and the next of a column as a word of halves, read one by one.
+    pub fn single_pair(
+        &self,
+        e: &mut Emitter,
+        cx: &ExprCx,
+        p: &Place,
+        half: Half,
+        (k, column): (Val, Val),
+    ) -> Reg<B32> {
+        let there = e.cmp(Cmp::Lt, column, p.columns.1, false);
+        let [low, high] = [0, 1].map(|i| {
+            let skip = e.i64(i);
+            let k = e.add(k, skip);
+            let some = e.cmp(Cmp::Lt, k, p.k, false);
+            let exists = e.op2("arith.andi", some, there);
+            let x = element(e, cx, self.spec, self.blocks, exists, (k, column));
+            e.single(x)
+        });
+        e.kernel_mut().pack_halves(half, low, high)
     }
 
     /// Both words that a lane of `mma.sync` has of step `i` (16 elements) of a run: elements

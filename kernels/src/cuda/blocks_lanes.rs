@@ -59,7 +59,7 @@ pub(super) fn emit(
     );
     Some(GpuKernel {
         when,
-        height: Some(ROWS),
+        height: Some(rows(spec)),
         ..kernel
     })
 }
@@ -92,7 +92,7 @@ impl<'a> Lanes<'a> {
                 spec.row(e, cx, p.batch, row)[0]
             })
             .collect();
-        let weights = Weights::of(e, cx, spec, blocks, None);
+        let weights = Weights::of(spec, blocks, None);
         let (_, lane) = warp_and_lane(e, p.thread);
         let four = e.i64(4);
         let of_eight = e.op2("arith.divui", lane, four);

@@ -10,7 +10,7 @@ use super::GpuKernel;
 use super::block::{self, Place, Shape};
 use super::blocks::{RUN, Run, Weights};
 use super::nest::long;
-use super::thin::{self, Line, Thin, WARPS};
+use super::thin::{self, Thin, WARPS};
 use crate::LoopNest;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
@@ -37,6 +37,10 @@ pub(super) fn emit(
         let thin: Thin<F32> = Thin::new(spec, half, shape);
         let shared = thin.shared();
         block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
+            if rows == 16 {
+                // Else the assembler takes 64 registers, and spills some.
+                e.kernel_mut().set_resident(2);
+            }
             let shared = e.kernel_mut().dynamic_shared();
             let shared = e.from_word(shared, Elem::Ptr);
             let sums = sums(e, cx, p, (spec, half), &thin);
@@ -68,14 +72,16 @@ fn sums(
     let quarter = e.op2("arith.remui", lane, four);
     let warp = e.op2("arith.divui", p.thread, size);
     let rows = thin.a_lines(e, cx, p, of_eight);
-    let weights = Weights::of(e, cx, spec, blocks, Some(half));
-    let columns: Vec<_> = (0..thin.columns / 8)
+    let weights = Weights::of(spec, blocks, Some(half));
+    let places: Vec<Val> = (0..thin.columns / 8)
         .map(|j| {
             let skip = e.i64(8 * j);
             let column = e.add(of_eight, skip);
-            let column = e.add(p.columns.0, column);
-            weights.column(e, cx, p, column)
+            e.add(p.columns.0, column)
         })
+        .collect();
+    let columns: Vec<_> = (places.iter())
+        .map(|&at| weights.column(e, cx, p, at))
         .collect();
     let (span, run) = (e.i64(4 * RUN), e.i64(RUN));
     let first = e.mul(warp, span);
@@ -84,66 +90,62 @@ fn sums(
     // Lanes of a warp stay together: as many turns as its first lane has.
     let high = e.add(p.k, skip);
     let aligned = thin.aligned(e, cx, p.k);
-    let step = e.i64(AHEAD * WARPS * 4 * RUN);
-    e.for_loop(first, high, step, &[], |e, k0, _| {
-        let parts: Vec<(Val, Vec<Run>)> = (0..AHEAD)
-            .map(|i| {
-                let skip = e.i64(i * WARPS * 4 * RUN);
-                let at = e.add(k0, skip);
-                let runs = columns.iter().map(|c| weights.run(e, cx, c, at, p.k));
-                (at, runs.collect())
-            })
-            .collect();
-        for (at, runs) in &parts {
-            for i in 0..RUN / 8 {
-                let skip = e.i64(8 * i);
-                let at = e.add(*at, skip);
-                let a = chunk(e, thin, &rows, at, (p.k, aligned));
+    let fast = |e: &mut Emitter, (): &mut ()| {
+        let step = e.i64(AHEAD * WARPS * 4 * RUN);
+        e.for_loop(first, high, step, &[], |e, k0, _| {
+            let parts: Vec<(Val, Vec<Run>)> = (0..AHEAD)
+                .map(|i| {
+                    let skip = e.i64(i * WARPS * 4 * RUN);
+                    let at = e.add(k0, skip);
+                    let runs = columns.iter().map(|c| weights.run(e, cx, c, at, p.k));
+                    (at, runs.collect())
+                })
+                .collect();
+            for (at, runs) in &parts {
+                for i in 0..RUN / 8 {
+                    let skip = e.i64(8 * i);
+                    let at = e.add(*at, skip);
+                    let a = thin.chunks(e, &rows, at, p.k);
+                    for step in [0, 2] {
+                        let pair = 4 * i as usize + step;
+                        let b: Vec<_> = (runs.iter())
+                            .map(|run| [pair, pair + 1].map(|i| weights.pair(e, half, run, i)))
+                            .collect();
+                        thin.step(e, &a, step, &b, &sums);
+                    }
+                }
+            }
+            vec![]
+        });
+        vec![]
+    };
+    // Rows that start anywhere are read element by element.
+    let slow = |e: &mut Emitter, (): &mut ()| {
+        let step = e.i64(WARPS * 4 * RUN);
+        e.for_loop(first, high, step, &[], |e, k0, _| {
+            let (none, all, eight) = (e.i64(0), e.i64(RUN), e.i64(8));
+            e.for_loop(none, all, eight, &[], |e, i, _| {
+                e.kernel_mut().nounroll();
+                let at = e.add(k0, i);
+                let a = thin.pieces(e, &rows, at, p.k);
                 for step in [0, 2] {
-                    let pair = 4 * i as usize + step;
-                    let b: Vec<_> = (runs.iter())
-                        .map(|run| [pair, pair + 1].map(|i| weights.pair(e, half, run, i)))
+                    let b: Vec<_> = (places.iter())
+                        .map(|&column| {
+                            [step, step + 1].map(|pair| {
+                                let skip = e.i64(2 * pair as i64);
+                                let at = e.add(at, skip);
+                                weights.single_pair(e, cx, p, half, (at, column))
+                            })
+                        })
                         .collect();
                     thin.step(e, &a, step, &b, &sums);
                 }
-            }
-        }
-        vec![]
-    });
-    sums
-}
-
-/// Eight elements of each row.
-fn chunk(
-    e: &mut Emitter,
-    thin: &Thin<F32>,
-    rows: &[Line],
-    at: Val,
-    (all, aligned): (Val, Val),
-) -> Vec<Vec<Reg<kiln_codegen::ptx::B32>>> {
-    let k = e.kernel_mut();
-    let to: Vec<Vec<_>> = (rows.iter())
-        .map(|_| (0..4).map(|_| k.mov(0i32)).collect())
-        .collect();
-    let set = |e: &mut Emitter, from: Vec<Vec<Reg<_>>>| {
-        let k = e.kernel_mut();
-        for (to, from) in to.iter().flatten().zip(from.into_iter().flatten()) {
-            k.set(*to, from);
-        }
+                vec![]
+            });
+            vec![]
+        });
         vec![]
     };
-    e.either(
-        aligned,
-        &[],
-        &mut (),
-        |e, ()| {
-            let from = thin.chunks(e, rows, at, all);
-            set(e, from)
-        },
-        |e, ()| {
-            let from = thin.pieces(e, rows, at, all);
-            set(e, from)
-        },
-    );
-    to
+    e.either(aligned, &[], &mut (), fast, slow);
+    sums
 }

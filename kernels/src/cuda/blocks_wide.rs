@@ -80,7 +80,7 @@ impl Wide<'_> {
             copies::copy(e, layout, (p, shared), &a, k0, stage);
             e.kernel_mut().end_copies();
         }
-        let weights = Weights::of(e, cx, self.spec, blocks, Some(self.half));
+        let weights = Weights::of(self.spec, blocks, Some(self.half));
         let (row, _) = corner(e, p.thread);
         let lowest = e.add(p.rows.0, row);
         // Warps whose rows do not exist only help to copy.

@@ -102,14 +102,15 @@ pub(super) fn emit(
         join(e, p.thread, rows(spec), sums);
         sums
     });
-    let unit = match skinny_words::serves(spec) {
-        Some(_) => Unit::Mma,
-        None => Unit::Lanes,
+    // Tensor cores multiply rows that do not exist as well.
+    let (unit, height) = match skinny_words::serves(spec) {
+        Some(_) => (Unit::Mma, ROWS),
+        None => (Unit::Lanes, rows(spec)),
     };
     Some(GpuKernel {
         when,
         unit,
-        height: Some(ROWS),
+        height: Some(height),
         ..kernel
     })
 }

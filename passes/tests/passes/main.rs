@@ -8,10 +8,15 @@ use kiln_ir::{DType, Module};
 use kiln_passes::{Manager, Options, pipeline};
 
 /// Runs one pass, or the whole pipeline (`compile`), verifying after each; after a
-/// colon, for what precision.
+/// colon, for what precision, or `gpu`: for GPUs alone.
 fn pass(name: &str, module: &mut Module) -> Result<(), String> {
     let (name, precision) = name.split_once(':').unwrap_or((name, "f32"));
+    let (precision, panels) = match precision {
+        "gpu" => ("f32", false),
+        other => (other, true),
+    };
     let options = Options {
+        panels,
         precision: DType::from_name(precision).ok_or("there is no such precision")?,
         ..Options::default()
     };

@@ -3,7 +3,7 @@
 use super::{Kernel, OUT, Variant, finish, set_out};
 use crate::compile::scalar::{Coord, NoKernel, Scalars, element};
 use kiln_ir::{BinaryFn, DType, Dim, Graph, NodeId, Op, RegionId, Value};
-use kiln_kernels::matmul::{Columns, MatMulSpec};
+use kiln_kernels::matmul::{Blocks, Columns, MatMulSpec};
 use kiln_kernels::{Effect, KernelSpec, LoopNest, Reducer, Size, Stage};
 use std::collections::BTreeMap;
 
@@ -103,6 +103,14 @@ pub(super) fn operand_coords(shape: &[Dim], rank: usize, last: [u8; 2]) -> Vec<C
     c
 }
 
+/// Whether a region's parameter is a global: memory of its own.
+fn is_global(graph: &Graph, region: RegionId, v: Value) -> bool {
+    let r = graph.region(region);
+    let at = r.params.iter().position(|&p| p == v);
+    let given = (r.owner.zip(at)).and_then(|(n, i)| graph.node(n).args.get(i));
+    given.is_some_and(|&v| matches!(graph.producer_op(v), Some((Op::Global(_), _))))
+}
+
 /// A contraction with an epilogue; none where the kernels do not serve it.
 pub(super) fn contraction(
     graph: &Graph,
@@ -145,7 +153,7 @@ pub(super) fn contraction(
         a_shape.len() - 1
     }]
     .clone();
-    let packed = matches!(node.op, Op::PackedMatMul(_));
+    let packed = matches!(node.op, Op::PackedMatMul(_) | Op::BlockMatMul(_));
     let b_view = if packed {
         Strided {
             value: b,
@@ -163,10 +171,18 @@ pub(super) fn contraction(
             None => return Ok(None),
         }
     };
-    if graph.producer(b_view.value).is_some() {
+    // What B's numbers mean lies in buffers of their own.
+    let meaning = match node.op {
+        Op::BlockMatMul(_) => &node.args[2..],
+        _ => &[],
+    };
+    let mut given = vec![b_view.value];
+    given.extend(meaning);
+    if given.iter().any(|&v| graph.producer(v).is_some()) {
         return Ok(None);
     }
-    let mut s = Scalars::new(graph, region, vec![a_view.value, b_view.value]);
+    given.insert(0, a_view.value);
+    let mut s = Scalars::new(graph, region, given);
     let shape = graph.shape(y).to_vec();
     let stride = |s: &mut Scalars, view: &Strided, axis: u8| match view.strides.get(&axis) {
         Some(d) => s.size(d),
@@ -180,7 +196,16 @@ pub(super) fn contraction(
     let b_batch: Vec<Size> = (0..rank as u8 - 2)
         .map(|i| stride(&mut s, &b_view, i))
         .collect();
-    let (columns, nr) = if packed {
+    let (columns, nr) = if let Op::BlockMatMul(op) = &node.op {
+        let blocks = Blocks {
+            bits: op.bits as u8,
+            size: op.block as i64,
+            count: s.size(&graph.shape(node.args[2])[1]),
+            zeros: node.args.len() > 3,
+            aligned: is_global(graph, region, b),
+        };
+        (Columns::Blocks(blocks), 16)
+    } else if packed {
         let columns = match graph.ty(b).rank() {
             4 => Columns::Grouped,
             _ => Columns::Packed,

@@ -37,7 +37,7 @@ pub fn kernel(graph: &Graph, region: RegionId) -> Result<Kernel, NoKernel> {
     };
     for &n in &r.nodes {
         match &graph.node(n).op {
-            Op::MatMul(_) | Op::PackedMatMul(_) => {
+            Op::MatMul(_) | Op::PackedMatMul(_) | Op::BlockMatMul(_) => {
                 return match contraction::contraction(graph, region, root, n)? {
                     Some(k) => Ok(k),
                     None => contraction::plain_product(graph, region, root, n),

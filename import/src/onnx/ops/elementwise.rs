@@ -198,6 +198,12 @@ pub(crate) fn bit_cast(cx: &mut Cx) -> Out {
     let to = cx.int("to", 0)?;
     let to = tensor::dtype(to).ok_or_else(|| Fail::invalid(format!("{to} is no element type")))?;
     let x = cx.arg(0)?;
+    let from = cx.dtype(x);
+    if from.bits() != to.bits() {
+        return Err(Fail::invalid(format!(
+            "{from} and {to} have different widths"
+        )));
+    }
     Ok(vec![cx.b.one(BitCast { to }, &[x])?])
 }
 

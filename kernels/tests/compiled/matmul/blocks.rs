@@ -20,6 +20,8 @@ struct Problem {
     types: (DType, DType),
     /// A's elements lie one row apart.
     turned: bool,
+    /// Where B starts is not known.
+    anywhere: bool,
 }
 
 struct Built {
@@ -41,6 +43,7 @@ impl Problem {
             zeros: true,
             types,
             turned: false,
+            anywhere: false,
         }
     }
 
@@ -138,6 +141,7 @@ impl Problem {
                 size: self.size as i64,
                 count: Size::Const(count as i64),
                 zeros: self.zeros,
+                aligned: !self.anywhere,
             }),
             nr: 16,
             out: Index::strided(vec![Size::Param(3), n, Size::ONE]),
@@ -260,6 +264,11 @@ fn blocks_match_with_tails_and_other_places() {
                 size: 4,
                 k: 18,
                 bits: 2,
+                ..plain.clone()
+            },
+            Problem {
+                anywhere: true,
+                k: 64,
                 ..plain.clone()
             },
             // More products than all warps have at once.

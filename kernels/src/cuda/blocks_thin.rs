@@ -8,13 +8,13 @@
 
 use super::GpuKernel;
 use super::block::{self, Place, Shape};
-use super::blocks::{RUN, Run, Weights};
+use super::blocks::{Column, RUN, Run, Weights};
 use super::nest::long;
-use super::thin::{self, Thin, WARPS};
+use super::thin::{self, Line, Thin, WARPS};
 use crate::LoopNest;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
-use kiln_codegen::ptx::{F32, Half, Reg, Sum};
+use kiln_codegen::ptx::{B32, F32, Half, Reg, Sum};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 
 /// Runs of each column that a lane reads before it multiplies.
@@ -49,6 +49,19 @@ pub(super) fn emit(
     })
 }
 
+/// What a lane reads: rows of A, and columns of B with their numbers.
+struct Lane<'a> {
+    half: Half,
+    thin: &'a Thin<'a, F32>,
+    rows: Vec<Line>,
+    weights: Weights<'a>,
+    places: Vec<Val>,
+    columns: Vec<Column>,
+    /// The lane's first element, and where it ends: lanes of a warp stay together, so that
+    /// there are as many turns as its first lane has.
+    span: (Val, Val),
+}
+
 /// The warp's sums over its part of k: of each sixteen rows, by eight columns.
 fn sums(
     e: &mut Emitter,
@@ -65,87 +78,116 @@ fn sums(
     let sums: Vec<[Reg<F32>; 4]> = (0..tiles)
         .map(|_| std::array::from_fn(|_| F32::zero(k)))
         .collect();
-    let lane = k.lane();
-    let lane = long(e, lane);
-    let (four, size) = (e.i64(4), e.i64(32));
-    let of_eight = e.op2("arith.divui", lane, four);
-    let quarter = e.op2("arith.remui", lane, four);
-    let warp = e.op2("arith.divui", p.thread, size);
-    let rows = thin.a_lines(e, cx, p, of_eight);
     let weights = Weights::of(spec, blocks, Some(half));
-    let places: Vec<Val> = (0..thin.columns / 8)
-        .map(|j| {
-            let skip = e.i64(8 * j);
-            let column = e.add(of_eight, skip);
-            e.add(p.columns.0, column)
-        })
-        .collect();
-    let columns: Vec<_> = (places.iter())
-        .map(|&at| weights.column(e, cx, p, at))
-        .collect();
-    let (span, run) = (e.i64(4 * RUN), e.i64(RUN));
-    let first = e.mul(warp, span);
-    let skip = e.mul(quarter, run);
-    let first = e.add(first, skip);
-    // Lanes of a warp stay together: as many turns as its first lane has.
-    let high = e.add(p.k, skip);
+    let lane = Lane::of(e, cx, p, (half, thin), weights);
     let aligned = thin.aligned(e, cx, p.k);
-    let fast = |e: &mut Emitter, (): &mut ()| {
+    e.either(
+        aligned,
+        &[],
+        &mut (),
+        |e, ()| {
+            lane.runs(e, cx, p, &sums);
+            vec![]
+        },
+        |e, ()| {
+            lane.pieces(e, cx, p, &sums);
+            vec![]
+        },
+    );
+    sums
+}
+
+impl<'a> Lane<'a> {
+    fn of(
+        e: &mut Emitter,
+        cx: &ExprCx,
+        p: &Place,
+        (half, thin): (Half, &'a Thin<'a, F32>),
+        weights: Weights<'a>,
+    ) -> Lane<'a> {
+        let lane = e.kernel_mut().lane();
+        let lane = long(e, lane);
+        let (four, size) = (e.i64(4), e.i64(32));
+        let of_eight = e.op2("arith.divui", lane, four);
+        let quarter = e.op2("arith.remui", lane, four);
+        let warp = e.op2("arith.divui", p.thread, size);
+        let places: Vec<Val> = (0..thin.columns / 8)
+            .map(|j| {
+                let skip = e.i64(8 * j);
+                let column = e.add(of_eight, skip);
+                e.add(p.columns.0, column)
+            })
+            .collect();
+        let column = |&at| weights.column(e, cx, p, at);
+        let columns = places.iter().map(column).collect();
+        let (span, run) = (e.i64(4 * RUN), e.i64(RUN));
+        let first = e.mul(warp, span);
+        let skip = e.mul(quarter, run);
+        Lane {
+            half,
+            thin,
+            rows: thin.a_lines(e, cx, p, of_eight),
+            weights,
+            places,
+            columns,
+            span: (e.add(first, skip), e.add(p.k, skip)),
+        }
+    }
+
+    /// Adds the products of the warp's runs.
+    fn runs(&self, e: &mut Emitter, cx: &ExprCx, p: &Place, sums: &[[Reg<F32>; 4]]) {
         let step = e.i64(AHEAD * WARPS * 4 * RUN);
-        e.for_loop(first, high, step, &[], |e, k0, _| {
+        e.for_loop(self.span.0, self.span.1, step, &[], |e, k0, _| {
             let parts: Vec<(Val, Vec<Run>)> = (0..AHEAD)
                 .map(|i| {
                     let skip = e.i64(i * WARPS * 4 * RUN);
                     let at = e.add(k0, skip);
-                    let runs = columns.iter().map(|c| weights.run(e, cx, c, at, p.k));
-                    (at, runs.collect())
+                    let run = |c| self.weights.run(e, cx, c, at, p.k);
+                    (at, self.columns.iter().map(run).collect())
                 })
                 .collect();
             for (at, runs) in &parts {
                 for i in 0..RUN / 8 {
                     let skip = e.i64(8 * i);
                     let at = e.add(*at, skip);
-                    let a = thin.chunks(e, &rows, at, p.k);
+                    let a = self.thin.chunks(e, &self.rows, at, p.k);
                     for step in [0, 2] {
-                        let pair = 4 * i as usize + step;
-                        let b: Vec<_> = (runs.iter())
-                            .map(|run| [pair, pair + 1].map(|i| weights.pair(e, half, run, i)))
+                        let first = 4 * i as usize + step;
+                        let mut pair = |run, i| self.weights.pair(e, self.half, run, i);
+                        let b: Vec<[Reg<B32>; 2]> = (runs.iter())
+                            .map(|run| [first, first + 1].map(|i| pair(run, i)))
                             .collect();
-                        thin.step(e, &a, step, &b, &sums);
+                        self.thin.step(e, &a, step, &b, sums);
                     }
                 }
             }
             vec![]
         });
-        vec![]
-    };
-    // Rows that start anywhere are read element by element.
-    let slow = |e: &mut Emitter, (): &mut ()| {
+    }
+
+    /// The same element by element, where rows start anywhere.
+    fn pieces(&self, e: &mut Emitter, cx: &ExprCx, p: &Place, sums: &[[Reg<F32>; 4]]) {
         let step = e.i64(WARPS * 4 * RUN);
-        e.for_loop(first, high, step, &[], |e, k0, _| {
+        e.for_loop(self.span.0, self.span.1, step, &[], |e, k0, _| {
             let (none, all, eight) = (e.i64(0), e.i64(RUN), e.i64(8));
             e.for_loop(none, all, eight, &[], |e, i, _| {
                 e.kernel_mut().nounroll();
                 let at = e.add(k0, i);
-                let a = thin.pieces(e, &rows, at, p.k);
+                let a = self.thin.pieces(e, &self.rows, at, p.k);
                 for step in [0, 2] {
-                    let b: Vec<_> = (places.iter())
-                        .map(|&column| {
-                            [step, step + 1].map(|pair| {
-                                let skip = e.i64(2 * pair as i64);
-                                let at = e.add(at, skip);
-                                weights.single_pair(e, cx, p, half, (at, column))
-                            })
-                        })
+                    let mut pair = |column, i: i64| {
+                        let skip = e.i64(2 * i);
+                        let place = (e.add(at, skip), column);
+                        self.weights.single_pair(e, cx, p, self.half, place)
+                    };
+                    let b: Vec<[Reg<B32>; 2]> = (self.places.iter())
+                        .map(|&column| [step, step + 1].map(|i| pair(column, i as i64)))
                         .collect();
-                    thin.step(e, &a, step, &b, &sums);
+                    self.thin.step(e, &a, step, &b, sums);
                 }
                 vec![]
             });
             vec![]
         });
-        vec![]
-    };
-    e.either(aligned, &[], &mut (), fast, slow);
-    sums
+    }
 }

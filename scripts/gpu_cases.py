@@ -10,8 +10,10 @@ import numpy as np
 STORED = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": np.uint16, "bool": np.uint8,
           "i8": np.int8, "u8": np.uint8, "i32": np.int32, "i64": np.int64}
 FLOATS = ("f64", "f32", "f16", "bf16")
-# ‖out − ref‖ / ‖ref‖ by the least precise type that a kernel touches.
+# ‖out − ref‖ / ‖ref‖ by the least precise type that a kernel touches; how tensor cores add
+# what they multiply of f32 is not documented.
 BOUNDS = {"f64": 1e-12, "f32": 1e-5, "f16": 1e-2, "bf16": 1e-2}
+TF32_BOUND = 1e-4
 
 
 def stored(dtype, values):
@@ -30,9 +32,15 @@ def numbers(dtype, raw):
     return raw.astype(np.float64)
 
 
-def draw(buffer, mask, rng):
+def tf32(values):
+    """f32 rounded to ten bits of mantissa, halves away from zero."""
+    bits = np.asarray(values, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def draw(buffer, op, rng):
     """The stored elements of a buffer, by its shape."""
-    shape, dtype = buffer["shape"], buffer["dtype"]
+    shape, dtype, mask = buffer["shape"], buffer["dtype"], op.get("mask")
     if buffer["role"] == "mask" and mask == "Padding":
         return stored(dtype, np.where(rng.random(shape) < 0.3, np.finfo(np.float32).min, 0))
     if buffer["role"] == "mask" and mask == "Keep":
@@ -40,7 +48,8 @@ def draw(buffer, mask, rng):
         seen[3::5] = False  # Queries that see nothing.
         return stored(dtype, seen)
     if dtype in FLOATS:
-        return stored(dtype, rng.uniform(-2, 2, shape))
+        values = rng.uniform(-2, 2, shape)
+        return stored(dtype, tf32(values) if op.get("tf32") and buffer["role"] in ("a", "b") else values)
     low, high = {"i8": (-128, 128), "u8": (0, 256), "bool": (0, 2)}.get(dtype, (-1000, 1000))
     return stored(dtype, rng.integers(low, high, shape))
 
@@ -100,7 +109,7 @@ def fill(kernel, seed):
         if buffer["role"] == "out":
             memory.append(poison(buffer))
             continue
-        raw = draw(buffer, kernel["op"].get("mask"), rng)
+        raw = draw(buffer, kernel["op"], rng)
         values[buffer["role"]] = numbers(buffer["dtype"], raw)
         memory.append(lay(buffer, raw))
         if memory[-1].size != buffer["elements"]:
@@ -208,7 +217,8 @@ def bound(kernel):
     """How far a result may be off; 0: its integers are equal."""
     if result_of(kernel)["dtype"] not in FLOATS:
         return 0.0
-    return max(BOUNDS.get(b["dtype"], 1e-5) for b in kernel["buffers"])
+    least = TF32_BOUND if kernel["op"].get("tf32") else 0
+    return max(least, *(BOUNDS.get(b["dtype"], 1e-5) for b in kernel["buffers"]))
 
 
 def compare(kernel, raw, want):

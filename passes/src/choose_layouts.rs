@@ -58,7 +58,9 @@ pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pas
         if ty.encoding.is_some() || !narrow {
             continue;
         }
-        if !cx.options.panels && (half(source) || bytes) {
+        // What tensor cores multiply, as they read it.
+        let cores = half(w) || bytes || op.tf32 && source == w;
+        if !cx.options.panels && cores {
             if op.transpose_b {
                 continue;
             }

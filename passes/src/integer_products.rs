@@ -298,6 +298,7 @@ fn dequantized(graph: &Graph, n: NodeId) -> Option<(Product, Scales)> {
     let (b, sb) = side(1, Some(column))?;
     let op = MatMul {
         out: Some(DType::I32),
+        tf32: false,
         ..op.clone()
     };
     let product = Product { op, a, b };
@@ -347,6 +348,7 @@ fn widened(graph: &Graph, n: NodeId) -> Option<Product> {
     let number = |s: &Side| s.zero.is_none_or(|z| graph.ty(z).rank() == 0);
     let op = MatMul {
         out: Some(DType::I32),
+        tf32: false,
         ..op.clone()
     };
     (plain || (number(&a) && number(&b))).then_some(Product { op, a, b })

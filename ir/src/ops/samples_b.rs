@@ -175,6 +175,7 @@ fn contractions() -> Vec<Sample> {
         transpose_a,
         transpose_b,
         out: None,
+        tf32: false,
     };
     let bytes = |dtype, shape: &[usize]| match dtype {
         DType::U8 => between(dtype, shape, 0.0, 255.0),
@@ -186,11 +187,20 @@ fn contractions() -> Vec<Sample> {
         smooth(product(false, false), vec![f(&[2, 5, 3]), f(&[3, 4])]),
         smooth(product(true, false), vec![f(&[2, 1, 3, 2]), f(&[3, 3, 4])]),
         smooth(product(true, true), vec![f(&[3, 2]), f(&[2, 4, 3])]),
+        // Differences over a step see the grid that it rounds to.
+        rough(
+            MatMul {
+                tf32: true,
+                ..product(false, true)
+            },
+            vec![f(&[2, 2, 3]), f(&[4, 3])],
+        ),
         rough(
             MatMul {
                 transpose_a: false,
                 transpose_b: false,
                 out: Some(DType::I32),
+                tf32: false,
             },
             vec![bytes(DType::U8, &[3, 5]), bytes(DType::I8, &[5, 2])],
         ),

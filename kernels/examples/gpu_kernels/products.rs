@@ -43,6 +43,8 @@ struct Product {
     n: i64,
     k: i64,
     types: [DType; 2],
+    /// A and B hold numbers of tf32.
+    tf32: bool,
     out: DType,
     b: B,
     epilogue: Epilogue,
@@ -62,12 +64,21 @@ impl Product {
             n,
             k,
             types,
+            tf32: false,
             out: if integers { DType::I32 } else { types[0] },
             b,
             epilogue: Epilogue::None,
             shared: false,
             a_turned: false,
             open: false,
+        }
+    }
+
+    /// One of tf32, B by columns.
+    fn tf32(size: [i64; 3]) -> Product {
+        Product {
+            tf32: true,
+            ..Product::new([DType::F32; 2], B::KMajor, size)
         }
     }
 
@@ -88,6 +99,7 @@ impl Product {
             (self.shared, "shared"),
             (self.a_turned, "turned"),
             (self.open, "open"),
+            (self.tf32, "tf32"),
         ] {
             name += &if is {
                 format!("_{what}")
@@ -227,6 +239,7 @@ impl Product {
             n: n_size,
             k: k_size,
             acc: self.acc(),
+            tf32: self.tf32,
             a,
             b_batch,
             b: columns,
@@ -234,7 +247,8 @@ impl Product {
             out: Index::strided(out),
             value,
         };
-        let op = json!({"kind": "matmul", "epilogue": format!("{:?}", self.epilogue)});
+        let epilogue = format!("{:?}", self.epilogue);
+        let op = json!({"kind": "matmul", "epilogue": epilogue, "tf32": self.tf32});
         let name = (self.name(), "matmul");
         Case::new(name, op, KernelSpec::MatMul(spec), buffers, sizes.params)
     }
@@ -278,6 +292,21 @@ pub fn cases() -> Vec<Case> {
     ] {
         all.push(Product::new(types, b, [260, 264, 160]));
     }
+    // Of tf32: tails and aligned rows, one row, several blocks, clusters with batches.
+    for size in [
+        [67, 130, 83],
+        [128, 136, 192],
+        [1, 200, 256],
+        [260, 264, 160],
+    ] {
+        all.push(Product::tf32(size));
+    }
+    all.push(Product {
+        epilogue: Epilogue::BiasTanhResidual,
+        batch: vec![2],
+        open: true,
+        ..Product::tf32([200, 136, 64])
+    });
     let whole = |types, b| Product::new(types, b, [40, 72, 96]);
     for (types, b) in [
         ([F32; 2], B::Packed),
@@ -367,6 +396,7 @@ pub fn cases() -> Vec<Case> {
     ] {
         cases.push(Product::new(types, b, size).timed());
     }
+    cases.push(Product::tf32([4096, 4096, 4096]).timed());
     let fused = Product::new([BF16; 2], B::KMajor, [4096, 4096, 1024]);
     cases.push(
         Product {

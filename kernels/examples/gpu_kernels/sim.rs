@@ -82,6 +82,7 @@ fn map(tile: &Value, buffers: &[u64]) -> Result<[u8; MAP_BYTES], String> {
     let dtype = match tile["dtype"].as_str() {
         Some("f16") => TensorType::F16,
         Some("bf16") => TensorType::Bf16,
+        Some("f32") => TensorType::F32,
         Some("i8" | "u8") => TensorType::U8,
         _ => return Err(format!("tiles of {}", tile["dtype"])),
     };

@@ -1,4 +1,4 @@
-//! Contractions of f16, bf16 or bytes on Hopper's tensor cores (`wgmma`), both sides with
+//! Contractions of f16, bf16, tf32, f8 or bytes on Hopper's tensor cores (`wgmma`), both sides with
 //! neighbours along k next to each other in memory.
 //!
 //! A block of two groups of four warps computes 128 × 256 (or 128 × 128) sums, a group 64

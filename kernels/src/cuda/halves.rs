@@ -1,4 +1,4 @@
-//! Contractions of f16, bf16 or bytes on tensor cores by `mma.sync`, both sides with
+//! Contractions of f16, bf16, tf32, f8 or bytes on tensor cores by `mma.sync`, both sides with
 //! neighbours along k next to each other in memory.
 //!
 //! A block of 256 threads computes 128 × 128 sums, a warp 64 × 32. Parts of 64 bytes a row
@@ -15,7 +15,7 @@ use crate::LoopNest;
 use crate::Size;
 use crate::matmul::{Columns, MatMulSpec};
 use kiln_codegen::emit::Cmp;
-use kiln_codegen::ptx::{B32, Byte, F32, Half, Reg, Space, Sum, Type};
+use kiln_codegen::ptx::{B32, Byte, F32, Floats, Half, Reg, Space, Sum, Type};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 use kiln_ir::DType;
 
@@ -41,8 +41,8 @@ const SUM_PITCH: i64 = SIDE + 4;
 /// What is multiplied.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Factors {
-    /// f16 or bf16, with sums in f32.
-    Halves(Half),
+    /// Floats, with sums in f32.
+    Floats(Floats),
     /// Bytes, with sums in i32.
     Bytes((Byte, Byte)),
 }
@@ -55,8 +55,9 @@ pub(super) fn serves(spec: &MatMulSpec) -> Option<Factors> {
         _ => None,
     };
     let factors = match (spec.args[0], spec.args[1], spec.acc) {
-        (DType::F16, DType::F16, DType::F32) => Factors::Halves(Half::F16),
-        (DType::BF16, DType::BF16, DType::F32) => Factors::Halves(Half::Bf16),
+        (DType::F16, DType::F16, DType::F32) => Factors::Floats(Half::F16.into()),
+        (DType::BF16, DType::BF16, DType::F32) => Factors::Floats(Half::Bf16.into()),
+        (DType::F32, DType::F32, DType::F32) if spec.tf32 => Factors::Floats(Floats::Tf32),
         (a, b, DType::I32) => Factors::Bytes((byte(a)?, byte(b)?)),
         _ => return None,
     };

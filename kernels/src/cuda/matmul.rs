@@ -30,7 +30,7 @@ pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> Vec<Gpu
 /// The forms for any number of rows.
 fn many(spec: &MatMulSpec, nest: &LoopNest, name: &str, target: &GpuTarget) -> Vec<GpuKernel> {
     match (halves::serves(spec), words::serves(spec)) {
-        (Some(Factors::Halves(of)), _) => by_columns::<F32>(spec, of, nest, name, target),
+        (Some(Factors::Floats(of)), _) => by_columns::<F32>(spec, of, nest, name, target),
         (Some(Factors::Bytes(of)), _) => by_columns::<B32>(spec, of, nest, name, target),
         (None, Some(of)) => vec![GpuKernel {
             unit: Unit::Mma,

@@ -1,4 +1,4 @@
-//! Contractions of f16, bf16 or bytes with few rows, as when a batch is decoded: they take
+//! Contractions of f16, bf16, tf32, f8 or bytes with few rows, as when a batch is decoded: they take
 //! as long as reading B does.
 //!
 //! A block has all rows (16, 32 or 64) and 16 or 32 columns, so that many blocks share B; its
@@ -144,10 +144,7 @@ impl<T: Sum> Thin<'_, T> {
     }
 
     fn elem(&self) -> Elem {
-        match self.size() {
-            1 => Elem::I8,
-            _ => Elem::I16,
-        }
+        copies::bits_elem(self.size())
     }
 
     /// The lane's rows of A: of each sixteen, `l / 4` and eight below.

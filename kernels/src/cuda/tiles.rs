@@ -1,5 +1,5 @@
-//! Contractions of f16, bf16 or bytes on Hopper's tensor cores (`wgmma`) from tiles that the
-//! tensor memory accelerator copies.
+//! Contractions of f16, bf16, tf32, f8 or bytes on Hopper's tensor cores (`wgmma`) from tiles
+//! that the tensor memory accelerator copies.
 //!
 //! Blocks come in clusters of two, one multiprocessor each, which stay and work off the
 //! product's parts in turn: 256 rows and 256 (or 128) columns a cluster, 128 rows a block.

@@ -1,6 +1,7 @@
 //! Contractions against sums in f64: every layout, tails, types, epilogues.
 
 mod bytes;
+mod cores;
 mod skinny;
 mod tiles;
 
@@ -37,6 +38,8 @@ struct Problem {
     a: DType,
     b: DType,
     acc: DType,
+    /// A and B hold numbers of tf32.
+    tf32: bool,
     out: DType,
     layout: Layout,
     shared: bool,
@@ -69,6 +72,7 @@ impl Problem {
             a: f,
             b: f,
             acc: f,
+            tf32: false,
             out: f,
             layout: Layout::Packed,
             shared: false,
@@ -101,7 +105,11 @@ impl Problem {
             _ => (-128.0, 127.0),
         };
         if !self.extreme {
-            return numbers(dtype, &rng.data(dtype, n));
+            let data = numbers(dtype, &rng.data(dtype, n)).into_iter();
+            return match self.tf32 {
+                true => data.map(|x| UnaryFn::RoundTf32.eval_f64(x)).collect(),
+                false => data.collect(),
+            };
         }
         let any = |rng: &mut Rng| least + rng.below(256) as f64;
         (0..n)
@@ -157,6 +165,7 @@ impl Problem {
             a,
             b,
             acc,
+            tf32: [a, b] == [F32; 2] && rng.below(3) == 0,
             out,
             layout: rng.pick(&layouts),
             shared: rng.below(2) == 0,
@@ -362,6 +371,7 @@ impl Problem {
             n: n_size,
             k: k_size,
             acc: self.acc,
+            tf32: self.tf32,
             a,
             b_batch,
             b,

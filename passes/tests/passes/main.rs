@@ -4,15 +4,15 @@ mod filetests;
 mod random;
 mod regressions;
 
-use kiln_ir::{DType, Module};
-use kiln_passes::{Manager, Options, pipeline};
+use kiln_ir::Module;
+use kiln_passes::{Manager, Options, Precision, pipeline};
 
 /// Runs one pass, or the whole pipeline (`compile`), verifying after each; after a
 /// colon, for what precision.
 fn pass(name: &str, module: &mut Module) -> Result<(), String> {
     let (name, precision) = name.split_once(':').unwrap_or((name, "f32"));
     let options = Options {
-        precision: DType::from_name(precision).ok_or("there is no such precision")?,
+        precision: Precision::from_name(precision).ok_or("there is no such precision")?,
         ..Options::default()
     };
     let passes = match name {

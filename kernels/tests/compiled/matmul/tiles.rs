@@ -7,11 +7,12 @@ use kiln_ir::DType;
 
 /// A product that tiles serve, of a random type, with an open or a known size.
 fn problem(rng: &mut Rng, m: usize, n: usize, k: usize) -> Problem {
-    let half = rng.pick(&[DType::F16, DType::BF16]);
+    let of = rng.pick(&[DType::F16, DType::BF16, DType::F32]);
     Problem {
-        a: half,
-        b: half,
-        out: rng.pick(&[DType::F32, half]),
+        a: of,
+        b: of,
+        tf32: of == DType::F32,
+        out: rng.pick(&[DType::F32, of]),
         layout: Layout::Transposed,
         open: rng.below(2) == 0,
         epilogue: rng.pick(&[Epilogue::Plain, Epilogue::Bias, Epilogue::Residual]),

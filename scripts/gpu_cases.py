@@ -8,16 +8,33 @@ import math
 import numpy as np
 
 STORED = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": np.uint16, "bool": np.uint8,
-          "i8": np.int8, "u8": np.uint8, "i32": np.int32, "i64": np.int64}
-FLOATS = ("f64", "f32", "f16", "bf16")
+          "f8e4m3fn": np.uint8, "f8e5m2": np.uint8, "i8": np.int8, "u8": np.uint8, "i32": np.int32, "i64": np.int64}
+FLOATS = ("f64", "f32", "f16", "bf16", "f8e4m3fn", "f8e5m2")
+# Bits of exponent and of mantissa, and the largest number's bits.
+EIGHTS = {"f8e4m3fn": (4, 3, 0x7E), "f8e5m2": (5, 2, 0x7B)}
 # ‖out − ref‖ / ‖ref‖ by the least precise type that a kernel touches; how tensor cores add
-# what they multiply of f32 is not documented.
-BOUNDS = {"f64": 1e-12, "f32": 1e-5, "f16": 1e-2, "bf16": 1e-2}
+# what they multiply of f32 and of f8 is not documented.
+BOUNDS = {"f64": 1e-12, "f32": 1e-5, "f16": 1e-2, "bf16": 1e-2, **dict.fromkeys(EIGHTS, 1e-3)}
 TF32_BOUND = 1e-4
 
 
+def eights(dtype):
+    """The numbers of a float of eight bits from 0 up, each at its bits."""
+    exponent, mantissa, last = EIGHTS[dtype]
+    bits = np.arange(last + 1)
+    e, m = bits >> mantissa, bits & ((1 << mantissa) - 1)
+    bias = (1 << (exponent - 1)) - 1
+    small = m * 2.0 ** (1 - bias - mantissa)
+    return np.where(e == 0, small, (1 + m / (1 << mantissa)) * 2.0 ** (e - bias))
+
+
 def stored(dtype, values):
-    """Values as they lie in memory; bf16 as its bits, rounded to nearest, ties to even."""
+    """Values as they lie in memory; bf16 as its bits, rounded to nearest, ties to even; f8 as
+    its bits, rounded to nearest."""
+    if dtype in EIGHTS:
+        steps = eights(dtype)
+        at = np.searchsorted((steps[1:] + steps[:-1]) / 2, np.abs(values))
+        return (at + 0x80 * np.signbit(values)).astype(np.uint8)
     if dtype != "bf16":
         return np.asarray(values).astype(STORED[dtype])
     bits = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
@@ -27,6 +44,10 @@ def stored(dtype, values):
 
 def numbers(dtype, raw):
     """The float64 values of what lies in memory."""
+    if dtype in EIGHTS:
+        steps, size = eights(dtype), raw & 0x7F
+        known = np.where(size < steps.size, steps[np.minimum(size, steps.size - 1)], np.nan)
+        return np.where(raw & 0x80, -known, known)
     if dtype == "bf16":
         return (raw.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return raw.astype(np.float64)

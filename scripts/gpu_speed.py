@@ -17,8 +17,9 @@ ROUND = 256 << 20
 MOST_COPIES = 64
 DEVICE = "cuda"
 SLEEP_CYCLES = 1_000_000
-TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i8": torch.int8, "i32": torch.int32}
-# Data sheets, dense: TFLOP/s of f32, tf32, bf16, i8 and GB/s.
+TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i8": torch.int8, "i32": torch.int32,
+         "f8e4m3fn": torch.float8_e4m3fn, "f8e5m2": torch.float8_e5m2}
+# Data sheets, dense: TFLOP/s of f32, tf32, bf16, i8 (and f8 where there is such) and GB/s.
 SHEETS = {"H200": (67, 495, 989, 1979, 4800), "H100 PCIe": (51, 378, 756, 1513, 2000),
           "H100": (67, 495, 989, 1979, 3350), "A100": (19.5, 156, 312, 624, 2039)}
 
@@ -128,6 +129,12 @@ def peers_of_product(kernel, rounds, compiled):
     if kernel["buffers"][0]["dtype"] == "i8":
         by_columns = [r["b"].t().contiguous().t() for r in rounds]
         return {"_int_mm": lambda i: torch._int_mm(rounds[i]["a"], by_columns[i])}
+    if "f8" in kernel["buffers"][0]["dtype"]:
+        if torch.cuda.get_device_capability() < (8, 9):
+            return {}
+        by_columns, one = [r["b"].t().contiguous().t() for r in rounds], torch.ones((), device=DEVICE)
+        return {"_scaled_mm": lambda i: torch._scaled_mm(
+            rounds[i]["a"], by_columns[i], scale_a=one, scale_b=one, out_dtype=TORCH[result_of(kernel)["dtype"]])}
     if bias:
         weights = [r["b"].t().contiguous() for r in rounds]
         biases = [r["bias"].to(weights[0].dtype) for r in rounds]
@@ -262,7 +269,7 @@ def row(kernel, error, times, best, rates):
     flops, unit = kernel["flops"], "copy"
     if flops and kernel["family"] != "depthwise":
         dtype = kernel["buffers"][0]["dtype"]
-        unit = {"f16": "bf16", "u8": "i8"}.get(dtype, dtype)
+        unit = {"f16": "bf16", "u8": "i8", "f8e4m3fn": "i8", "f8e5m2": "i8"}.get(dtype, dtype)
         unit = "tf32" if kernel["op"].get("tf32") else unit
     small = unit != "copy" and flops / kernel["bytes"] < 50  # Bound by memory on every chip here.
     unit = "copy" if small else unit

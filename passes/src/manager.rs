@@ -74,7 +74,7 @@ pub struct Options {
     pub panel: usize,
     /// What products read.
     pub precision: Precision,
-    /// Whether weights lie in panels, as processors' kernels read them. Else those of f16, of tf32,
+    /// Whether weights lie in panels, as processors' kernels read them. Else those of f16, tf32, f8,
     /// bf16 and bytes lie by columns, neighbours along the summed axis together.
     pub panels: bool,
     /// Whether every target has kernels of transformed filters (Winograd).

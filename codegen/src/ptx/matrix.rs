@@ -2,7 +2,7 @@
 
 use super::Kernel;
 use super::memory::Vector;
-use super::reg::{B32, F32, Reg};
+use super::reg::{Arith, B32, F32, Reg};
 
 /// Eight-bit integers with a sign or without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl From<Half> for Floats {
 }
 
 /// Types of sums of products on tensor cores.
-pub trait Sum: Vector {
+pub trait Sum: Vector + Arith {
     /// What is multiplied.
     type Factors: Copy + std::fmt::Debug;
     /// The type in instructions: `f32`.
@@ -178,6 +178,42 @@ impl Kernel {
         self.line(format_args!(
             "mma.sync.aligned.m16n8k{deep}.row.col.{d}.{ta}.{tb}.{d} {sums}, {a}, {b}, {sums}"
         ));
+    }
+
+    /// Adds the products of some steps to `sums`, each of fragments of A and of B; `apart`
+    /// has them summed on their own first.
+    pub fn multiply_steps<T: Sum>(
+        &mut self,
+        of: T::Factors,
+        sums: [Reg<T>; 4],
+        apart: bool,
+        steps: impl IntoIterator<Item = ([Reg<B32>; 4], [Reg<B32>; 2])>,
+    ) {
+        let to = match apart {
+            true => std::array::from_fn(|_| T::zero(self)),
+            false => sums,
+        };
+        for (a, b) in steps {
+            self.multiply(of, to, a, b);
+        }
+        if apart {
+            self.add_all(&sums, &to);
+        }
+    }
+
+    /// Sets sums to 0.
+    pub fn clear<T: Sum>(&mut self, sums: &[Reg<T>]) {
+        for &sum in sums {
+            let zero = T::zero(self);
+            self.set(sum, zero);
+        }
+    }
+
+    /// Adds numbers to sums.
+    pub fn add_all<T: Sum>(&mut self, sums: &[Reg<T>], more: &[Reg<T>]) {
+        for (&sum, &x) in sums.iter().zip(more) {
+            self.add_to(sum, sum, x);
+        }
     }
 }
 

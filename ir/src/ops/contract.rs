@@ -8,7 +8,8 @@ use crate::tensor::{Encoder, computes_in_integers};
 use crate::{BlockFormat, Builder, DType, Dim, Kind, ReduceFn, Tensor, TensorType, UnaryFn};
 
 /// `matmul(a, b)`: `[.., m, k] · [.., k, n]`, leading axes broadcast. Both of
-/// one dtype (8-bit integers may differ in sign); f16 and bf16 accumulate in f32,
+/// one dtype (8-bit integers may differ in sign, floats of eight bits in kind, where `out`
+/// is given); f8, f16 and bf16 accumulate in f32,
 /// integers in i32 where `out` says so. With `tf32`, of f32: both are rounded first
 /// ([`crate::scalar::round_tf32`]), so that tensor cores may multiply them; sums are in f32.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,7 +81,9 @@ impl MatMul {
     fn result_dtype(&self, a: DType, b: DType) -> Result<DType, TypeError> {
         let out = self.out.unwrap_or(a);
         let bytes = |d: DType| matches!(d, DType::I8 | DType::U8);
-        let agree = a == b || (bytes(a) && bytes(b) && self.out.is_some());
+        let eight = |d: DType| matches!(d, DType::F8E4M3FN | DType::F8E5M2);
+        let mixed = bytes(a) && bytes(b) || eight(a) && eight(b);
+        let agree = a == b || mixed && self.out.is_some();
         match (a.kind(), out.kind()) {
             _ if self.tf32 && [a, b] != [DType::F32; 2] => {
                 type_err(format!("tf32 is what f32 is rounded to, not {a} and {b}"))

@@ -187,6 +187,16 @@ fn contractions() -> Vec<Sample> {
         smooth(product(false, false), vec![f(&[2, 5, 3]), f(&[3, 4])]),
         smooth(product(true, false), vec![f(&[2, 1, 3, 2]), f(&[3, 3, 4])]),
         smooth(product(true, true), vec![f(&[3, 2]), f(&[2, 4, 3])]),
+        rough(
+            MatMul {
+                out: Some(DType::F32),
+                ..product(false, true)
+            },
+            vec![
+                between(DType::F8E4M3FN, &[2, 3], -2.0, 2.0),
+                between(DType::F8E5M2, &[4, 3], -2.0, 2.0),
+            ],
+        ),
         // Differences over a step see the grid that it rounds to.
         rough(
             MatMul {

@@ -57,7 +57,8 @@ struct Product {
 
 impl Product {
     fn new(types: [DType; 2], b: B, [m, n, k]: [i64; 3]) -> Product {
-        let integers = types[0].bits() == 8 && types[1].bits() == 8;
+        let integers = types.iter().all(|t| t.is_int());
+        let eights = types.iter().all(|t| t.is_float() && t.bits() == 8);
         Product {
             batch: vec![],
             m,
@@ -65,7 +66,11 @@ impl Product {
             k,
             types,
             tf32: false,
-            out: if integers { DType::I32 } else { types[0] },
+            out: match (integers, eights) {
+                (true, _) => DType::I32,
+                (_, true) => DType::F32,
+                _ => types[0],
+            },
             b,
             epilogue: Epilogue::None,
             shared: false,
@@ -83,7 +88,7 @@ impl Product {
     }
 
     fn acc(&self) -> DType {
-        match self.types.iter().all(|t| t.bits() == 8) {
+        match self.types.iter().all(|t| t.is_int()) {
             true => DType::I32,
             false => DType::F32,
         }
@@ -260,7 +265,7 @@ impl Product {
 
 /// Products to check, then those to time.
 pub fn cases() -> Vec<Case> {
-    use DType::{BF16, F16, F32, I8, U8};
+    use DType::{BF16, F8E4M3FN as E4, F8E5M2 as E5, F16, F32, I8, U8};
     let mut all = vec![];
     // Every way of B by type, with tails along each axis.
     for (types, ways) in [
@@ -291,6 +296,12 @@ pub fn cases() -> Vec<Case> {
         ([I8; 2], B::KMajor),
     ] {
         all.push(Product::new(types, b, [260, 264, 160]));
+    }
+    // Of f8: of both kinds and of one, as below.
+    for size in [[67, 130, 83], [128, 136, 192], [1, 200, 256], [260, 264, 320]] {
+        for types in [[E4; 2], [E5, E4]] {
+            all.push(Product::new(types, B::KMajor, size));
+        }
     }
     // Of tf32: tails and aligned rows, one row, several blocks, clusters with batches.
     for size in [
@@ -397,6 +408,14 @@ pub fn cases() -> Vec<Case> {
         cases.push(Product::new(types, b, size).timed());
     }
     cases.push(Product::tf32([4096, 4096, 4096]).timed());
+    let eights = Product::new([E4; 2], B::KMajor, [4096, 4096, 4096]);
+    cases.push(
+        Product {
+            out: BF16,
+            ..eights
+        }
+        .timed(),
+    );
     let fused = Product::new([BF16; 2], B::KMajor, [4096, 4096, 1024]);
     cases.push(
         Product {

@@ -12,6 +12,7 @@ use super::block::{self, Place, Shape, Sums};
 use super::copies::{self, CHUNK};
 use super::gemm::Source;
 use super::halves::sum_elem;
+use super::matmul::EIGHTS;
 use super::nest::long;
 use super::{GpuKernel, Unit, entry_of};
 use crate::LoopNest;
@@ -80,6 +81,7 @@ pub(super) fn emit<T: Sum>(
             when,
             unit: Unit::Mma,
             height: Some(height),
+            ptx: if T::is_short(of) { EIGHTS } else { kernel.ptx },
             ..kernel
         }
     };
@@ -109,6 +111,9 @@ fn one<T: Sum>(
         of,
         rows,
         columns: shape.columns,
+        // Hopper has no such instruction: its f8 becomes f16 (ptxas's code), whose sums are
+        // whole.
+        apart: T::is_short(of) && !target.is_hopper(),
         pitch: shape.columns + 4,
     };
     let shared = 4 * WARPS * rows * thin.pitch;
@@ -126,6 +131,8 @@ struct Thin<'a, T: Sum> {
     /// Rows and columns of a block.
     rows: i64,
     columns: i64,
+    /// Whether the products of a chunk are summed on their own first.
+    apart: bool,
     /// Elements between rows of sums.
     pitch: i64,
 }
@@ -312,13 +319,20 @@ impl<T: Sum> Thin<'_, T> {
     fn multiply(&self, e: &mut Emitter, part: &[Vec<Vec<Reg<B32>>>; 2], sums: &[[Reg<T>; 4]]) {
         let across = (self.columns / 8) as usize;
         let k = e.kernel_mut();
-        for step in [0, 2] {
+        // Products that are added up on their own take both steps together.
+        let turns: &[&[usize]] = match self.apart {
+            true => &[&[0, 2]],
+            false => &[&[0], &[2]],
+        };
+        for steps in turns {
             for (i, rows) in part[0].chunks(2).enumerate() {
                 let [low, high] = [&rows[0], &rows[1]];
-                let a = [low[step], high[step], low[step + 1], high[step + 1]];
                 for (j, column) in part[1].iter().enumerate() {
-                    let b = [column[step], column[step + 1]];
-                    k.multiply(self.of, sums[i * across + j], a, b);
+                    let pairs = steps.iter().map(|&s| {
+                        let a = [low[s], high[s], low[s + 1], high[s + 1]];
+                        (a, [column[s], column[s + 1]])
+                    });
+                    k.multiply_steps(self.of, sums[i * across + j], self.apart, pairs);
                 }
             }
         }

@@ -131,6 +131,7 @@ impl Problem {
             (F32, BF16, F32),
             (F32, I8, F32),
             (F32, U8, F32),
+            (F8E4M3FN, F8E5M2, F32),
             (F64, F64, F64),
             (I8, I8, I32),
             (U8, I8, I32),
@@ -139,7 +140,7 @@ impl Problem {
             (I32, I32, I32),
         ]);
         let a_transposed = rng.below(4) == 0;
-        let bytes = a.bits() == 8 && b.bits() == 8;
+        let bytes = acc == I32 && a.bits() == 8;
         let mut layouts = vec![
             Layout::Packed,
             Layout::Rows,

@@ -1,4 +1,4 @@
-//! Products of tf32 on tensor cores, for every target.
+//! Products of tf32 and of f8 on tensor cores, for every target that has them.
 
 use super::{Epilogue, Layout, Problem};
 use crate::gpu::Gpu;
@@ -7,9 +7,13 @@ use kiln_codegen::GpuTarget;
 use kiln_ir::DType;
 use kiln_kernels::cuda;
 
-/// Types of A and B, and the name that instructions have for them: on a target that has
-/// such instructions.
-const TYPES: [(DType, DType, &str); 1] = [(DType::F32, DType::F32, "tf32.tf32")];
+/// Types of A and B, and the name that instructions have for them.
+const TYPES: [(DType, DType, &str); 4] = [
+    (DType::F32, DType::F32, "tf32.tf32"),
+    (DType::F8E4M3FN, DType::F8E4M3FN, "e4m3.e4m3"),
+    (DType::F8E4M3FN, DType::F8E5M2, "e4m3.e5m2"),
+    (DType::F8E5M2, DType::F8E4M3FN, "e5m2.e4m3"),
+];
 
 /// Rows, columns and products: few rows and many, tails along each axis, one product,
 /// sums over many parts.
@@ -58,10 +62,12 @@ fn tensor_cores_multiply_narrow_floats() {
             .map(|(i, b)| (format!("case{i}"), b.case.spec.clone()))
             .collect();
         for target in GpuTarget::all() {
+            let serves = a == DType::F32 || target.f8_peak > 0.0;
             let gpu = Gpu::on(&target.name, &kernels);
             for ((p, b), (symbol, spec)) in problems.iter().zip(&built).zip(&kernels) {
                 for form in cuda::emit(spec, symbol, &target).unwrap() {
-                    assert!(form.body.contains(name), "{}: {p:?}", form.entry);
+                    let multiplies = form.body.contains(name);
+                    assert!(multiplies == serves, "{}: {p:?}", form.entry);
                 }
                 let launch = (&b.case.buffers[..], &b.case.params[..]);
                 let mut ran = 0;

@@ -7,12 +7,13 @@ use kiln_ir::DType;
 
 /// A product that tiles serve, of a random type, with an open or a known size.
 fn problem(rng: &mut Rng, m: usize, n: usize, k: usize) -> Problem {
-    let of = rng.pick(&[DType::F16, DType::BF16, DType::F32]);
+    let of = rng.pick(&[DType::F16, DType::BF16, DType::F32, DType::F8E4M3FN]);
+    let narrow = if of.bits() == 8 { DType::F16 } else { of };
     Problem {
         a: of,
         b: of,
         tf32: of == DType::F32,
-        out: rng.pick(&[DType::F32, of]),
+        out: rng.pick(&[DType::F32, narrow]),
         layout: Layout::Transposed,
         open: rng.below(2) == 0,
         epilogue: rng.pick(&[Epilogue::Plain, Epilogue::Bias, Epilogue::Residual]),

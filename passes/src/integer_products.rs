@@ -61,6 +61,7 @@ const MOST_READ: usize = 1 << 16;
 pub fn integer_products(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
     let globals = &*cx.globals;
     let exact = cx.options.exact;
+    let gpus = !cx.options.panels;
     // Where bytes flow from convolution to convolution, all of them are u8.
     let mut changed = !exact && has_convolutions(graph) && retype(graph, globals, true)?;
     changed |= sweep(graph, globals, &mut |b, n| {
@@ -90,7 +91,7 @@ pub fn integer_products(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, P
             None
         } else if let Some((p, scales)) = dequantized(b.graph, n) {
             Some(rescaled(b, globals, &p, scales)?)
-        } else if let Some(p) = floats::dequantized(b.graph, globals, n) {
+        } else if let Some(p) = floats::dequantized(b.graph, globals, n).filter(|_| gpus) {
             Some(p.numbers(b)?)
         } else if let Some((c, numbers)) = convolution::dequantized(b.graph, globals, n) {
             Some(c.numbers(b, globals, &numbers)?)

@@ -298,7 +298,12 @@ pub fn cases() -> Vec<Case> {
         all.push(Product::new(types, b, [260, 264, 160]));
     }
     // Of f8: of both kinds and of one, as below.
-    for size in [[67, 130, 83], [128, 136, 192], [1, 200, 256], [260, 264, 320]] {
+    for size in [
+        [67, 130, 83],
+        [128, 136, 192],
+        [1, 200, 256],
+        [260, 264, 320],
+    ] {
         for types in [[E4; 2], [E5, E4]] {
             all.push(Product::new(types, B::KMajor, size));
         }

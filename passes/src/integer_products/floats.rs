@@ -12,6 +12,7 @@
 //! Each product of two such numbers is exact in f32, where scaled ones are rounded before
 //! they are multiplied: so this is a *rounding* rule as well. A zero point other than 0 has
 //! no meaning that a product of the stored numbers keeps, and there is none in practice.
+//! No processor multiplies such floats: where one is a target the sides become f32, once.
 
 use super::{Scales, dequantize_of, number, scale_of};
 use kiln_ir::ops::contract::MatMul;

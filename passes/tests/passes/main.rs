@@ -8,11 +8,16 @@ use kiln_ir::Module;
 use kiln_passes::{Manager, Options, Precision, pipeline};
 
 /// Runs one pass, or the whole pipeline (`compile`), verifying after each; after a
-/// colon, for what precision.
+/// colon, for what precision, or `columns` for how weights lie where GPUs alone read them.
 fn pass(name: &str, module: &mut Module) -> Result<(), String> {
     let (name, precision) = name.split_once(':').unwrap_or((name, "f32"));
+    let (precision, panels) = match precision {
+        "columns" => (Some(Precision::F32), false),
+        name => (Precision::from_name(name), true),
+    };
     let options = Options {
-        precision: Precision::from_name(precision).ok_or("there is no such precision")?,
+        precision: precision.ok_or("there is no such precision")?,
+        panels,
         ..Options::default()
     };
     let passes = match name {

@@ -8,14 +8,33 @@ import math
 import numpy as np
 
 STORED = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": np.uint16, "bool": np.uint8,
-          "i8": np.int8, "u8": np.uint8, "i32": np.int32, "i64": np.int64}
-FLOATS = ("f64", "f32", "f16", "bf16")
-# ‖out − ref‖ / ‖ref‖ by the least precise type that a kernel touches.
-BOUNDS = {"f64": 1e-12, "f32": 1e-5, "f16": 1e-2, "bf16": 1e-2}
+          "f8e4m3fn": np.uint8, "f8e5m2": np.uint8, "i8": np.int8, "u8": np.uint8, "i32": np.int32, "i64": np.int64}
+FLOATS = ("f64", "f32", "f16", "bf16", "f8e4m3fn", "f8e5m2")
+# Bits of exponent and of mantissa, and the largest number's bits.
+EIGHTS = {"f8e4m3fn": (4, 3, 0x7E), "f8e5m2": (5, 2, 0x7B)}
+# ‖out − ref‖ / ‖ref‖ by the least precise type that a kernel touches; how tensor cores add
+# what they multiply of f32 and of f8 is not documented.
+BOUNDS = {"f64": 1e-12, "f32": 1e-5, "f16": 1e-2, "bf16": 1e-2, **dict.fromkeys(EIGHTS, 1e-3)}
+TF32_BOUND = 1e-4
+
+
+def eights(dtype):
+    """The numbers of a float of eight bits from 0 up, each at its bits."""
+    exponent, mantissa, last = EIGHTS[dtype]
+    bits = np.arange(last + 1)
+    e, m = bits >> mantissa, bits & ((1 << mantissa) - 1)
+    bias = (1 << (exponent - 1)) - 1
+    small = m * 2.0 ** (1 - bias - mantissa)
+    return np.where(e == 0, small, (1 + m / (1 << mantissa)) * 2.0 ** (e - bias))
 
 
 def stored(dtype, values):
-    """Values as they lie in memory; bf16 as its bits, rounded to nearest, ties to even."""
+    """Values as they lie in memory; bf16 as its bits, rounded to nearest, ties to even; f8 as
+    its bits, rounded to nearest."""
+    if dtype in EIGHTS:
+        steps = eights(dtype)
+        at = np.searchsorted((steps[1:] + steps[:-1]) / 2, np.abs(values))
+        return (at + 0x80 * np.signbit(values)).astype(np.uint8)
     if dtype != "bf16":
         return np.asarray(values).astype(STORED[dtype])
     bits = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
@@ -25,14 +44,24 @@ def stored(dtype, values):
 
 def numbers(dtype, raw):
     """The float64 values of what lies in memory."""
+    if dtype in EIGHTS:
+        steps, size = eights(dtype), raw & 0x7F
+        known = np.where(size < steps.size, steps[np.minimum(size, steps.size - 1)], np.nan)
+        return np.where(raw & 0x80, -known, known)
     if dtype == "bf16":
         return (raw.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return raw.astype(np.float64)
 
 
-def draw(buffer, mask, rng):
+def tf32(values):
+    """f32 rounded to ten bits of mantissa, halves away from zero."""
+    bits = np.asarray(values, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def draw(buffer, op, rng):
     """The stored elements of a buffer, by its shape."""
-    shape, dtype = buffer["shape"], buffer["dtype"]
+    shape, dtype, mask = buffer["shape"], buffer["dtype"], op.get("mask")
     if buffer["role"] == "mask" and mask == "Padding":
         return stored(dtype, np.where(rng.random(shape) < 0.3, np.finfo(np.float32).min, 0))
     if buffer["role"] == "mask" and mask == "Keep":
@@ -40,7 +69,8 @@ def draw(buffer, mask, rng):
         seen[3::5] = False  # Queries that see nothing.
         return stored(dtype, seen)
     if dtype in FLOATS:
-        return stored(dtype, rng.uniform(-2, 2, shape))
+        values = rng.uniform(-2, 2, shape)
+        return stored(dtype, tf32(values) if op.get("tf32") and buffer["role"] in ("a", "b") else values)
     low, high = {"i8": (-128, 128), "u8": (0, 256), "bool": (0, 2)}.get(dtype, (-1000, 1000))
     return stored(dtype, rng.integers(low, high, shape))
 
@@ -100,7 +130,7 @@ def fill(kernel, seed):
         if buffer["role"] == "out":
             memory.append(poison(buffer))
             continue
-        raw = draw(buffer, kernel["op"].get("mask"), rng)
+        raw = draw(buffer, kernel["op"], rng)
         values[buffer["role"]] = numbers(buffer["dtype"], raw)
         memory.append(lay(buffer, raw))
         if memory[-1].size != buffer["elements"]:
@@ -223,7 +253,8 @@ def bound(kernel):
     """How far a result may be off; 0: its integers are equal."""
     if result_of(kernel)["dtype"] not in FLOATS:
         return 0.0
-    return max(BOUNDS.get(b["dtype"], 1e-5) for b in kernel["buffers"])
+    least = TF32_BOUND if kernel["op"].get("tf32") else 0
+    return max(least, *(BOUNDS.get(b["dtype"], 1e-5) for b in kernel["buffers"]))
 
 
 def compare(kernel, raw, want):

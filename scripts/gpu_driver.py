@@ -13,8 +13,9 @@ PLAIN_SHARED = 48 << 10
 # Exit status of a worker whose context is lost.
 LOST = 3
 CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-# CU_TENSOR_MAP_DATA_TYPE_FLOAT16, .._BFLOAT16, .._UINT8, and their bytes.
-MAP_TYPES = {"f16": (6, 2), "bf16": (9, 2), "i8": (0, 1), "u8": (0, 1)}
+# CU_TENSOR_MAP_DATA_TYPE_FLOAT16, .._BFLOAT16, .._FLOAT32, .._UINT8, and their bytes.
+MAP_TYPES = {"f16": (6, 2), "bf16": (9, 2), "f32": (7, 4), "i8": (0, 1), "u8": (0, 1),
+             "f8e4m3fn": (0, 1), "f8e5m2": (0, 1)}
 MAP_SWIZZLE_128 = 3  # CU_TENSOR_MAP_SWIZZLE_128B
 MAP_PROMOTE_256 = 3  # CU_TENSOR_MAP_L2_PROMOTION_L2_256B
 

@@ -61,6 +61,7 @@ def cases(folder):
     yield "MiniLM f32", minilm, [], texts, 2e-6
     # Of the last one's rows there are enough for products by tiles.
     yield "MiniLM bf16", minilm, ["--precision", "bf16"], [*texts, feed(0, 8, 4)], 1e-2
+    yield "MiniLM tf32", minilm, ["--precision", "tf32"], [*texts, feed(0, 8, 4)], 2e-3
     for name, build in (("MiniLM int8", int8_models.minilm), ("CNN int8", int8_models.cnn)):
         own = folder / build.__name__
         own.mkdir()

@@ -18,16 +18,16 @@ MOST_COPIES = 64
 DEVICE = "cuda"
 SLEEP_CYCLES = 1_000_000
 TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i8": torch.int8, "u8": torch.uint8,
-         "i32": torch.int32}
-# Data sheets, dense: TFLOP/s of f32, bf16, i8 and GB/s.
-SHEETS = {"H200": (67, 989, 1979, 4800), "H100 PCIe": (51, 756, 1513, 2000), "H100": (67, 989, 1979, 3350),
-          "A100": (19.5, 312, 624, 2039)}
+         "i32": torch.int32, "f8e4m3fn": torch.float8_e4m3fn, "f8e5m2": torch.float8_e5m2}
+# Data sheets, dense: TFLOP/s of f32, tf32, bf16, i8 (and f8 where there is such) and GB/s.
+SHEETS = {"H200": (67, 495, 989, 1979, 4800), "H100 PCIe": (51, 378, 756, 1513, 2000),
+          "H100": (67, 495, 989, 1979, 3350), "A100": (19.5, 156, 312, 624, 2039)}
 
 
 def sheet(name):
     """The data sheet's rates of a chip, or None."""
     found = next((rates for chip, rates in SHEETS.items() if all(w in name for w in chip.split())), None)
-    return found and dict(zip(("f32", "bf16", "i8", "copy"), found))
+    return found and dict(zip(("f32", "tf32", "bf16", "i8", "copy"), found))
 
 
 def turns(calls, runs=RUNS):
@@ -49,6 +49,18 @@ def turns(calls, runs=RUNS):
     return {name: {"ms": statistics.median(t), "least": min(t), "most": max(t)} for name, t in times.items()}
 
 
+def in_tf32(call):
+    """A call whose products of f32 PyTorch computes in tf32."""
+    def called(i):
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            return call(i)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+    return called
+
+
 def ceilings():
     """What PyTorch reaches here: TFLOP/s of products by type, GB/s of a copy."""
     n, out = 8192, {}
@@ -58,15 +70,19 @@ def ceilings():
     large = torch.zeros(1 << 28, device=DEVICE)
     to = torch.empty_like(large)
     for name, work, call in (("bf16", 2 * n**3, lambda _: a @ b.t()), ("f32", 2 * 4096**3, lambda _: x @ y),
+                             ("tf32", 2 * 4096**3, in_tf32(lambda _: x @ y)),
                              ("i8", 2 * n**3, lambda _: torch._int_mm(i, j.t())),
                              ("copy", 1000 * 8 * large.numel(), lambda _: to.copy_(large))):
         out[name] = work / turns({name: call}, 20)[name]["least"] / 1e9
     return out
 
 
-def drawn(buffer):
+def drawn(buffer, op):
     """A dense tensor of a buffer's shape with random values."""
     shape, dtype = buffer["shape"], TORCH[buffer["dtype"]]
+    if op.get("tf32") and buffer["role"] in ("a", "b"):
+        bits = torch.randn(shape, device=DEVICE).view(torch.int32)
+        return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
     if dtype in (torch.int8, torch.uint8):
         low = torch.iinfo(dtype).min
         return torch.randint(low, low + 256, shape, device=DEVICE, dtype=dtype)
@@ -126,6 +142,12 @@ def peers_of_product(kernel, rounds, compiled):
     if kernel["buffers"][0]["dtype"] == "i8":
         by_columns = [r["b"].t().contiguous().t() for r in rounds]
         return {"_int_mm": lambda i: torch._int_mm(rounds[i]["a"], by_columns[i])}
+    if "f8" in kernel["buffers"][0]["dtype"]:
+        if torch.cuda.get_device_capability() < (8, 9):
+            return {}
+        by_columns, one = [r["b"].t().contiguous().t() for r in rounds], torch.ones((), device=DEVICE)
+        return {"_scaled_mm": lambda i: torch._scaled_mm(
+            rounds[i]["a"], by_columns[i], scale_a=one, scale_b=one, out_dtype=TORCH[result_of(kernel)["dtype"]])}
     if bias:
         weights = [r["b"].t().contiguous() for r in rounds]
         biases = [r["bias"].to(weights[0].dtype) for r in rounds]
@@ -133,8 +155,9 @@ def peers_of_product(kernel, rounds, compiled):
         return both(layer, lambda i: [rounds[i]["a"], weights[i], biases[i]], compiled)
     # As the layout that the kernel has: by columns, as a linear layer's weight lies.
     by_columns = [r["b"].t().contiguous().t() for r in rounds]
-    return {"matmul": lambda i: torch.matmul(rounds[i]["a"], by_columns[i]),
-            "matmul of rows": lambda i: torch.matmul(rounds[i]["a"], rounds[i]["b"])}
+    peers = {"matmul": lambda i: torch.matmul(rounds[i]["a"], by_columns[i]),
+             "matmul of rows": lambda i: torch.matmul(rounds[i]["a"], rounds[i]["b"])}
+    return {name: in_tf32(call) for name, call in peers.items()} if kernel["op"]["tf32"] else peers
 
 
 def peers_of_attention(kernel, rounds, _):
@@ -225,7 +248,7 @@ class Timed:
         self.memory = [torch.empty(max(how["scratch"], 1), dtype=torch.uint8, device=DEVICE)]
         stream = torch.cuda.current_stream().cuda_stream
         for _ in range(copies):
-            logical = {b["role"]: drawn(b) for b in kernel["buffers"] if b is not out}
+            logical = {b["role"]: drawn(b, kernel["op"]) for b in kernel["buffers"] if b is not out}
             self.rounds.append(logical)
             result = torch.full((out["elements"],), 0x5A if "i" in out["dtype"] else float("nan"),
                                 dtype=TORCH[out["dtype"]], device=DEVICE)
@@ -262,7 +285,8 @@ def row(kernel, error, times, best, rates):
     flops, unit = kernel["flops"], "copy"
     if flops and kernel["family"] != "depthwise":
         dtype = kernel["buffers"][0]["dtype"]
-        unit = {"f16": "bf16", "u8": "i8"}.get(dtype, dtype)
+        unit = {"f16": "bf16", "u8": "i8", "f8e4m3fn": "i8", "f8e5m2": "i8"}.get(dtype, dtype)
+        unit = "tf32" if kernel["op"].get("tf32") else unit
     small = unit != "copy" and flops / kernel["bytes"] < 50  # Bound by memory on every chip here.
     unit = "copy" if small else unit
     rate = (kernel["bytes"] / 1e6 if unit == "copy" else flops / 1e9) / ms

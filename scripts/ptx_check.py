@@ -2,7 +2,7 @@
 
 usage: ptx_check.py KILN [FOLDER]
 
-Of three real models (MiniLM in f32, in bf16 and quantized; PP-OCR's classifier) for sm_80,
+Of real models (MiniLM in f32, tf32, bf16 and quantized; PP-OCR's classifier) for sm_80,
 sm_89 and sm_90a, and of the kernel tests' modules in FOLDER (`NAME.TARGET.ptx`, and
 `errors.txt`, which `KILN_TEST_PTX=FOLDER cargo test -p kiln-kernels` writes). Checks that everything
 assembles, that ptxas warns of nothing about wgmma or registers (C75xx), that no
@@ -48,6 +48,7 @@ NVDISASM = tool("cu13", "nvdisasm")
 # Products of a group of warps and copies of tiles are Hopper's own.
 ON_HOPPER = {
     "minilm-bf16": {"matmul": ["HGMMA", "UTMALDG", "LDGSTS"], "attention": ["HGMMA", "LDGSTS"]},
+    "minilm-tf32": {"matmul": ["HGMMA", "UTMALDG", "LDGSTS"]},
     "minilm-qdq": {"matmul": ["IGMMA", "UTMALDG", "LDGSTS"]},
 }
 
@@ -109,6 +110,7 @@ def compiled(folder):
         ("minilm", minilm, [], {}),
         ("minilm-bf16", minilm, ["--precision", "bf16"],
          {"matmul": ["HMMA", "LDSM"], "attention": ["HMMA", "LDSM", "LDGSTS"]}),
+        ("minilm-tf32", minilm, ["--precision", "tf32"], {"matmul": ["HMMA", "LDSM", "LDGSTS"]}),
         ("minilm-qdq", quantized, [], {"matmul": ["IMMA", "LDSM"]}),
         ("ocr-classify", models.path("ocr-classify"), [], {}),
     ]

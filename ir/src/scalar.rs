@@ -39,6 +39,7 @@ scalar_fns! {
         Asinh = "asinh", Acosh = "acosh", Atanh = "atanh",
         Erf = "erf", NormalCdf = "normal_cdf", Sigmoid = "sigmoid",
         Floor = "floor", Ceil = "ceil", Round = "round",
+        RoundTf32 = "round_tf32",
         Not = "not", BitNot = "bit_not", IsNan = "is_nan", IsInf = "is_inf",
     }
 }
@@ -75,7 +76,7 @@ impl UnaryFn {
     }
 
     /// The meaning on floating-point arguments; predicates give 1 or 0.
-    /// `round` rounds halves to even (ONNX Round).
+    /// `round` rounds halves to even (ONNX Round), `round_tf32` as [`round_tf32`] does.
     pub fn eval_f64(self, x: f64) -> f64 {
         let truth = |b: bool| if b { 1.0 } else { 0.0 };
         match self {
@@ -106,6 +107,7 @@ impl UnaryFn {
             UnaryFn::Floor => x.floor(),
             UnaryFn::Ceil => x.ceil(),
             UnaryFn::Round => x.round_ties_even(),
+            UnaryFn::RoundTf32 => round_tf32(x as f32) as f64,
             UnaryFn::Not => truth(x == 0.0),
             UnaryFn::BitNot => !(x as i64) as f64,
             UnaryFn::IsNan => truth(x.is_nan()),
@@ -142,7 +144,8 @@ impl UnaryFn {
             | UnaryFn::Atanh
             | UnaryFn::Erf
             | UnaryFn::NormalCdf
-            | UnaryFn::Sigmoid => None,
+            | UnaryFn::Sigmoid
+            | UnaryFn::RoundTf32 => None,
         }
     }
 }
@@ -270,6 +273,17 @@ fn erfc_tail(a: f64) -> f64 {
     (-a * a).exp() / (std::f64::consts::PI.sqrt() * tail)
 }
 
+/// The nearest number of ten bits of mantissa, as tensor cores take f32 (tf32); of two as
+/// near the one that is farther from zero: PTX's `cvt.rna.tf32.f32`. Beyond the largest
+/// one there is infinity.
+pub fn round_tf32(x: f32) -> f32 {
+    match x.is_nan() {
+        true => x,
+        // A carry goes on into the exponent, from the largest one to infinity.
+        false => f32::from_bits((x.to_bits() + 0x1000) & !0x1fff),
+    }
+}
+
 /// The distribution function of the standard normal distribution,
 /// `(1 + erf(x/√2))/2`, its lower tail precise in itself.
 pub fn normal_cdf(x: f64) -> f64 {
@@ -283,6 +297,26 @@ pub fn normal_cdf(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tf32_is_rounded_to_nearest_halves_away() {
+        let up = f32::from_bits(0x3f80_2000);
+        for (x, y) in [
+            (1.0, 1.0),
+            (f32::from_bits(0x3f80_0fff), 1.0),
+            (f32::from_bits(0x3f80_1000), up),
+            (-f32::from_bits(0x3f80_1000), -up),
+            (up, up),
+            (f32::from_bits(0x3fff_f000), 2.0),
+            (f32::from_bits(0x0000_1000), f32::from_bits(0x0000_2000)),
+            (-0.0, -0.0),
+            (f32::MAX, f32::INFINITY),
+            (f32::NEG_INFINITY, f32::NEG_INFINITY),
+        ] {
+            assert_eq!(round_tf32(x).to_bits(), y.to_bits(), "{x:e}");
+        }
+        assert!(round_tf32(-f32::NAN).is_nan());
+    }
 
     #[test]
     fn erf_agrees_with_tabulated_values() {

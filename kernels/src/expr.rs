@@ -614,6 +614,7 @@ fn unary_takes(f: UnaryFn, t: DType) -> bool {
         UnaryFn::Sinh | UnaryFn::Cosh | UnaryFn::Tanh => t.is_float(),
         UnaryFn::Asinh | UnaryFn::Acosh | UnaryFn::Atanh => t.is_float(),
         UnaryFn::Erf | UnaryFn::NormalCdf | UnaryFn::Sigmoid => t.is_float(),
+        UnaryFn::RoundTf32 => t == DType::F32,
     }
 }
 

@@ -301,6 +301,7 @@ fn float_unary(e: &mut Emitter, f: UnaryFn, x: Val) -> Val {
         UnaryFn::Floor => m.e.intrinsic("floor", &[x]),
         UnaryFn::Ceil => m.e.intrinsic("ceil", &[x]),
         UnaryFn::Round => m.e.intrinsic("roundeven", &[x]),
+        UnaryFn::RoundTf32 => round_tf32(m, x),
         UnaryFn::Not => m.is(Cmp::Eq, x, 0.0),
         UnaryFn::IsNan => m.cmp(Cmp::Ne, x, x),
         UnaryFn::IsInf => {
@@ -335,6 +336,19 @@ fn float_unary(e: &mut Emitter, f: UnaryFn, x: Val) -> Val {
     }
 }
 
+/// An f32 rounded to ten bits of mantissa, halves away from zero: in integers, which carry
+/// into the exponent as they should, on every device.
+fn round_tf32(m: &mut M, x: Val) -> Val {
+    let bits = m.bits(x);
+    let up = m.int_op("arith.addi", bits, 0x1000);
+    let rounded = m.int_op("arith.andi", up, !0x1fff);
+    let rounded = m.e.bitcast(rounded, Elem::F32);
+    let nan = m.cmp(Cmp::Ne, x, x);
+    // Quiet: what is left of its bits where the low ones take no part is still a NaN.
+    let quiet = m.add(x, x);
+    m.select(nan, quiet, rounded)
+}
+
 fn int_unary(e: &mut Emitter, f: UnaryFn, x: Val, unsigned: bool) -> Val {
     let zero = e.int(x.ty, 0);
     match f {
@@ -364,7 +378,7 @@ fn int_unary(e: &mut Emitter, f: UnaryFn, x: Val, unsigned: bool) -> Val {
         UnaryFn::Asin | UnaryFn::Acos | UnaryFn::Atan => x,
         UnaryFn::Sinh | UnaryFn::Cosh | UnaryFn::Tanh => x,
         UnaryFn::Asinh | UnaryFn::Acosh | UnaryFn::Atanh => x,
-        UnaryFn::Erf | UnaryFn::NormalCdf | UnaryFn::Sigmoid => x,
+        UnaryFn::Erf | UnaryFn::NormalCdf | UnaryFn::Sigmoid | UnaryFn::RoundTf32 => x,
     }
 }
 

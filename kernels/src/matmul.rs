@@ -93,6 +93,8 @@ pub struct MatMulSpec {
     pub k: Size,
     /// Type of the sums: f32, f64 or i32.
     pub acc: DType,
+    /// Whether A and B, of f32, hold numbers of tf32 alone, which tensor cores multiply.
+    pub tf32: bool,
     /// A's strides: of each batch axis, then m, then k.
     pub a: Vec<Size>,
     /// B's strides of each batch axis.
@@ -117,6 +119,7 @@ impl MatMulSpec {
             && self.nr > 0
             && self.nr % LANES == 0
             && matches!(self.acc, DType::F32 | DType::F64 | DType::I32)
+            && (!self.tf32 || self.args[..2] == [DType::F32; 2] && self.acc == DType::F32)
             && self.out.gathers.is_empty()
             && (self.value.0 as usize) < self.exprs.len()
             && Some(&self.exprs.dtype(self.value)) == self.args.last();

@@ -5,8 +5,9 @@
 //! Each result is one chain of fused multiply-adds over k in order, whatever
 //! the tile: results do not depend on batch, tile or thread.
 
-use crate::lower::{compute_elem, convert, is_unsigned, memory_elem};
+use crate::lower::{compute_elem, convert, memory_elem};
 use crate::nest::LANES;
+use crate::small::{self, is_small_float};
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{CpuTarget, Elem, Emitter, Ty, Val};
 use kiln_ir::DType;
@@ -115,7 +116,10 @@ pub fn widen(e: &mut Emitter, x: Val, from: DType, to: DType) -> Val {
     if from == to {
         return x;
     }
-    let _ = is_unsigned(from);
+    if is_small_float(from) {
+        let x = small::decode(e, x, from);
+        return e.cast(x, compute_elem(to), false, false);
+    }
     convert(e, x, from, to)
 }
 

@@ -228,7 +228,7 @@ pub(crate) fn op_cost(node: &Node) -> i64 {
             match f {
                 U::Neg | U::Abs | U::Sign | U::Floor | U::Ceil | U::Round => 1,
                 U::Not | U::BitNot | U::IsNan | U::IsInf => 1,
-                U::Sqrt | U::Rsqrt | U::Recip => 4,
+                U::Sqrt | U::Rsqrt | U::Recip | U::RoundTf32 => 4,
                 U::Exp | U::Log | U::Sigmoid | U::Tanh | U::Erf | U::NormalCdf => 16,
                 U::Sin | U::Cos | U::Tan | U::Asin | U::Acos | U::Atan => 24,
                 U::Sinh | U::Cosh | U::Asinh | U::Acosh | U::Atanh => 24,

@@ -110,6 +110,7 @@ fn weight(graph: &Graph, n: NodeId, exact: bool) -> Option<Weight> {
         transpose_a: false,
         transpose_b,
         out,
+        tf32: false,
     }) = node.op
     else {
         return None;

@@ -34,9 +34,13 @@ pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pas
         let byte = |v: Value| matches!(graph.ty(v).dtype, DType::I8 | DType::U8);
         let bytes = byte(x) && byte(w) && op.out == Some(DType::I32);
         let half = |v: Value| matches!(graph.ty(v).dtype, DType::F16 | DType::BF16);
+        let eight = |v: Value| matches!(graph.ty(v).dtype, DType::F8E4M3FN | DType::F8E5M2);
+        let eights = eight(x) && eight(w) && op.out.is_some();
         let wide = graph.ty(w).dtype == DType::F32 && op.out.is_none();
         let floats = wide || half(w) && op.out.is_none_or(|t| t == DType::F32);
-        if op.transpose_a || !(bytes || floats) {
+        // No processor multiplies f8: its weights lie as they are where there is one.
+        let by_columns = eights && !cx.options.panels;
+        if op.transpose_a || !(bytes || floats || by_columns) {
             continue;
         }
         // A weight held in a narrower type is widened by the kernel as it reads.
@@ -55,10 +59,12 @@ pub fn choose_layouts(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pas
         let Some(&[rows, columns]) = ty.const_shape().as_deref() else {
             continue;
         };
-        if ty.encoding.is_some() || !narrow {
+        if ty.encoding.is_some() || !(narrow || by_columns) {
             continue;
         }
-        if !cx.options.panels && (half(source) || bytes) {
+        // What tensor cores multiply, as they read it.
+        let cores = by_columns || half(w) || bytes || op.tf32 && source == w;
+        if !cx.options.panels && cores {
             if op.transpose_b {
                 continue;
             }

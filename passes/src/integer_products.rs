@@ -20,6 +20,8 @@
 //! for want of determinism (integer sums do not depend on batch, tiles or threads),
 //! but because that option promises the graph as it is written.
 //!
+//! Products of values in floats of eight bits keep to these (`floats.rs`).
+//!
 //! Convolutions of quantized values become convolutions of bytes in the same way
 //! (`convolution.rs`).
 //!
@@ -32,6 +34,7 @@
 //! bits must not change.)
 
 mod convolution;
+mod floats;
 mod moves;
 mod scales;
 
@@ -58,6 +61,7 @@ const MOST_READ: usize = 1 << 16;
 pub fn integer_products(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
     let globals = &*cx.globals;
     let exact = cx.options.exact;
+    let gpus = !cx.options.panels;
     // Where bytes flow from convolution to convolution, all of them are u8.
     let mut changed = !exact && has_convolutions(graph) && retype(graph, globals, true)?;
     changed |= sweep(graph, globals, &mut |b, n| {
@@ -87,6 +91,8 @@ pub fn integer_products(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, P
             None
         } else if let Some((p, scales)) = dequantized(b.graph, n) {
             Some(rescaled(b, globals, &p, scales)?)
+        } else if let Some(p) = floats::dequantized(b.graph, globals, n).filter(|_| gpus) {
+            Some(p.numbers(b)?)
         } else if let Some((c, numbers)) = convolution::dequantized(b.graph, globals, n) {
             Some(c.numbers(b, globals, &numbers)?)
         } else {
@@ -271,6 +277,13 @@ fn depth(graph: &Graph, a: Value, op: &MatMul) -> Dim {
     shape[shape.len() - if op.transpose_a { 2 } else { 1 }].clone()
 }
 
+/// The scale of a dequantize op, an f32, if it is one number or has one for each column.
+fn scale_of(graph: &Graph, d: &Dequantize, args: &[Value], column: Option<usize>) -> Option<Value> {
+    let ty = graph.ty(args[1]);
+    let fits = (ty.rank() == 0 || column == Some(d.axis)) && ty.dtype == DType::F32;
+    fits.then_some(args[1])
+}
+
 /// A product of two dequantized values.
 fn dequantized(graph: &Graph, n: NodeId) -> Option<(Product, Scales)> {
     let node = graph.node(n);
@@ -282,15 +295,12 @@ fn dequantized(graph: &Graph, n: NodeId) -> Option<(Product, Scales)> {
     }
     let side = |i: usize, column: Option<usize>| -> Option<(Side, Value)> {
         let (d, args) = dequantize_of(graph, node.args[i])?;
-        let per_column = column == Some(d.axis);
-        let fits = is_byte(graph.ty(args[0]).dtype)
-            && (graph.ty(args[1]).rank() == 0 || per_column)
-            && graph.ty(args[1]).dtype == DType::F32;
+        let scale = scale_of(graph, d, args, column)?;
         let side = Side {
             bytes: args[0],
             zero: args.get(2).copied(),
         };
-        fits.then_some((side, args[1]))
+        is_byte(graph.ty(args[0]).dtype).then_some((side, scale))
     };
     let rank = graph.ty(node.args[1]).rank();
     let column = rank - if op.transpose_b { 2 } else { 1 };
@@ -298,6 +308,7 @@ fn dequantized(graph: &Graph, n: NodeId) -> Option<(Product, Scales)> {
     let (b, sb) = side(1, Some(column))?;
     let op = MatMul {
         out: Some(DType::I32),
+        tf32: false,
         ..op.clone()
     };
     let product = Product { op, a, b };
@@ -347,6 +358,7 @@ fn widened(graph: &Graph, n: NodeId) -> Option<Product> {
     let number = |s: &Side| s.zero.is_none_or(|z| graph.ty(z).rank() == 0);
     let op = MatMul {
         out: Some(DType::I32),
+        tf32: false,
         ..op.clone()
     };
     (plain || (number(&a) && number(&b))).then_some(Product { op, a, b })

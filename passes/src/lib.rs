@@ -23,4 +23,4 @@ pub mod share_common;
 pub mod simplify;
 pub mod train_step;
 
-pub use manager::{Changed, Manager, Options, Pass, PassCx, PassError, Timing};
+pub use manager::{Changed, Manager, Options, Pass, PassCx, PassError, Precision, Timing};

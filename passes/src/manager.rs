@@ -1,7 +1,7 @@
 //! The pass manager: runs a list of passes over every function of a module and
 //! owns timing, dumps, early stops and verification.
 
-use kiln_ir::{DType, Globals, Graph, Module, TypeError};
+use kiln_ir::{Globals, Graph, Module, TypeError};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,44 @@ impl From<bool> for Changed {
     }
 }
 
+/// What products of f32 read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// f32.
+    F32,
+    /// f32 rounded to ten bits of mantissa.
+    Tf32,
+    /// bf16.
+    Bf16,
+    /// Weights of f16, computed in f32.
+    F16,
+}
+
+impl Precision {
+    /// Every precision.
+    pub const ALL: [Precision; 4] = [
+        Precision::F32,
+        Precision::Tf32,
+        Precision::Bf16,
+        Precision::F16,
+    ];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Tf32 => "tf32",
+            Precision::Bf16 => "bf16",
+            Precision::F16 => "f16",
+        }
+    }
+
+    /// The precision of this name.
+    pub fn from_name(name: &str) -> Option<Precision> {
+        Precision::ALL.into_iter().find(|p| p.name() == name)
+    }
+}
+
 /// What every pass may know of the compilation.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -34,9 +72,9 @@ pub struct Options {
     pub exact: bool,
     /// Panel width of packed matmul weights, in columns.
     pub panel: usize,
-    /// The type that products read: f32, bf16 or f16.
-    pub precision: DType,
-    /// Whether weights lie in panels, as processors' kernels read them. Else those of f16,
+    /// What products read.
+    pub precision: Precision,
+    /// Whether weights lie in panels, as processors' kernels read them. Else those of f16, tf32, f8,
     /// bf16 and bytes lie by columns, neighbours along the summed axis together.
     pub panels: bool,
     /// Whether every target has kernels of transformed filters (Winograd).
@@ -48,7 +86,7 @@ impl Default for Options {
         Options {
             exact: false,
             panel: 64,
-            precision: DType::F32,
+            precision: Precision::F32,
             panels: true,
             transformed_filters: true,
         }

@@ -1,4 +1,4 @@
-//! Products of a narrow type with sums in f32: `--precision bf16` and `f16`
+//! Products of a narrow type with sums in f32: `--precision tf32`, `bf16` and `f16`
 //! (Micikevicius et al. 2018; the choice of ops is autocast's: contractions and
 //! attention narrow, everything between them f32). Weights are stored narrow, and so
 //! are tables that are gathered from. For f16 that is all: no x86 level here multiplies
@@ -12,30 +12,49 @@
 //! %y = matmul %p, %q {out = f32}
 //! ```
 //!
+//! For tf32, which is f32 with fewer bits, and is stored as f32:
+//!
+//! ```text
+//! %p = round_tf32 %a                  %q = round_tf32 @w
+//! %y = matmul %p, %q {tf32 = true}
+//! ```
+//!
 //! What a product reads is rounded where it is made, behind views, and everything
-//! else that reads it reads the rounded number too: so memory holds it once, half as
-//! large. Results of regions, the model's among them, stay as they were computed, and
+//! else that reads it reads the rounded number too: so memory holds it once. Results of regions, the model's among them, stay as they were computed, and
 //! so do products whose weights are bytes.
+//!
+//! In every precision what a product with `tf32` reads is rounded before it, so that
+//! kernels may take both sides as they lie: from here on that is what `tf32` promises.
 
-use crate::{Changed, PassCx, PassError};
+use crate::{Changed, PassCx, PassError, Precision};
 use kiln_ir::edit::{Rewrite, sweep};
 use kiln_ir::graph::Node;
 use kiln_ir::ops::block_matmul::BlockMatMul;
 use kiln_ir::ops::contract::MatMul;
-use kiln_ir::{Builder, DType, Graph, NodeId, Op, TypeError, Value};
+use kiln_ir::{Builder, DType, Graph, NodeId, Op, TypeError, UnaryFn, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Narrows products, if the options ask for it.
+/// Narrows products, if the options ask for it, and rounds what is marked.
 pub fn mixed_precision(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, PassError> {
-    let to = cx.options.precision;
-    if !matches!(to, DType::F16 | DType::BF16) {
-        return Ok(Changed::No);
+    let mut changed = Changed::No;
+    let narrow = match cx.options.precision {
+        Precision::F32 | Precision::Tf32 => None,
+        Precision::Bf16 => Some(DType::BF16),
+        Precision::F16 => Some(DType::F16),
+    };
+    if let Some(to) = narrow {
+        changed = changed.or(narrowed(cx, graph, To::Type(to))?);
     }
+    let all = cx.options.precision == Precision::Tf32;
+    Ok(changed.or(narrowed(cx, graph, To::Tf32 { all })?))
+}
+
+fn narrowed(cx: &mut PassCx, graph: &mut Graph, to: To) -> Result<Changed, PassError> {
     let mut pass = Pass {
         to,
         read: match to {
-            DType::BF16 => read_by_products(graph),
-            _ => BTreeSet::new(),
+            To::Type(DType::F16) => BTreeSet::new(),
+            _ => read_by_products(graph, to),
         },
         rounded: BTreeMap::new(),
     };
@@ -43,22 +62,33 @@ pub fn mixed_precision(cx: &mut PassCx, graph: &mut Graph) -> Result<Changed, Pa
     Ok(changed.into())
 }
 
+/// What factors become.
+#[derive(Clone, Copy, PartialEq)]
+enum To {
+    /// Numbers of a narrower type.
+    Type(DType),
+    /// Rounded f32; of all products, or of those that are marked.
+    Tf32 { all: bool },
+}
+
 struct Pass {
-    to: DType,
+    to: To,
     /// What products read, behind views, that is rounded where it is made.
     read: BTreeSet<Value>,
-    /// Widened values, and what they are widened from.
+    /// Rounded values as f32, and what they are widened from.
     rounded: BTreeMap<Value, Value>,
 }
 
 /// How many of a node's arguments are factors: numbers that it multiplies in f32.
-fn factors(graph: &Graph, n: NodeId) -> usize {
+fn factors(graph: &Graph, n: NodeId, to: To) -> usize {
     let node = graph.node(n);
     let f32 = |v: Value| graph.ty(v).dtype == DType::F32;
-    let count = match &node.op {
-        Op::MatMul(op) if op.out.is_none_or(|t| t == DType::F32) => 2,
-        Op::Attention(_) => 3,
-        Op::BlockMatMul(op) if op.out.is_none_or(|t| t == DType::F32) => 1,
+    let count = match (&node.op, to) {
+        (Op::MatMul(op), To::Tf32 { .. }) if op.tf32 => return 2,
+        (Op::MatMul(_) | Op::Attention(_), To::Tf32 { all: false }) => 0,
+        (Op::MatMul(op), _) if op.out.is_none_or(|t| t == DType::F32) => 2,
+        (Op::Attention(_), To::Type(_)) => 3,
+        (Op::BlockMatMul(op), To::Type(_)) if op.out.is_none_or(|t| t == DType::F32) => 1,
         _ => 0,
     };
     // Bytes are widened by the kernel as it reads them, and stay bytes.
@@ -69,6 +99,19 @@ fn factors(graph: &Graph, n: NodeId) -> usize {
     match node.args[..count].iter().all(|&v| f32(v) && !bytes(v)) {
         true => count,
         false => 0,
+    }
+}
+
+/// Whether a value, an f32, is known to be a number of tf32.
+fn is_tf32(graph: &Graph, v: Value) -> bool {
+    match graph.producer_op(v) {
+        Some((Op::Unary(f), _)) => f.f == UnaryFn::RoundTf32,
+        // All of bf16 and of eight bits; f16 has as many bits of mantissa, fewer of exponent.
+        Some((Op::Cast(_), args)) => {
+            graph.ty(args[0]).dtype.bits() <= 16
+                && (graph.ty(args[0]).dtype.is_float() || graph.ty(args[0]).dtype.bits() <= 8)
+        }
+        _ => false,
     }
 }
 
@@ -87,10 +130,10 @@ fn viewed(graph: &Graph, v: Value) -> Option<(NodeId, Value)> {
     view.then(|| (n, node.args[0]))
 }
 
-fn read_by_products(graph: &Graph) -> BTreeSet<Value> {
+fn read_by_products(graph: &Graph, to: To) -> BTreeSet<Value> {
     let mut read = BTreeSet::new();
     for n in graph.nodes_in_order() {
-        for &v in &graph.node(n).args[..factors(graph, n)] {
+        for &v in &graph.node(n).args[..factors(graph, n, to)] {
             let mut v = v;
             while let Some((_, source)) = viewed(graph, v) {
                 v = source;
@@ -102,7 +145,8 @@ fn read_by_products(graph: &Graph) -> BTreeSet<Value> {
                     Op::Global(_) | Op::Constant(_) | Op::If(_) | Op::Loop(_)
                 )
             });
-            if made {
+            let before = matches!(to, To::Tf32 { .. }) && is_tf32(graph, v);
+            if made && !before {
                 read.insert(v);
             }
         }
@@ -117,13 +161,13 @@ fn read_by_products(graph: &Graph) -> BTreeSet<Value> {
 
 impl Pass {
     fn rewrite(&mut self, b: &mut Builder, n: NodeId) -> Result<Rewrite, TypeError> {
-        let count = factors(b.graph, n);
+        let count = factors(b.graph, n, self.to);
         let node = b.graph.node(n).clone();
         let [v] = node.results[..] else {
             return Ok(Rewrite::Keep);
         };
         let mut y = None;
-        if self.to == DType::F16 && count > 0 {
+        if self.to == To::Type(DType::F16) && count > 0 {
             return self.with_weights(b, &node, count);
         }
         if count > 0 {
@@ -131,29 +175,34 @@ impl Pass {
             for x in &mut args[..count] {
                 *x = self.narrow(b, *x)?;
             }
-            y = Some(match &node.op {
-                Op::MatMul(op) => {
+            y = match (&node.op, self.to) {
+                (Op::MatMul(op), To::Tf32 { .. }) if op.tf32 && args == node.args => None,
+                (Op::MatMul(op), to) => {
                     let op = MatMul {
-                        out: Some(DType::F32),
+                        out: match to {
+                            To::Type(_) => Some(DType::F32),
+                            To::Tf32 { .. } => op.out,
+                        },
+                        tf32: to != To::Type(DType::BF16),
                         ..op.clone()
                     };
-                    b.one(op, &args)?
+                    Some(b.one(op, &args)?)
                 }
-                Op::BlockMatMul(op) => {
+                (Op::BlockMatMul(op), _) => {
                     let op = BlockMatMul {
                         out: Some(DType::F32),
                         ..op.clone()
                     };
-                    b.one(op, &args)?
+                    Some(b.one(op, &args)?)
                 }
-                op => {
+                (op, _) => {
                     let y = b.one(op.clone(), &args)?;
-                    self.widen(b, y)?
+                    Some(self.widen(b, y)?)
                 }
-            });
-        } else if let Some(table) = self.table(b.graph, n) {
+            };
+        } else if let (Some(table), To::Type(to)) = (self.table(b.graph, n), self.to) {
             let mut args = node.args.clone();
-            args[0] = b.cast(table, self.to)?;
+            args[0] = b.cast(table, to)?;
             let rows = b.one(node.op.clone(), &args)?;
             y = Some(self.widen(b, rows)?);
         }
@@ -163,7 +212,7 @@ impl Pass {
                 Some(y) => y,
                 None => again(b, &node.op, &node.args, v)?,
             };
-            let narrow = b.cast(full, self.to)?;
+            let narrow = self.round(b, full)?;
             y = Some(self.widen(b, narrow)?);
         }
         Ok(y.map_or(Rewrite::Keep, |y| Rewrite::With(vec![y])))
@@ -179,7 +228,7 @@ impl Pass {
         let mut args = node.args.clone();
         for x in &mut args[..count] {
             if is_data(b.graph, *x) {
-                let narrow = b.cast(*x, self.to)?;
+                let narrow = self.round(b, *x)?;
                 *x = self.widen(b, narrow)?;
             }
         }
@@ -199,13 +248,25 @@ impl Pass {
             .then_some(table)
     }
 
+    /// A value of f32, rounded.
+    fn round(&self, b: &mut Builder, v: Value) -> Result<Value, TypeError> {
+        match self.to {
+            To::Type(to) => b.cast(v, to),
+            To::Tf32 { .. } => b.unary(UnaryFn::RoundTf32, v),
+        }
+    }
+
+    /// A rounded value as f32.
     fn widen(&mut self, b: &mut Builder, narrow: Value) -> Result<Value, TypeError> {
-        let wide = b.cast(narrow, DType::F32)?;
+        let wide = match self.to {
+            To::Type(_) => b.cast(narrow, DType::F32)?,
+            To::Tf32 { .. } => narrow,
+        };
         self.rounded.insert(wide, narrow);
         Ok(wide)
     }
 
-    /// A value in the narrow type: rounded where it is made, views of it after that.
+    /// A value as the product reads it: rounded where it is made, views of it after that.
     fn narrow(&self, b: &mut Builder, v: Value) -> Result<Value, TypeError> {
         if let Some(&narrow) = self.rounded.get(&v) {
             return Ok(narrow);
@@ -218,11 +279,13 @@ impl Pass {
                 again(b, &node.op, &args, v)
             }
             Some(node)
-                if matches!(node.op, Op::Cast(_)) && b.graph.ty(node.args[0]).dtype == self.to =>
+                if matches!(node.op, Op::Cast(_))
+                    && self.to == To::Type(b.graph.ty(node.args[0]).dtype) =>
             {
                 Ok(node.args[0])
             }
-            _ => b.cast(v, self.to),
+            Some(_) if matches!(self.to, To::Tf32 { .. }) && is_tf32(b.graph, v) => Ok(v),
+            _ => self.round(b, v),
         }
     }
 }

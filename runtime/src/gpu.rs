@@ -62,7 +62,7 @@ pub struct Pass {
 pub struct Tile {
     /// The argument.
     pub arg: u32,
-    /// Its elements' type: f16, bf16, i8 or u8.
+    /// Its elements' type: f16, bf16, f32, f8, i8 or u8.
     pub dtype: DType,
     /// Elements along each dimension, 2 to 5 of them.
     pub sizes: Vec<Dim>,
@@ -131,7 +131,15 @@ impl Tile {
     fn validate(&self) -> Result<(), String> {
         let rank = self.sizes.len();
         let inner = |n: u32| self.dtype.size().unwrap_or(0) as u32 * n;
-        let known = [DType::F16, DType::BF16, DType::I8, DType::U8];
+        let known = [
+            DType::F16,
+            DType::BF16,
+            DType::F32,
+            DType::F8E4M3FN,
+            DType::F8E5M2,
+            DType::I8,
+            DType::U8,
+        ];
         let fits = known.contains(&self.dtype)
             && (2..=5).contains(&rank)
             && self.strides.len() == rank - 1

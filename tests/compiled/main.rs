@@ -301,25 +301,22 @@ fn the_best_level_that_the_machine_has_is_loaded() {
 /// the batch, the threads and the level's tiles.
 #[test]
 fn exact_results_depend_on_neither_batch_nor_threads() {
+    use kiln::passes::Precision::{Bf16, F16, F32, Tf32};
     let programs = [
-        ("run/attention.kir", "forward", true, DType::F32),
-        ("run/attention.kir", "forward", true, DType::BF16),
-        ("run/mlp.kir", "forward", true, DType::F32),
-        ("run/mlp.kir", "forward", true, DType::BF16),
-        ("run/mlp.kir", "forward", true, DType::F16),
-        ("run/conv.kir", "plain", true, DType::F32),
-        ("run/channels_last_network.kir", "network", true, DType::F32),
-        ("run/channels_last_moves.kir", "shuffle", false, DType::F32),
-        (
-            "run/convolutions_of_bytes.kir",
-            "network",
-            false,
-            DType::F32,
-        ),
-        ("run/convolutions_of_bytes.kir", "groups", false, DType::F32),
-        ("run/convolutions_of_bytes.kir", "widened", true, DType::F32),
+        ("run/attention.kir", "forward", true, F32),
+        ("run/attention.kir", "forward", true, Bf16),
+        ("run/mlp.kir", "forward", true, F32),
+        ("run/mlp.kir", "forward", true, Tf32),
+        ("run/mlp.kir", "forward", true, Bf16),
+        ("run/mlp.kir", "forward", true, F16),
+        ("run/conv.kir", "plain", true, F32),
+        ("run/channels_last_network.kir", "network", true, F32),
+        ("run/channels_last_moves.kir", "shuffle", false, F32),
+        ("run/convolutions_of_bytes.kir", "network", false, F32),
+        ("run/convolutions_of_bytes.kir", "groups", false, F32),
+        ("run/convolutions_of_bytes.kir", "widened", true, F32),
         // Their tiles lie as the image says, so they keep the promise too.
-        ("run/winograd.kir", "tiles", false, DType::F32),
+        ("run/winograd.kir", "tiles", false, F32),
     ];
     for target in levels() {
         for (name, entry, exact, precision) in programs {

@@ -12,7 +12,7 @@ impl Kernel {
     /// All threads of a group of four warps.
     pub fn multiply_group<T: Sum>(
         &mut self,
-        of: T::Factors,
+        of: impl Into<T::Factors>,
         sums: &[Reg<T>],
         a: Reg<B64>,
         b: Reg<B64>,
@@ -20,10 +20,12 @@ impl Kernel {
     ) {
         let names: Vec<String> = sums.iter().map(Reg::to_string).collect();
         let (names, n, d) = (names.join(", "), 2 * sums.len(), T::SUM);
+        let of = of.into();
         let ([ta, tb], deep) = (T::factors(of), 256 / T::factor_bits(of));
-        // Scales of A and B, and whether they are turned.
-        let rest = match deep {
-            16 => ", 1, 1, 0, 0",
+        // Scales of floats A and B; of 16 bits also whether they are turned.
+        let rest = match (d, deep) {
+            ("f32", 16) => ", 1, 1, 0, 0",
+            ("f32", _) => ", 1, 1",
             _ => "",
         };
         self.line(format_args!(

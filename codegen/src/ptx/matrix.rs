@@ -2,7 +2,7 @@
 
 use super::Kernel;
 use super::memory::Vector;
-use super::reg::{B32, F32, Reg};
+use super::reg::{Arith, B32, F32, Reg};
 
 /// Eight-bit integers with a sign or without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +40,43 @@ impl Half {
     }
 }
 
+/// Floats of eight bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eight {
+    /// Four bits of exponent, three of mantissa.
+    E4m3,
+    /// Five bits of exponent, two of mantissa.
+    E5m2,
+}
+
+impl Eight {
+    fn name(self) -> &'static str {
+        match self {
+            Eight::E4m3 => "e4m3",
+            Eight::E5m2 => "e5m2",
+        }
+    }
+}
+
+/// Floats that tensor cores multiply, with sums in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Floats {
+    /// Both of one type of 16 bits.
+    Halves(Half),
+    /// Words of f32, of which the upper 19 bits count.
+    Tf32,
+    /// Both of eight bits.
+    Eights(Eight, Eight),
+}
+
+impl From<Half> for Floats {
+    fn from(half: Half) -> Floats {
+        Floats::Halves(half)
+    }
+}
+
 /// Types of sums of products on tensor cores.
-pub trait Sum: Vector {
+pub trait Sum: Vector + Arith {
     /// What is multiplied.
     type Factors: Copy + std::fmt::Debug;
     /// The type in instructions: `f32`.
@@ -52,22 +87,39 @@ pub trait Sum: Vector {
     fn factors(of: Self::Factors) -> [&'static str; 2];
     /// Bits of a factor.
     fn factor_bits(of: Self::Factors) -> u32;
+    /// Whether tensor cores hold sums with fewer bits than their type has, so that long
+    /// ones are to be added up outside of them.
+    fn is_short(of: Self::Factors) -> bool;
 }
 
 impl Sum for F32 {
-    type Factors = Half;
+    type Factors = Floats;
     const SUM: &'static str = "f32";
 
     fn zero(k: &mut Kernel) -> Reg<F32> {
         k.mov(0.0f32)
     }
 
-    fn factors(of: Half) -> [&'static str; 2] {
-        [of.name(); 2]
+    fn factors(of: Floats) -> [&'static str; 2] {
+        match of {
+            Floats::Halves(half) => [half.name(); 2],
+            Floats::Tf32 => ["tf32"; 2],
+            Floats::Eights(a, b) => [a.name(), b.name()],
+        }
     }
 
-    fn factor_bits(_: Half) -> u32 {
-        16
+    fn factor_bits(of: Floats) -> u32 {
+        match of {
+            Floats::Halves(_) => 16,
+            Floats::Tf32 => 32,
+            Floats::Eights(..) => 8,
+        }
+    }
+
+    /// Of f8 Hopper's and Ada's keep about 14 bits (DeepSeek-V3 Technical Report,
+    /// arXiv:2412.19437, 3.3.2; SageAttention2, arXiv:2411.10958, 3.2).
+    fn is_short(of: Floats) -> bool {
+        matches!(of, Floats::Eights(..))
     }
 }
 
@@ -85,6 +137,10 @@ impl Sum for B32 {
 
     fn factor_bits(_: (Byte, Byte)) -> u32 {
         8
+    }
+
+    fn is_short(_: (Byte, Byte)) -> bool {
+        false
     }
 }
 
@@ -107,20 +163,57 @@ impl Kernel {
     }
 
     /// `sums += a · b` of a 16 × k by a k × 8 matrix, where k numbers have 32 bytes; sums of
-    /// integers wrap. Fragments as `mma.m16n8k16` and `mma.m16n8k32` have them. All lanes of
-    /// the warp.
+    /// integers wrap. Fragments as `mma.m16n8k8` of tf32, `mma.m16n8k16` and `mma.m16n8k32`
+    /// have them: the same in words. All lanes of the warp.
     pub fn multiply<T: Sum>(
         &mut self,
-        of: T::Factors,
+        of: impl Into<T::Factors>,
         sums: [Reg<T>; 4],
         a: [Reg<B32>; 4],
         b: [Reg<B32>; 2],
     ) {
+        let of = of.into();
         let (sums, a, b, d) = (list(&sums), list(&a), list(&b), T::SUM);
         let ([ta, tb], deep) = (T::factors(of), 256 / T::factor_bits(of));
         self.line(format_args!(
             "mma.sync.aligned.m16n8k{deep}.row.col.{d}.{ta}.{tb}.{d} {sums}, {a}, {b}, {sums}"
         ));
+    }
+
+    /// Adds the products of some steps to `sums`, each of fragments of A and of B; `apart`
+    /// has them summed on their own first.
+    pub fn multiply_steps<T: Sum>(
+        &mut self,
+        of: T::Factors,
+        sums: [Reg<T>; 4],
+        apart: bool,
+        steps: impl IntoIterator<Item = ([Reg<B32>; 4], [Reg<B32>; 2])>,
+    ) {
+        let to = match apart {
+            true => std::array::from_fn(|_| T::zero(self)),
+            false => sums,
+        };
+        for (a, b) in steps {
+            self.multiply(of, to, a, b);
+        }
+        if apart {
+            self.add_all(&sums, &to);
+        }
+    }
+
+    /// Sets sums to 0.
+    pub fn clear<T: Sum>(&mut self, sums: &[Reg<T>]) {
+        for &sum in sums {
+            let zero = T::zero(self);
+            self.set(sum, zero);
+        }
+    }
+
+    /// Adds numbers to sums.
+    pub fn add_all<T: Sum>(&mut self, sums: &[Reg<T>], more: &[Reg<T>]) {
+        for (&sum, &x) in sums.iter().zip(more) {
+            self.add_to(sum, sum, x);
+        }
     }
 }
 

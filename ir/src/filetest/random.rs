@@ -179,6 +179,7 @@ fn step(
                 transpose_a: false,
                 transpose_b: true,
                 out: None,
+                tf32: false,
             };
             let y = b.one(product, &[x, x])?;
             b.unary(UnaryFn::Tanh, y)

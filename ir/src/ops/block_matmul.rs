@@ -175,6 +175,7 @@ impl Composite for BlockMatMul {
             transpose_a: false,
             transpose_b: true,
             out: self.out,
+            tf32: false,
         };
         Ok(vec![b.one(op, &[x, w])?])
     }

@@ -5,11 +5,13 @@ use crate::op::*;
 use crate::ops::blocks;
 use crate::ops::util::*;
 use crate::tensor::{Encoder, computes_in_integers};
-use crate::{BlockFormat, Builder, DType, Dim, Kind, ReduceFn, Tensor, TensorType};
+use crate::{BlockFormat, Builder, DType, Dim, Kind, ReduceFn, Tensor, TensorType, UnaryFn};
 
 /// `matmul(a, b)`: `[.., m, k] · [.., k, n]`, leading axes broadcast. Both of
-/// one dtype (8-bit integers may differ in sign); f16 and bf16 accumulate in f32,
-/// integers in i32 where `out` says so.
+/// one dtype (8-bit integers may differ in sign, floats of eight bits in kind, where `out`
+/// is given); f8, f16 and bf16 accumulate in f32,
+/// integers in i32 where `out` says so. With `tf32`, of f32: both are rounded first
+/// ([`crate::scalar::round_tf32`]), so that tensor cores may multiply them; sums are in f32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MatMul {
     /// `a` is `[.., k, m]`.
@@ -18,6 +20,8 @@ pub struct MatMul {
     pub transpose_b: bool,
     /// The result's dtype; none for the arguments'.
     pub out: Option<DType>,
+    /// Whether the arguments are rounded to tf32.
+    pub tf32: bool,
 }
 
 /// `pack(w)`: the last two axes `[k, n]` (or `[n, k]` if `transposed`) as panels
@@ -67,14 +71,23 @@ parse_one!(MatMul, "matmul", |attrs| Ok(MatMul {
         Ok(_) => Some(attrs.dtype("out")?),
         Err(_) => None,
     },
+    tf32: match attrs.get("tf32") {
+        Ok(_) => attrs.bool("tf32")?,
+        Err(_) => false,
+    },
 }));
 
 impl MatMul {
     fn result_dtype(&self, a: DType, b: DType) -> Result<DType, TypeError> {
         let out = self.out.unwrap_or(a);
         let bytes = |d: DType| matches!(d, DType::I8 | DType::U8);
-        let agree = a == b || (bytes(a) && bytes(b) && self.out.is_some());
+        let eight = |d: DType| matches!(d, DType::F8E4M3FN | DType::F8E5M2);
+        let mixed = bytes(a) && bytes(b) || eight(a) && eight(b);
+        let agree = a == b || mixed && self.out.is_some();
         match (a.kind(), out.kind()) {
+            _ if self.tf32 && [a, b] != [DType::F32; 2] => {
+                type_err(format!("tf32 is what f32 is rounded to, not {a} and {b}"))
+            }
             _ if !agree => type_err(format!("the arguments differ in element type: {a} and {b}")),
             (Kind::Float, Kind::Float) => Ok(out),
             (Kind::Int | Kind::Uint, Kind::Int | Kind::Uint) => Ok(out),
@@ -155,10 +168,14 @@ impl OpDef for MatMul {
         let (bk, bn) = if self.transpose_b { (1, k) } else { (n, 1) };
         let mut out = Encoder::new(dtype, batch.iter().product::<usize>() * m * n);
         let exact = computes_in_integers(a.dtype());
-        let (fa, fb) = if exact {
-            (vec![], vec![])
-        } else {
-            (a.to_f64(), b.to_f64())
+        let (fa, fb) = match (exact, self.tf32) {
+            (true, _) => (vec![], vec![]),
+            (_, false) => (a.to_f64(), b.to_f64()),
+            (_, true) => {
+                let round = |x| UnaryFn::RoundTf32.eval_f64(x);
+                let rounded = |t: &Tensor| t.to_f64().into_iter().map(round).collect();
+                (rounded(a), rounded(b))
+            }
         };
         // A single row reads each element of a weight once: no copy of it is made.
         let once = m == 1 && batch.iter().all(|&n| n == 1);
@@ -204,8 +221,8 @@ impl OpDef for MatMul {
             b.cast(d[0], dtype)?
         };
         let dx = match self.transpose_a {
-            false => b.matmul_t(d, y, false, !self.transpose_b)?,
-            true => b.matmul_t(y, d, self.transpose_b, true)?,
+            false => self.like(b, [d, y], false, !self.transpose_b)?,
+            true => self.like(b, [y, d], self.transpose_b, true)?,
         };
         // One weight for the whole batch: the batch joins the rows, so that no
         // gradient per batch entry is ever held.
@@ -225,9 +242,13 @@ impl OpDef for MatMul {
         let attrs = Attrs::none()
             .with("transpose_a", Attr::Bool(self.transpose_a))
             .with("transpose_b", Attr::Bool(self.transpose_b));
-        match self.out {
+        let attrs = match self.out {
             Some(d) => attrs.with("out", Attr::Name(d.name().into())),
             None => attrs,
+        };
+        match self.tf32 {
+            true => attrs.with("tf32", Attr::Bool(true)),
+            false => attrs,
         }
     }
 
@@ -235,10 +256,27 @@ impl OpDef for MatMul {
 }
 
 impl MatMul {
+    /// A product of a gradient, rounded as this one is.
+    fn like(
+        &self,
+        b: &mut Builder,
+        args: [Value; 2],
+        transpose_a: bool,
+        transpose_b: bool,
+    ) -> Result<Value, TypeError> {
+        let product = MatMul {
+            transpose_a,
+            transpose_b,
+            out: None,
+            tf32: self.tf32,
+        };
+        b.one(product, &args)
+    }
+
     fn grad_right(&self, b: &mut Builder, x: Value, d: Value) -> Result<Value, TypeError> {
         match self.transpose_b {
-            false => b.matmul_t(x, d, !self.transpose_a, false),
-            true => b.matmul_t(d, x, true, self.transpose_a),
+            false => self.like(b, [x, d], !self.transpose_a, false),
+            true => self.like(b, [d, x], true, self.transpose_a),
         }
     }
 }

@@ -145,6 +145,7 @@ impl Conv {
             transpose_a: false,
             transpose_b: false,
             out: self.out,
+            tf32: false,
         };
         b.one(product, &[w, x])
     }

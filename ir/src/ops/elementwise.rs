@@ -136,6 +136,9 @@ impl OpDef for Unary {
         if matches!(a.ty.dtype.kind(), Kind::Str) {
             return type_err("strings have no arithmetic");
         }
+        if self.f == UnaryFn::RoundTf32 && a.ty.dtype != DType::F32 {
+            return type_err(format!("rounds f32, not {}", a.ty.dtype));
+        }
         if computes_in_integers(a.ty.dtype) && self.f.eval_i64(1).is_none() {
             return type_err(format!(
                 "needs a floating-point argument, not {}",
@@ -268,6 +271,8 @@ impl OpDef for Unary {
                     because: "piecewise constant",
                 });
             }
+            // As a cast to a narrower type.
+            U::RoundTf32 => return Ok(Grad::Args(vec![Some(d)])),
             U::Not | U::BitNot | U::IsNan | U::IsInf => {
                 return Ok(Grad::Zero {
                     because: "not a function of real numbers",

@@ -108,6 +108,7 @@ impl OpDef for PackedMatMul {
             transpose_a: false,
             transpose_b: false,
             out: if bytes { Some(DType::I32) } else { self.out },
+            tf32: false,
         }
         .eval(cx, &[x, &plain])
     }
@@ -159,6 +160,7 @@ mod tests {
             transpose_a: false,
             transpose_b: false,
             out: Some(DType::I32),
+            tf32: false,
         };
         assert_eq!(got, plain.eval(&cx, &[&x, &w]).unwrap());
     }
@@ -186,6 +188,7 @@ mod tests {
                 transpose_a: false,
                 transpose_b: false,
                 out,
+                tf32: false,
             };
             assert_eq!(got, plain.eval(&cx, &[&x, &w]).unwrap());
             assert_eq!(got[0].dtype(), out.unwrap_or(DType::BF16));
@@ -214,6 +217,7 @@ mod tests {
             transpose_a: false,
             transpose_b: false,
             out: None,
+            tf32: false,
         }
         .eval(&cx, &[&x, &w])
         .unwrap();

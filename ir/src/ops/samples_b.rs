@@ -176,6 +176,7 @@ fn contractions() -> Vec<Sample> {
         transpose_a,
         transpose_b,
         out: None,
+        tf32: false,
     };
     let bytes = |dtype, shape: &[usize]| match dtype {
         DType::U8 => between(dtype, shape, 0.0, 255.0),
@@ -189,9 +190,28 @@ fn contractions() -> Vec<Sample> {
         smooth(product(true, true), vec![f(&[3, 2]), f(&[2, 4, 3])]),
         rough(
             MatMul {
+                out: Some(DType::F32),
+                ..product(false, true)
+            },
+            vec![
+                between(DType::F8E4M3FN, &[2, 3], -2.0, 2.0),
+                between(DType::F8E5M2, &[4, 3], -2.0, 2.0),
+            ],
+        ),
+        // Differences over a step see the grid that it rounds to.
+        rough(
+            MatMul {
+                tf32: true,
+                ..product(false, true)
+            },
+            vec![f(&[2, 2, 3]), f(&[4, 3])],
+        ),
+        rough(
+            MatMul {
                 transpose_a: false,
                 transpose_b: false,
                 out: Some(DType::I32),
+                tf32: false,
             },
             vec![bytes(DType::U8, &[3, 5]), bytes(DType::I8, &[5, 2])],
         ),

@@ -154,6 +154,7 @@ impl Builder<'_> {
                 transpose_a: false,
                 transpose_b: false,
                 out: None,
+                tf32: false,
             },
             &[a, b],
         )
@@ -171,6 +172,7 @@ impl Builder<'_> {
                 transpose_a,
                 transpose_b,
                 out: None,
+                tf32: false,
             },
             &[a, b],
         )

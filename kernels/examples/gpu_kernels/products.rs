@@ -43,6 +43,8 @@ struct Product {
     n: i64,
     k: i64,
     types: [DType; 2],
+    /// A and B hold numbers of tf32.
+    tf32: bool,
     out: DType,
     b: B,
     epilogue: Epilogue,
@@ -55,14 +57,20 @@ struct Product {
 
 impl Product {
     fn new(types: [DType; 2], b: B, [m, n, k]: [i64; 3]) -> Product {
-        let integers = types[0].bits() == 8 && types[1].bits() == 8;
+        let integers = types.iter().all(|t| t.is_int());
+        let eights = types.iter().all(|t| t.is_float() && t.bits() == 8);
         Product {
             batch: vec![],
             m,
             n,
             k,
             types,
-            out: if integers { DType::I32 } else { types[0] },
+            tf32: false,
+            out: match (integers, eights) {
+                (true, _) => DType::I32,
+                (_, true) => DType::F32,
+                _ => types[0],
+            },
             b,
             epilogue: Epilogue::None,
             shared: false,
@@ -71,8 +79,16 @@ impl Product {
         }
     }
 
+    /// One of tf32, B by columns.
+    fn tf32(size: [i64; 3]) -> Product {
+        Product {
+            tf32: true,
+            ..Product::new([DType::F32; 2], B::KMajor, size)
+        }
+    }
+
     fn acc(&self) -> DType {
-        match self.types.iter().all(|t| t.bits() == 8) {
+        match self.types.iter().all(|t| t.is_int()) {
             true => DType::I32,
             false => DType::F32,
         }
@@ -88,6 +104,7 @@ impl Product {
             (self.shared, "shared"),
             (self.a_turned, "turned"),
             (self.open, "open"),
+            (self.tf32, "tf32"),
         ] {
             name += &if is {
                 format!("_{what}")
@@ -227,6 +244,7 @@ impl Product {
             n: n_size,
             k: k_size,
             acc: self.acc(),
+            tf32: self.tf32,
             a,
             b_batch,
             b: columns,
@@ -234,7 +252,8 @@ impl Product {
             out: Index::strided(out),
             value,
         };
-        let op = json!({"kind": "matmul", "epilogue": format!("{:?}", self.epilogue)});
+        let epilogue = format!("{:?}", self.epilogue);
+        let op = json!({"kind": "matmul", "epilogue": epilogue, "tf32": self.tf32});
         let name = (self.name(), "matmul");
         Case::new(name, op, KernelSpec::MatMul(spec), buffers, sizes.params)
     }
@@ -246,7 +265,7 @@ impl Product {
 
 /// Products to check, then those to time.
 pub fn cases() -> Vec<Case> {
-    use DType::{BF16, F16, F32, I8, U8};
+    use DType::{BF16, F8E4M3FN as E4, F8E5M2 as E5, F16, F32, I8, U8};
     let mut all = vec![];
     // Every way of B by type, with tails along each axis.
     for (types, ways) in [
@@ -278,6 +297,32 @@ pub fn cases() -> Vec<Case> {
     ] {
         all.push(Product::new(types, b, [260, 264, 160]));
     }
+    // Of f8: of both kinds and of one, as below.
+    for size in [
+        [67, 130, 83],
+        [128, 136, 192],
+        [1, 200, 256],
+        [260, 264, 320],
+    ] {
+        for types in [[E4; 2], [E5, E4]] {
+            all.push(Product::new(types, B::KMajor, size));
+        }
+    }
+    // Of tf32: tails and aligned rows, one row, several blocks, clusters with batches.
+    for size in [
+        [67, 130, 83],
+        [128, 136, 192],
+        [1, 200, 256],
+        [260, 264, 160],
+    ] {
+        all.push(Product::tf32(size));
+    }
+    all.push(Product {
+        epilogue: Epilogue::BiasTanhResidual,
+        batch: vec![2],
+        open: true,
+        ..Product::tf32([200, 136, 64])
+    });
     let whole = |types, b| Product::new(types, b, [40, 72, 96]);
     for (types, b) in [
         ([F32; 2], B::Packed),
@@ -367,6 +412,15 @@ pub fn cases() -> Vec<Case> {
     ] {
         cases.push(Product::new(types, b, size).timed());
     }
+    cases.push(Product::tf32([4096, 4096, 4096]).timed());
+    let eights = Product::new([E4; 2], B::KMajor, [4096, 4096, 4096]);
+    cases.push(
+        Product {
+            out: BF16,
+            ..eights
+        }
+        .timed(),
+    );
     let fused = Product::new([BF16; 2], B::KMajor, [4096, 4096, 1024]);
     cases.push(
         Product {

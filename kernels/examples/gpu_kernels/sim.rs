@@ -82,7 +82,8 @@ fn map(tile: &Value, buffers: &[u64]) -> Result<[u8; MAP_BYTES], String> {
     let dtype = match tile["dtype"].as_str() {
         Some("f16") => TensorType::F16,
         Some("bf16") => TensorType::Bf16,
-        Some("i8" | "u8") => TensorType::U8,
+        Some("f32") => TensorType::F32,
+        Some("i8" | "u8" | "f8e4m3fn" | "f8e5m2") => TensorType::U8,
         _ => return Err(format!("tiles of {}", tile["dtype"])),
     };
     let boxes: Vec<u32> = sizes("tile")?.iter().map(|&n| n as u32).collect();

@@ -14,7 +14,7 @@ use super::thin::{self, Line, Thin, WARPS};
 use crate::LoopNest;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
-use kiln_codegen::ptx::{B32, F32, Half, Reg, Sum};
+use kiln_codegen::ptx::{B32, F32, Floats, Half, Reg, Sum};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 
 /// Runs of each column that a lane reads before it multiplies.
@@ -34,7 +34,7 @@ pub(super) fn emit(
             columns: thin::wide(rows),
             threads: 32 * WARPS,
         };
-        let thin: Thin<F32> = Thin::new(spec, half, shape);
+        let thin: Thin<F32> = Thin::new(spec, Floats::Halves(half), shape);
         let shared = thin.shared();
         block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
             if rows == 16 {
@@ -154,10 +154,10 @@ impl<'a> Lane<'a> {
                     for step in [0, 2] {
                         let first = 4 * i as usize + step;
                         let mut pair = |run, i| self.weights.pair(e, self.half, run, i);
-                        let b: Vec<[Reg<B32>; 2]> = (runs.iter())
-                            .map(|run| [first, first + 1].map(|i| pair(run, i)))
+                        let b: Vec<Vec<[Reg<B32>; 2]>> = (runs.iter())
+                            .map(|run| vec![[first, first + 1].map(|i| pair(run, i))])
                             .collect();
-                        self.thin.step(e, &a, step, &b, sums);
+                        self.thin.steps(e, &a, &[step], &b, sums);
                     }
                 }
             }
@@ -180,10 +180,10 @@ impl<'a> Lane<'a> {
                         let place = (e.add(at, skip), column);
                         self.weights.single_pair(e, cx, p, self.half, place)
                     };
-                    let b: Vec<[Reg<B32>; 2]> = (self.places.iter())
-                        .map(|&column| [step, step + 1].map(|i| pair(column, i as i64)))
+                    let b: Vec<Vec<[Reg<B32>; 2]>> = (self.places.iter())
+                        .map(|&column| vec![[step, step + 1].map(|i| pair(column, i as i64))])
                         .collect();
-                    self.thin.step(e, &a, step, &b, sums);
+                    self.thin.steps(e, &a, &[step], &b, sums);
                 }
                 vec![]
             });

@@ -15,7 +15,7 @@ use crate::LoopNest;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
 use kiln_codegen::emit::Cmp;
-use kiln_codegen::ptx::{B32, F32, Half, Reg, Sum};
+use kiln_codegen::ptx::{B32, F32, Floats, Half, Reg, Sum};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 
 /// Parts of A in shared memory.
@@ -37,7 +37,7 @@ pub(super) fn emit(
         columns: SIDE,
         threads: THREADS,
     };
-    let layout = Layout::of::<F32>(half, THREADS, ROW);
+    let layout = Layout::of::<F32>(Floats::Halves(half), THREADS, ROW);
     let shared = (STAGES * PART).max(halves::SUMS);
     block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
         let shared = e.kernel_mut().dynamic_shared();
@@ -46,7 +46,7 @@ pub(super) fn emit(
             spec,
             half,
             product: Product {
-                of: half,
+                of: Floats::Halves(half),
                 layout,
                 shared,
             },
@@ -174,7 +174,7 @@ impl Wide<'_> {
             for (i, sums) in (0..).zip(sums.chunks(b.len())) {
                 let a = k.load_matrices(a0, 16 * i * ROW);
                 for (&b, &sums) in b.iter().zip(sums) {
-                    k.multiply(self.half, sums, a, b);
+                    k.multiply(Floats::Halves(self.half), sums, a, b);
                 }
             }
         }

@@ -25,8 +25,17 @@ pub(super) struct Layout {
     pub threads: i64,
     /// Chunks of a row: 4 or 8.
     pub chunks: i64,
-    /// Bytes of an element: 1 or 2.
+    /// Bytes of an element: 1, 2 or 4.
     pub size: i64,
+}
+
+/// The integer that the bits of an element of so many bytes are.
+pub(super) fn bits_elem(size: i64) -> Elem {
+    match size {
+        1 => Elem::I8,
+        2 => Elem::I16,
+        _ => Elem::I32,
+    }
 }
 
 impl Layout {
@@ -42,14 +51,6 @@ impl Layout {
     /// Elements of a row.
     pub fn depth(self) -> i64 {
         self.chunks * CHUNK / self.size
-    }
-
-    /// The integer that an element's bits are.
-    fn elem(self) -> Elem {
-        match self.size {
-            1 => Elem::I8,
-            _ => Elem::I16,
-        }
     }
 }
 
@@ -184,7 +185,7 @@ pub(super) fn copy(
     stage: Val,
 ) {
     let (zero, size) = (e.i64(0), e.i64(layout.size));
-    let (many, elem) = (e.i64(CHUNK / layout.size), layout.elem());
+    let (many, elem) = (e.i64(CHUNK / layout.size), bits_elem(layout.size));
     for (j, (&start, &exists)) in (0..).zip(side.starts.iter().zip(&side.exist)) {
         let (row, c) = chunk(e, layout, p.thread, j);
         let at = e.mul(c, many);

@@ -69,6 +69,8 @@ fn resident(kernel: &GpuKernel, target: &GpuTarget) -> u32 {
 fn rate(spec: &KernelSpec, unit: Unit, target: &GpuTarget) -> f64 {
     let peak = match spec {
         KernelSpec::MatMul(m) if m.acc == DType::I32 => target.i8_peak,
+        KernelSpec::MatMul(m) if m.tf32 => target.tf32_peak,
+        KernelSpec::MatMul(m) if m.args[..2].iter().all(|t| t.bits() == 8) => target.f8_peak,
         _ => target.f16_peak,
     };
     match unit {
@@ -144,6 +146,7 @@ mod tests {
             n: Size::Const(n),
             k: Size::Const(k),
             acc: DType::F32,
+            tf32: false,
             a: vec![Size::Const(k), Size::ONE],
             b_batch: vec![],
             b: Columns::Strided {

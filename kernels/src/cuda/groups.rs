@@ -1,4 +1,4 @@
-//! Contractions of f16, bf16 or bytes on Hopper's tensor cores (`wgmma`), both sides with
+//! Contractions of f16, bf16, tf32, f8 or bytes on Hopper's tensor cores (`wgmma`), both sides with
 //! neighbours along k next to each other in memory.
 //!
 //! A block of two groups of four warps computes 128 × 256 (or 128 × 128) sums, a group 64
@@ -13,7 +13,7 @@ use super::copies::{self, Layout, Rows};
 use super::halves::sum_elem;
 use crate::LoopNest;
 use crate::matmul::MatMulSpec;
-use kiln_codegen::ptx::{B32, B64, Order, Pred, Reg, Space, Sum};
+use kiln_codegen::ptx::{B32, B64, Kernel, Order, Pred, Reg, Space, Sum};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 
 /// Threads of a block: two groups of four warps.
@@ -30,9 +30,11 @@ const AHEAD: i64 = STAGES - 2;
 /// Bytes of a row of a part: what a swizzle of 128 bytes spans.
 pub(super) const ROW: i64 = 128;
 
-/// Columns of a block: the widest product, where few are wasted.
-pub(super) fn columns(spec: &MatMulSpec) -> i64 {
+/// Columns of a block: the widest product, where few are wasted, and where registers hold
+/// its sums once.
+pub(super) fn columns<T: Sum>(spec: &MatMulSpec, of: T::Factors) -> i64 {
     match spec.n.as_const() {
+        _ if T::is_short(of) => 128,
         Some(n) if n % 256 != 0 && n % 256 <= 128 => 128,
         _ => 256,
     }
@@ -45,7 +47,7 @@ pub(super) fn emit<T: Sum>(
     name: &str,
     target: &GpuTarget,
 ) -> GpuKernel {
-    let columns = columns(spec);
+    let columns = columns::<T>(spec, of);
     let (stage, pitch) = ((ROWS + columns) * ROW, columns + 4);
     let shape = Shape {
         rows: ROWS,
@@ -85,6 +87,7 @@ impl<T: Sum> Product<T> {
     fn sums(&self, e: &mut Emitter, p: &Place, sides: &[Rows; 2]) -> Vec<Reg<T>> {
         let k = e.kernel_mut();
         let sums: Vec<Reg<T>> = (0..self.columns / 2).map(|_| T::zero(k)).collect();
+        let own = own::<T>(k, self.of, &sums);
         let (layout, deep) = (self.layout, self.layout.depth());
         for s in 0..AHEAD {
             let (k0, stage) = (e.i64(s * deep), e.i64(s * self.stage));
@@ -103,13 +106,19 @@ impl<T: Sum> Product<T> {
             // Copies are ordinary writes; products read by another way.
             k.fence_shared();
             k.barrier();
-            self.multiply(e, p, stages[0], k0, &sums);
+            self.multiply(e, p, stages[0], k0, own.as_ref().unwrap_or(&sums));
             let k1 = e.add(k0, ahead);
             for side in sides {
                 copies::copy(e, layout, (p, self.shared), side, k1, stages[1]);
             }
             e.kernel_mut().end_copies();
-            e.kernel_mut().wait_products(1);
+            match &own {
+                Some(own) => {
+                    e.kernel_mut().wait_products(0);
+                    e.kernel_mut().add_all(&sums, own);
+                }
+                None => e.kernel_mut().wait_products(1),
+            }
             let turned: Vec<Val> = stages
                 .iter()
                 .map(|&s| {
@@ -140,8 +149,7 @@ impl<T: Sum> Product<T> {
         let behind = e.i64(ROWS * ROW);
         let b = e.add(stage, behind);
         let sides = [a, b].map(|at| e.offset(self.shared, at, Elem::I8));
-        let k0 = e.long(k0);
-        let add = e.kernel_mut().compare(Order::Gt, k0, 0, false);
+        let add = follows::<T>(e, self.of, k0);
         start(e, self.of, sides, add, sums);
     }
 
@@ -173,6 +181,19 @@ impl<T: Sum> Product<T> {
         }
         shown
     }
+}
+
+/// Registers for the sums of a part alone, where tensor cores hold few bits of them. A part
+/// has 128 products of f8, after as many of which DeepSeek-V3 adds them up in f32.
+pub(super) fn own<T: Sum>(k: &mut Kernel, of: T::Factors, sums: &[Reg<T>]) -> Option<Vec<Reg<T>>> {
+    T::is_short(of).then(|| sums.iter().map(|_| T::zero(k)).collect())
+}
+
+/// Whether the products from `k0` on are added to those before them.
+pub(super) fn follows<T: Sum>(e: &mut Emitter, of: T::Factors, k0: Val) -> Reg<Pred> {
+    let k0 = e.long(k0);
+    let least = if T::is_short(of) { i64::MAX } else { 0 };
+    e.kernel_mut().compare(Order::Gt, k0, least, false)
 }
 
 /// Starts the products of parts of 64 rows and of columns, [`ROW`] bytes each, which lie at

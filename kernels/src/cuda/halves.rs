@@ -1,4 +1,4 @@
-//! Contractions of f16, bf16 or bytes on tensor cores by `mma.sync`, both sides with
+//! Contractions of f16, bf16, tf32, f8 or bytes on tensor cores by `mma.sync`, both sides with
 //! neighbours along k next to each other in memory.
 //!
 //! A block of 256 threads computes 128 × 128 sums, a warp 64 × 32. Parts of 64 bytes a row
@@ -15,7 +15,7 @@ use crate::LoopNest;
 use crate::Size;
 use crate::matmul::{Columns, MatMulSpec};
 use kiln_codegen::emit::Cmp;
-use kiln_codegen::ptx::{B32, Byte, F32, Half, Reg, Space, Sum, Type};
+use kiln_codegen::ptx::{B32, Byte, Eight, F32, Floats, Half, Reg, Space, Sum, Type};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 use kiln_ir::DType;
 
@@ -44,22 +44,31 @@ pub(super) const SUMS: i64 = 4 * SIDE * SUM_PITCH;
 /// What is multiplied.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Factors {
-    /// f16 or bf16, with sums in f32.
-    Halves(Half),
+    /// Floats, with sums in f32.
+    Floats(Floats),
     /// Bytes, with sums in i32.
     Bytes((Byte, Byte)),
 }
 
-/// What the contraction is of, if this serves it.
-pub(super) fn serves(spec: &MatMulSpec) -> Option<Factors> {
+/// What the contraction is of, if this serves it: f8 on targets that multiply it.
+pub(super) fn serves(spec: &MatMulSpec, target: &GpuTarget) -> Option<Factors> {
     let byte = |t| match t {
         DType::I8 => Some(Byte::Signed),
         DType::U8 => Some(Byte::Unsigned),
         _ => None,
     };
+    let eight = |t| match t {
+        DType::F8E4M3FN => Some(Eight::E4m3),
+        DType::F8E5M2 => Some(Eight::E5m2),
+        _ => None,
+    };
     let factors = match (spec.args[0], spec.args[1], spec.acc) {
-        (DType::F16, DType::F16, DType::F32) => Factors::Halves(Half::F16),
-        (DType::BF16, DType::BF16, DType::F32) => Factors::Halves(Half::Bf16),
+        (DType::F16, DType::F16, DType::F32) => Factors::Floats(Half::F16.into()),
+        (DType::BF16, DType::BF16, DType::F32) => Factors::Floats(Half::Bf16.into()),
+        (DType::F32, DType::F32, DType::F32) if spec.tf32 => Factors::Floats(Floats::Tf32),
+        (a, b, DType::F32) if target.f8_peak > 0.0 => {
+            Factors::Floats(Floats::Eights(eight(a)?, eight(b)?))
+        }
         (a, b, DType::I32) => Factors::Bytes((byte(a)?, byte(b)?)),
         _ => return None,
     };
@@ -186,20 +195,34 @@ impl<T: Sum> Product<T> {
     /// Adds the products of a stage's part to the warp's sums.
     fn multiply(&self, e: &mut Emitter, p: &Place, stage: Val, sums: &[[Reg<T>; 4]]) {
         let (row, column) = corner(e, p.thread);
-        for step in 0..ROW / 32 {
+        let steps = ROW / 32;
+        // Products that are added up on their own take a part's steps together.
+        let apart = T::is_short(self.of);
+        let together = if apart { steps } else { 1 };
+        for first in (0..steps).step_by(together as usize) {
             // Rows 16 apart have their chunks swapped alike.
-            let a0 = self.address(e, row, (stage, 0), step, true);
-            let b0 = self.address(e, column, (stage, PART), step, false);
+            let at: Vec<[Reg<B32>; 2]> = (first..first + together)
+                .map(|step| {
+                    let a = self.address(e, row, (stage, 0), step, true);
+                    [a, self.address(e, column, (stage, PART), step, false)]
+                })
+                .collect();
             let k = e.kernel_mut();
-            let b: Vec<[Reg<B32>; 4]> = (0..WARP_COLUMNS / 16)
-                .map(|j| k.load_matrices(b0, 16 * j * ROW))
+            let b: Vec<Vec<[Reg<B32>; 4]>> = (0..WARP_COLUMNS / 16)
+                .map(|j| (at.iter().map(|at| k.load_matrices(at[1], 16 * j * ROW))).collect())
                 .collect();
             for i in 0..WARP_ROWS / 16 {
-                let a = k.load_matrices(a0, 16 * i * ROW);
+                let a: Vec<[Reg<B32>; 4]> = (at.iter())
+                    .map(|at| k.load_matrices(at[0], 16 * i * ROW))
+                    .collect();
                 for (j, b) in b.iter().enumerate() {
                     let at = (i * WARP_COLUMNS / 8) as usize + 2 * j;
-                    k.multiply(self.of, sums[at], a, [b[0], b[1]]);
-                    k.multiply(self.of, sums[at + 1], a, [b[2], b[3]]);
+                    let pairs = |low: usize| {
+                        let of_b = b.iter().map(move |b| [b[low], b[low + 1]]);
+                        a.iter().copied().zip(of_b)
+                    };
+                    k.multiply_steps(self.of, sums[at], apart, pairs(0));
+                    k.multiply_steps(self.of, sums[at + 1], apart, pairs(2));
                 }
             }
         }

@@ -19,7 +19,7 @@ pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> Vec<Gpu
         return forms;
     }
     // Those by columns have forms of their own for few rows.
-    let few = match halves::serves(spec) {
+    let few = match halves::serves(spec, target) {
         Some(_) => None,
         None => skinny::emit(spec, &nest, name, target),
     };
@@ -32,8 +32,8 @@ pub(super) fn emit(spec: &MatMulSpec, name: &str, target: &GpuTarget) -> Vec<Gpu
 
 /// The forms for any number of rows.
 fn many(spec: &MatMulSpec, nest: &LoopNest, name: &str, target: &GpuTarget) -> Vec<GpuKernel> {
-    match (halves::serves(spec), words::serves(spec)) {
-        (Some(Factors::Halves(of)), _) => by_columns::<F32>(spec, of, nest, name, target),
+    match (halves::serves(spec, target), words::serves(spec)) {
+        (Some(Factors::Floats(of)), _) => by_columns::<F32>(spec, of, nest, name, target),
         (Some(Factors::Bytes(of)), _) => by_columns::<B32>(spec, of, nest, name, target),
         (None, Some(of)) => vec![GpuKernel {
             unit: Unit::Mma,
@@ -45,6 +45,9 @@ fn many(spec: &MatMulSpec, nest: &LoopNest, name: &str, target: &GpuTarget) -> V
 
 /// The PTX version from which `wgmma` multiplies bytes with a sign by bytes without.
 const MIXED: (u32, u32) = (8, 4);
+
+/// The PTX version from which `mma.sync` multiplies f8.
+pub(super) const EIGHTS: (u32, u32) = (8, 4);
 
 /// The forms of a contraction on tensor cores whose sides have neighbours along k together.
 fn by_columns<T: Sum>(
@@ -66,8 +69,9 @@ fn by_columns<T: Sum>(
                 ..groups::emit::<T>(spec, of, nest, name, target)
             };
             let [a, b] = T::factors(of);
+            let mixed = T::SUM == B32::SUM && a != b;
             forms.extend(tiles.into_iter().chain([groups]).map(|k| GpuKernel {
-                ptx: if a == b { k.ptx } else { MIXED },
+                ptx: if mixed { MIXED } else { k.ptx },
                 ..k
             }));
         }

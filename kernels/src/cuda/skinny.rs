@@ -219,6 +219,7 @@ mod tests {
             n: Size::Const(4096),
             k: Size::Const(4096),
             acc,
+            tf32: false,
             b: Columns::Packed,
             nr: 64,
             value,

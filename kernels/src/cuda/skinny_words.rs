@@ -31,7 +31,7 @@ const PAIR: i64 = 2;
 pub(super) fn serves(spec: &MatMulSpec) -> Option<Factors> {
     match spec.b {
         Columns::Grouped => Some(match spec.words()? {
-            Words::Pairs => Factors::Halves(Half::Bf16),
+            Words::Pairs => Factors::Floats(Half::Bf16.into()),
             Words::Bytes(signs) => Factors::Bytes((byte(signs.a), byte(signs.b))),
         }),
         Columns::Packed | Columns::Strided { .. } | Columns::Blocks(_) => None,
@@ -41,7 +41,7 @@ pub(super) fn serves(spec: &MatMulSpec) -> Option<Factors> {
 /// The integer that an element's bits are.
 fn elem(of: Factors) -> Elem {
     match of {
-        Factors::Halves(_) => Elem::I16,
+        Factors::Floats(_) => Elem::I16,
         Factors::Bytes(_) => Elem::I8,
     }
 }
@@ -230,9 +230,9 @@ impl Own {
             let rows = [a[first], a[next]].map(|w| e.word(w));
             let sums: [Val; 4] = std::array::from_fn(|i| self.sums[i]);
             match self.of {
-                Factors::Halves(half) => {
+                Factors::Floats(of) => {
                     let sums = sums.map(|s| e.single(s));
-                    e.kernel_mut().multiply(half, sums, columns, rows);
+                    e.kernel_mut().multiply(of, sums, columns, rows);
                 }
                 Factors::Bytes((a, b)) => {
                     let sums = sums.map(|s| e.word(s));

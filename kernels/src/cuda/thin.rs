@@ -1,4 +1,4 @@
-//! Contractions of f16, bf16 or bytes with few rows, as when a batch is decoded: they take
+//! Contractions of f16, bf16, tf32, f8 or bytes with few rows, as when a batch is decoded: they take
 //! as long as reading B does.
 //!
 //! A block has all rows (16, 32 or 64) and 16 or 32 columns, so that many blocks share B; its
@@ -12,6 +12,7 @@ use super::block::{self, Place, Shape, Sums};
 use super::copies::{self, CHUNK};
 use super::gemm::Source;
 use super::halves::sum_elem;
+use super::matmul::EIGHTS;
 use super::nest::long;
 use super::{GpuKernel, Unit, entry_of};
 use crate::LoopNest;
@@ -52,7 +53,11 @@ pub(super) fn emit<T: Sum>(
     target: &GpuTarget,
 ) -> Vec<GpuKernel> {
     forms(spec, name, |name, rows| {
-        one::<T>(spec, of, nest, name, target, rows)
+        let kernel = one::<T>(spec, of, nest, name, target, rows);
+        GpuKernel {
+            ptx: if T::is_short(of) { EIGHTS } else { kernel.ptx },
+            ..kernel
+        }
     })
 }
 
@@ -115,7 +120,12 @@ fn one<T: Sum>(
         columns: wide(rows),
         threads: THREADS,
     };
-    let thin: Thin<T> = Thin::new(spec, of, shape);
+    let thin: Thin<T> = Thin {
+        // Hopper has no such instruction: its f8 becomes f16 (ptxas's code), whose sums are
+        // whole.
+        apart: T::is_short(of) && !target.is_hopper(),
+        ..Thin::new(spec, of, shape)
+    };
     let shared = thin.shared();
     block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
         let shared = e.kernel_mut().dynamic_shared();
@@ -131,6 +141,8 @@ pub(super) struct Thin<'a, T: Sum> {
     /// Rows and columns of a block.
     pub rows: i64,
     pub columns: i64,
+    /// Whether the products of a chunk are summed on their own first.
+    apart: bool,
     /// Elements between rows of sums.
     pitch: i64,
 }
@@ -149,6 +161,7 @@ impl<'a, T: Sum> Thin<'a, T> {
             of,
             rows: shape.rows,
             columns: shape.columns,
+            apart: false,
             pitch: shape.columns + 4,
         }
     }
@@ -164,10 +177,7 @@ impl<'a, T: Sum> Thin<'a, T> {
     }
 
     fn elem(&self) -> Elem {
-        match self.size() {
-            1 => Elem::I8,
-            _ => Elem::I16,
-        }
+        copies::bits_elem(self.size())
     }
 
     /// The lane's rows of A: of each sixteen, `l / 4` and eight below.
@@ -333,27 +343,39 @@ impl<'a, T: Sum> Thin<'a, T> {
 
     /// Adds the products of a chunk of each line: two steps of two words.
     fn multiply(&self, e: &mut Emitter, part: &[Vec<Vec<Reg<B32>>>; 2], sums: &[[Reg<T>; 4]]) {
-        for step in [0, 2] {
-            let b: Vec<_> = (part[1].iter()).map(|b| [b[step], b[step + 1]]).collect();
-            self.step(e, &part[0], step, &b, sums);
+        // Products that are added up on their own take both steps together.
+        let turns: &[&[usize]] = match self.apart {
+            true => &[&[0, 2]],
+            false => &[&[0], &[2]],
+        };
+        for steps in turns {
+            let pair = |b: &Vec<Reg<B32>>, s: usize| [b[s], b[s + 1]];
+            let b: Vec<Vec<[Reg<B32>; 2]>> = (part[1].iter())
+                .map(|b| steps.iter().map(|&s| pair(b, s)).collect())
+                .collect();
+            self.steps(e, &part[0], steps, &b, sums);
         }
     }
 
-    /// Adds the products of words `step` and the next of each row with those of each column.
-    pub fn step(
+    /// Adds the products of words `s` and the next of each row, for each step `s`, with those
+    /// that each column has for it.
+    pub fn steps(
         &self,
         e: &mut Emitter,
         rows: &[Vec<Reg<B32>>],
-        step: usize,
-        columns: &[[Reg<B32>; 2]],
+        steps: &[usize],
+        columns: &[Vec<[Reg<B32>; 2]>],
         sums: &[[Reg<T>; 4]],
     ) {
         let k = e.kernel_mut();
         for (rows, sums) in rows.chunks(2).zip(sums.chunks(columns.len())) {
             let [low, high] = [&rows[0], &rows[1]];
-            let a = [low[step], high[step], low[step + 1], high[step + 1]];
-            for (&b, &sums) in columns.iter().zip(sums) {
-                k.multiply(self.of, sums, a, b);
+            for (b, &sums) in columns.iter().zip(sums) {
+                let pairs = steps.iter().zip(b).map(|(&s, &b)| {
+                    let a = [low[s], high[s], low[s + 1], high[s + 1]];
+                    (a, b)
+                });
+                k.multiply_steps(self.of, sums, self.apart, pairs);
             }
         }
     }

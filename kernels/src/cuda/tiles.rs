@@ -1,5 +1,5 @@
-//! Contractions of f16, bf16 or bytes on Hopper's tensor cores (`wgmma`) from tiles that the
-//! tensor memory accelerator copies.
+//! Contractions of f16, bf16, tf32, f8 or bytes on Hopper's tensor cores (`wgmma`) from tiles
+//! that the tensor memory accelerator copies.
 //!
 //! Blocks come in clusters of two, one multiprocessor each, which stay and work off the
 //! product's parts in turn: 256 rows and 256 (or 128) columns a cluster, 128 rows a block.
@@ -69,7 +69,7 @@ pub(super) fn emit<T: Sum>(
     if rows.as_const().is_some_and(|m| m <= ROWS) {
         return None;
     }
-    let wide = groups::columns(spec);
+    let wide = groups::columns::<T>(spec, of);
     let mut when = vec![(Dim::from(ROWS + 1), rows.clone())];
     let a = side_a(spec, &mut when)?;
     let b = side_b(spec, wide)?;
@@ -413,6 +413,7 @@ impl<'a, T: Sum> Product<'a, T> {
         let products = self.extents[2];
         let k = e.kernel_mut();
         let sums: Vec<Reg<T>> = (0..self.wide / 2).map(|_| T::zero(k)).collect();
+        let own = groups::own::<T>(k, self.of, &sums);
         let size = e.i64(GROUP);
         let group = e.op2("arith.divui", self.thread, size);
         let one = e.i64(1);
@@ -423,13 +424,23 @@ impl<'a, T: Sum> Product<'a, T> {
         let before = e.variables(&[one])[0];
         self.parts(e, |e, part| {
             let (zero, depth) = (e.i64(0), e.i64(self.depth()));
+            if own.is_some() {
+                e.kernel_mut().clear(&sums);
+            }
             e.for_loop(zero, products, depth, &[], |e, k0, _| {
                 self.wait(e, 0, &turn);
                 let a = self.place(e, turn.slot, 0);
                 let a = e.offset(a, skip, Elem::I8);
                 let b = self.place(e, turn.slot, ROWS * ROW);
-                let started = e.long(k0);
-                let started = e.kernel_mut().compare(Order::Gt, started, 0, false);
+                let started = groups::follows::<T>(e, self.of, k0);
+                if let Some(own) = &own {
+                    groups::start(e, self.of, [a, b], started, own);
+                    e.kernel_mut().wait_products(0);
+                    self.release(e, turn.slot);
+                    e.kernel_mut().add_all(&sums, own);
+                    self.step(e, &turn);
+                    return vec![];
+                }
                 groups::start(e, self.of, [a, b], started, &sums);
                 e.kernel_mut().wait_products(1);
                 let again = e.from_pred(started);
@@ -438,8 +449,10 @@ impl<'a, T: Sum> Product<'a, T> {
                 self.step(e, &turn);
                 vec![]
             });
-            e.kernel_mut().wait_products(0);
-            self.release(e, before);
+            if own.is_none() {
+                e.kernel_mut().wait_products(0);
+                self.release(e, before);
+            }
             self.finish(e, tail, part, &sums);
         });
     }

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod bytes;
+mod cores;
 mod skinny;
 mod tiles;
 
@@ -38,6 +39,8 @@ struct Problem {
     a: DType,
     b: DType,
     acc: DType,
+    /// A and B hold numbers of tf32.
+    tf32: bool,
     out: DType,
     layout: Layout,
     shared: bool,
@@ -70,6 +73,7 @@ impl Problem {
             a: f,
             b: f,
             acc: f,
+            tf32: false,
             out: f,
             layout: Layout::Packed,
             shared: false,
@@ -102,7 +106,11 @@ impl Problem {
             _ => (-128.0, 127.0),
         };
         if !self.extreme {
-            return numbers(dtype, &rng.data(dtype, n));
+            let data = numbers(dtype, &rng.data(dtype, n)).into_iter();
+            return match self.tf32 {
+                true => data.map(|x| UnaryFn::RoundTf32.eval_f64(x)).collect(),
+                false => data.collect(),
+            };
         }
         let any = |rng: &mut Rng| least + rng.below(256) as f64;
         (0..n)
@@ -124,6 +132,7 @@ impl Problem {
             (F32, BF16, F32),
             (F32, I8, F32),
             (F32, U8, F32),
+            (F8E4M3FN, F8E5M2, F32),
             (F64, F64, F64),
             (I8, I8, I32),
             (U8, I8, I32),
@@ -132,7 +141,7 @@ impl Problem {
             (I32, I32, I32),
         ]);
         let a_transposed = rng.below(4) == 0;
-        let bytes = a.bits() == 8 && b.bits() == 8;
+        let bytes = acc == I32 && a.bits() == 8;
         let mut layouts = vec![
             Layout::Packed,
             Layout::Rows,
@@ -158,6 +167,7 @@ impl Problem {
             a,
             b,
             acc,
+            tf32: [a, b] == [F32; 2] && rng.below(3) == 0,
             out,
             layout: rng.pick(&layouts),
             shared: rng.below(2) == 0,
@@ -363,6 +373,7 @@ impl Problem {
             n: n_size,
             k: k_size,
             acc: self.acc,
+            tf32: self.tf32,
             a,
             b_batch,
             b,

@@ -306,6 +306,7 @@ impl Convolution {
                     transpose_a: false,
                     transpose_b: false,
                     out: Some(DType::I32),
+                    tf32: false,
                 };
                 b.one(product, &[flat, ones])?
             }

@@ -4,20 +4,20 @@ mod filetests;
 mod random;
 mod regressions;
 
-use kiln_ir::{DType, Module};
-use kiln_passes::{Manager, Options, pipeline};
+use kiln_ir::Module;
+use kiln_passes::{Manager, Options, Precision, pipeline};
 
 /// Runs one pass, or the whole pipeline (`compile`), verifying after each; after a
-/// colon, for what precision, or `gpu`: for GPUs alone.
+/// colon, for what precision, or `columns` for how weights lie where GPUs alone read them.
 fn pass(name: &str, module: &mut Module) -> Result<(), String> {
     let (name, precision) = name.split_once(':').unwrap_or((name, "f32"));
     let (precision, panels) = match precision {
-        "gpu" => ("f32", false),
-        other => (other, true),
+        "columns" => (Some(Precision::F32), false),
+        name => (Precision::from_name(name), true),
     };
     let options = Options {
+        precision: precision.ok_or("there is no such precision")?,
         panels,
-        precision: DType::from_name(precision).ok_or("there is no such precision")?,
         ..Options::default()
     };
     let passes = match name {

@@ -85,7 +85,7 @@ pub struct Window {
 /// dimension, whose chunks of 16 bytes are swizzled. Dimensions go from the innermost out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorMap {
-    /// f16, bf16, i8 or u8.
+    /// f16, bf16, f32, f8, i8 or u8.
     pub dtype: DType,
     /// Its address.
     pub address: u64,

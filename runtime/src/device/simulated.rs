@@ -91,6 +91,7 @@ impl From<&TensorMap> for sim::TensorMap {
             dtype: match map.dtype {
                 DType::F16 => sim::TensorType::F16,
                 DType::BF16 => sim::TensorType::Bf16,
+                DType::F32 => sim::TensorType::F32,
                 // Bytes are copied as they are.
                 _ => sim::TensorType::U8,
             },

@@ -149,7 +149,7 @@ pub enum Command {
         /// Print the graph after every pass that changed it.
         #[arg(long)]
         print_changed: bool,
-        /// What mixed-precision narrows products to: f32 (nothing), bf16 or f16.
+        /// What mixed-precision narrows products to: f32 (nothing), tf32, bf16 or f16.
         #[arg(long)]
         precision: Option<String>,
         #[arg(long)]
@@ -286,7 +286,8 @@ pub struct CompileArgs {
     /// that decide what is computed. May be repeated.
     #[arg(long, value_name = "NAME=FILE.npy")]
     pub freeze: Vec<String>,
-    /// f32; bf16: what products and attention read, with sums and everything between
+    /// f32; tf32: what products read, rounded to ten bits of mantissa, for tensor cores;
+    /// bf16: what products and attention read, with sums and everything between
     /// them in f32; f16: weights alone, as they are stored.
     #[arg(long)]
     pub precision: Option<String>,

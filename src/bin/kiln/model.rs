@@ -3,7 +3,8 @@
 use crate::args::CompileArgs;
 use kiln::compile::{self, CompileError, objects::Workers};
 use kiln::import::{Diagnostic, ImportOptions, Interface, Keep, import_onnx};
-use kiln::ir::{DType, Dim, Graph, Module, PortKind, Value};
+use kiln::ir::{Dim, Graph, Module, PortKind, Value};
+use kiln::passes::Precision;
 use kiln::runtime::device::Name;
 use kiln_codegen::{CpuTarget, GpuTarget};
 use std::path::{Path, PathBuf};
@@ -310,16 +311,14 @@ pub fn read_kir(path: &Path) -> Result<Module, Failure> {
     }
 }
 
-/// The type that a precision names.
-pub fn precision(name: Option<&str>) -> Result<DType, Failure> {
-    match name {
-        None | Some("f32") => Ok(DType::F32),
-        Some("bf16") => Ok(DType::BF16),
-        Some("f16") => Ok(DType::F16),
-        Some(other) => Err(Failure::usage(format!(
-            "there is no precision `{other}`: f32, bf16 and f16 are"
-        ))),
-    }
+/// The precision of a name.
+pub fn precision(name: Option<&str>) -> Result<Precision, Failure> {
+    let name = name.unwrap_or("f32");
+    Precision::from_name(name).ok_or_else(|| {
+        Failure::usage(format!(
+            "there is no precision `{name}`: f32, tf32, bf16 and f16 are"
+        ))
+    })
 }
 
 /// The compiler's options from the command line's.

@@ -129,9 +129,9 @@ pub(super) fn contraction(
         DType::I32 => DType::I32,
         _ => return Ok(None),
     };
-    let (ta, tb) = match &node.op {
-        Op::MatMul(op) => (op.transpose_a, op.transpose_b),
-        _ => (false, false),
+    let (ta, tb, tf32) = match &node.op {
+        Op::MatMul(op) => (op.transpose_a, op.transpose_b, op.tf32),
+        _ => (false, false, false),
     };
     let a_last = if ta {
         [k_axis, m_axis]
@@ -247,6 +247,8 @@ pub(super) fn contraction(
     inputs[1].1 = b_view.offset.clone() * bytes(b_view.value);
     let exprs = std::mem::take(&mut s.exprs);
     let dims = s.params.into_dims();
+    // The pass `mixed-precision` rounds what such a product reads.
+    let tf32 = tf32 && args[..2] == [DType::F32; 2];
     let spec = MatMulSpec {
         exprs,
         args,
@@ -256,6 +258,7 @@ pub(super) fn contraction(
         n: n_size,
         k,
         acc,
+        tf32,
         a: a_strides,
         b_batch,
         b: columns,

@@ -7,6 +7,7 @@ fn matmul(transpose_a: bool, transpose_b: bool, out: Option<DType>) -> MatMul {
         transpose_a,
         transpose_b,
         out,
+        tf32: false,
     }
 }
 

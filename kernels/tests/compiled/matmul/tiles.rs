@@ -7,11 +7,12 @@ use kiln_ir::DType;
 
 /// A product that tiles serve, of a random type, with an open or a known size.
 fn problem(rng: &mut Rng, m: usize, n: usize, k: usize) -> Problem {
-    let half = rng.pick(&[DType::F16, DType::BF16]);
+    let of = rng.pick(&[DType::F16, DType::BF16, DType::F32]);
     Problem {
-        a: half,
-        b: half,
-        out: rng.pick(&[DType::F32, half]),
+        a: of,
+        b: of,
+        tf32: of == DType::F32,
+        out: rng.pick(&[DType::F32, of]),
         layout: Layout::Transposed,
         open: rng.below(2) == 0,
         epilogue: rng.pick(&[Epilogue::Plain, Epilogue::Bias, Epilogue::Residual]),
@@ -45,6 +46,19 @@ fn tiles_compute_what_plain_copies_do() {
     problems.push(of(&[3], false, true, 160, &mut rng));
     problems.push(of(&[2, 3], true, false, 50, &mut rng));
     problems.push(of(&[3, 2], true, true, 45, &mut rng));
+    // Floats of eight bits, of both kinds.
+    for (b, (m, n, k)) in [
+        (DType::F8E4M3FN, (150, 136, 384)),
+        (DType::F8E5M2, (300, 40, 528)),
+    ] {
+        problems.push(Problem {
+            a: DType::F8E4M3FN,
+            b,
+            tf32: false,
+            out: DType::F32,
+            ..problem(&mut rng, m, n, k)
+        });
+    }
     // Bytes of every sign, their sums exact.
     let signs = [DType::I8, DType::U8];
     for (i, (m, n, k)) in [

@@ -405,6 +405,8 @@ impl Device for Cuda {
         let dtype = match map.dtype {
             DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             DType::BF16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            // Their bits, tf32 or not.
+            DType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
             // Bytes are copied as they are.
             _ => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
         };

@@ -213,6 +213,19 @@ impl Artifact {
         Artifact::check(map.make_read_only().map_err(none)?, name)
     }
 
+    /// Writes the artifact anew, with another plan over the same sections. K0703 if the
+    /// plan refers to what is not there, K0707 if it cannot be written; a file of that name
+    /// stays as it was until the new one is whole.
+    pub fn rewritten(&self, program: &Program, out: &Path) -> Result<u64> {
+        let lengths: Vec<usize> = self.rows.iter().map(|r| r.1).collect();
+        program.validate(&lengths)?;
+        let mut writer = ArtifactWriter::create(out)?;
+        for section in 1..self.rows.len() as u32 {
+            writer.section(self.section(section))?;
+        }
+        writer.finish(program)
+    }
+
     fn check(map: Mmap, name: &str) -> Result<Artifact> {
         let foreign = || {
             Error::input("K0701", format!("{name} is not a Kiln artifact"))

@@ -123,6 +123,15 @@ pub struct Launch<'a> {
     pub label: &'a str,
 }
 
+/// What a device has to measure work with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// Marks, and the time between them.
+    Time,
+    /// Counts of what launches do, the same in each run; its time is an interpreter's.
+    Counts,
+}
+
 /// What a device is.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -132,6 +141,8 @@ pub struct Facts {
     pub capability: Option<(u32, u32)>,
     /// The driver's CUDA version, major and minor; none: there is no driver.
     pub driver: Option<(u32, u32)>,
+    /// What it measures work with.
+    pub clock: Clock,
 }
 
 /// A device of one session: memory, one loaded module, one queue of work in order.

@@ -1,7 +1,7 @@
 //! The PTX interpreter as a device. Its memory is its own, so a transfer that is missing
 //! is a fault, and it reads nothing that nothing wrote.
 
-use super::{Device, Facts, GraphId, KernelId, Launch, MAP_BYTES, Mark, TensorMap};
+use super::{Clock, Device, Facts, GraphId, KernelId, Launch, MAP_BYTES, Mark, TensorMap};
 use crate::error::{Error, Result};
 use crate::sim;
 use kiln_ir::DType;
@@ -37,6 +37,7 @@ impl Sim {
                 name: "a PTX interpreter".into(),
                 capability: None,
                 driver: None,
+                clock: Clock::Counts,
             },
             memory: sim::Memory::new(),
             module: None,

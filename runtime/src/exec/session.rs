@@ -2,6 +2,7 @@
 
 use super::Model;
 use super::bind::{bind, check_guards};
+use super::device::tune::Tuning;
 use super::device::{DeviceRun, OnDevice};
 use super::launch::{Ready, max_scratch, prepare};
 use super::layout::{Layout, memory};
@@ -19,6 +20,7 @@ use kiln_ir::tensor::read_i64;
 use kiln_ir::{Binding, DType, Dim, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// How many bindings a session remembers.
 const REMEMBERED: usize = 16;
@@ -250,6 +252,34 @@ impl Session {
         done
     }
 
+    /// Runs an entry and measures, until `deadline`, every form of its kernels that serves
+    /// these inputs; the session's state is that of two runs. K0801 on the CPU, whose
+    /// kernels have one form.
+    pub fn tune(
+        &mut self,
+        entry: usize,
+        inputs: &[(&str, Input)],
+        deadline: Instant,
+    ) -> Result<Tuning> {
+        let none = || {
+            Error::run("K0801", "kernels have several forms on devices alone")
+                .help("give --device cuda")
+        };
+        self.device.as_ref().ok_or_else(none)?;
+        // Memory grows, and code is loaded, in a run before.
+        self.run_with(entry, inputs)?;
+        let model = self.model.clone();
+        let on = self.device.as_mut().ok_or_else(none)?;
+        on.start_tuning(deadline)?;
+        let done = self.run_with(entry, inputs);
+        let on = self.device.as_mut().ok_or_else(none)?;
+        let program = model.program();
+        let target = &program.gpu[on.code].target;
+        let tuning = on.end_tuning(&program.entries[entry].steps, target);
+        done?;
+        tuning?.ok_or_else(none)
+    }
+
     fn run_steps(&mut self, entry: usize, inputs: &[(&str, Input)]) -> Result<()> {
         let model = self.model.clone();
         let e = model
@@ -346,12 +376,9 @@ impl Session {
             })?),
             None => None,
         };
-        let gpu = self
-            .device
-            .as_ref()
-            .map(|d| &self.model.program().gpu[d.code]);
+        let code = self.device.as_ref().map(|d| d.code_of(&self.model));
         let mut ready = vec![];
-        prepare(&e.steps, &binding, gpu, &mut ready);
+        prepare(&e.steps, &binding, code, &mut ready);
         if self.bounds[entry].len() == REMEMBERED {
             self.bounds[entry].remove(0);
         }

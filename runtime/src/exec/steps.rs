@@ -49,7 +49,7 @@ impl Run<'_> {
                         // SAFETY of lifetimes: `ready` outlives the run.
                         Some(r) => self.launch(l, r, index)?,
                         None => {
-                            let r = ready(l, &self.binding, self.gpu())?;
+                            let r = ready(l, &self.binding, self.device_code())?;
                             self.launch(l, &r, index)?;
                         }
                     }

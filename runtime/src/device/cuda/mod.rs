@@ -5,7 +5,7 @@
 mod driver;
 mod staging;
 
-use super::{Device, Facts, GraphId, KernelId, Launch, MAP_BYTES, Mark, TensorMap};
+use super::{Clock, Device, Facts, GraphId, KernelId, Launch, MAP_BYTES, Mark, TensorMap};
 use crate::error::{Error, Result};
 use crate::gpu::ptx_version;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
@@ -156,6 +156,7 @@ impl Cuda {
                 name: gpu.name,
                 capability: Some(gpu.capability),
                 driver: Some(version),
+                clock: Clock::Time,
             },
             device,
             context,

@@ -91,13 +91,13 @@ impl<'r> Run<'r> {
             .map_err(|e| Error::run("K0720", e.to_string()))
     }
 
-    fn bytes_of(&self, buffer: u32) -> Result<usize> {
+    pub(super) fn bytes_of(&self, buffer: u32) -> Result<usize> {
         let n = self.size(&self.entry.buffers[buffer as usize].bytes)?;
         Ok(usize::try_from(n).unwrap_or(0))
     }
 
     /// The buffer that a buffer is a view of, in the end.
-    fn root(&self, mut buffer: u32) -> u32 {
+    pub(super) fn root(&self, mut buffer: u32) -> u32 {
         while let Place::View { of, .. } = self.entry.buffers[buffer as usize].place {
             buffer = of;
         }

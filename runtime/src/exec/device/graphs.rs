@@ -57,13 +57,15 @@ impl OnDevice {
 impl Run<'_> {
     /// Runs the entry's steps on the device: one by one, or as they were recorded.
     pub(in super::super) fn device_steps(&mut self, key: &[i64], launch: &mut usize) -> Result<()> {
-        let profiled = self.profile.is_some();
+        let d = self.device()?;
+        // Single launches are looked at.
+        let apart = d.on.tuner.is_some() || self.profile.is_some();
         let known =
             self.ready.iter().all(Option::is_some) && self.sizes.iter().all(Option::is_some);
         // Inputs and what was changed on the host, before anything else.
         self.upload_all()?;
         let d = self.device()?;
-        if profiled || !known || !d.on.graphs || !d.spaces.pure {
+        if apart || !known || !d.on.graphs || !d.spaces.pure {
             return self.steps(&self.entry.steps, launch);
         }
         let Some(place) = d.on.recorded(d.entry, key) else {

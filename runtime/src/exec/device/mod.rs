@@ -13,7 +13,9 @@ mod memory;
 mod space;
 #[cfg(all(test, feature = "sim"))]
 mod tests;
+pub mod tune;
 
+use super::launch::Code;
 use super::layout::Layout;
 use super::steps::Run;
 use super::{Model, Ready};
@@ -22,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::gpu::STATUS_BYTES;
 use crate::memory::Block;
 use crate::plan::{Entry, GlobalData, Gpu, Place};
+use crate::tuned::Preferred;
 use graphs::Recorded;
 use kiln_ir::{Binding, Dim};
 pub use memory::DeviceMemory;
@@ -29,6 +32,7 @@ use memory::Piece;
 pub(super) use memory::predict;
 pub(crate) use space::{Spaces, host_access};
 use std::sync::Arc;
+use tune::Tuner;
 
 /// Weights lie at multiples of this, as allocations do.
 const ALIGN: usize = 256;
@@ -61,6 +65,8 @@ pub(super) struct OnDevice {
     name: Name,
     /// Which of the plan's targets runs.
     pub(super) code: usize,
+    /// What was measured to be best on devices of this name.
+    preferred: Preferred,
     /// The passes of the forms of each of the plan's kernels.
     kernels: Vec<Vec<Vec<KernelId>>>,
     spaces: Vec<Arc<Spaces>>,
@@ -83,6 +89,8 @@ pub(super) struct OnDevice {
     epoch: u64,
     pub(super) graphs: bool,
     recorded: Vec<Recorded>,
+    /// What measures the forms of kernels, while that is asked for.
+    tuner: Option<Tuner>,
 }
 
 /// The plan's code for a device: the target that is named, or else the best that the
@@ -151,10 +159,13 @@ impl OnDevice {
         let code = choose(&program.gpu, &*device, target, &levels.join(", "))?;
         let is_state = |g: u32| program.globals[g as usize].state;
         let spaces = program.entries.iter();
+        let here = &device.facts().name;
+        let preferred = Preferred::of(&program.gpu[code].tuned, |d| d == here);
         let mut on = OnDevice {
             device,
             name,
             code,
+            preferred,
             kernels: vec![],
             spaces: spaces.map(|e| Arc::new(Spaces::of(e, is_state))).collect(),
             globals: vec![None; program.globals.len()],
@@ -169,6 +180,7 @@ impl OnDevice {
             epoch: 0,
             graphs: true,
             recorded: vec![],
+            tuner: None,
         };
         on.load(model)?;
         on.own = (program.entries.iter())
@@ -252,6 +264,14 @@ impl OnDevice {
         let target = &model.program().gpu[self.code].target;
         let name = &self.device.facts().name;
         format!("{target} on {} ({name})", self.name)
+    }
+
+    /// The code that launches take.
+    pub(super) fn code_of<'a>(&'a self, model: &'a Model) -> Code<'a> {
+        Code {
+            gpu: &model.program().gpu[self.code],
+            preferred: &self.preferred,
+        }
     }
 
     pub(super) fn spaces(&self, entry: usize) -> &Spaces {
@@ -367,9 +387,8 @@ impl<'a> DeviceRun<'a> {
 
 impl Run<'_> {
     /// The code that runs on the device, if one runs kernels.
-    pub(super) fn gpu(&self) -> Option<&'_ Gpu> {
-        let d = self.device.as_ref()?;
-        self.model.program().gpu.get(d.on.code)
+    pub(super) fn device_code(&self) -> Option<Code<'_>> {
+        Some(self.device.as_ref()?.on.code_of(self.model))
     }
 
     /// Ends a run: the kernels are checked, and the profile's steps on the device get

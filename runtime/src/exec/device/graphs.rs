@@ -2,7 +2,8 @@
 //!
 //! An entry whose every step is work of the device does the same for the same sizes, as
 //! long as its memory stays where it is: its second run with a binding is recorded, and
-//! later ones replay that. Inputs are copied up before and outputs down after it.
+//! later ones replay that, on the compute lane. Inputs are copied up before and outputs down
+//! after it.
 
 use super::super::launch::count_launches;
 use super::super::steps::Run;
@@ -57,14 +58,12 @@ impl OnDevice {
 impl Run<'_> {
     /// Runs the entry's steps on the device: one by one, or as they were recorded.
     pub(in super::super) fn device_steps(&mut self, key: &[i64], launch: &mut usize) -> Result<()> {
-        let d = self.device()?;
-        // Single launches are looked at.
-        let apart = d.on.tuner.is_some() || self.profile.is_some();
+        let profiled = self.profile.is_some();
         let known =
             self.ready.iter().all(Option::is_some) && self.sizes.iter().all(Option::is_some);
-        // Inputs and what was changed on the host, before anything else.
-        self.upload_all()?;
         let d = self.device()?;
+        // Single launches are looked at.
+        let apart = d.on.tuner.is_some() || profiled;
         if apart || !known || !d.on.graphs || !d.spaces.pure {
             return self.steps(&self.entry.steps, launch);
         }
@@ -80,7 +79,11 @@ impl Run<'_> {
             }
             return self.steps(&self.entry.steps, launch);
         }
-        if r.graph.is_none() {
+        // Inputs and what was changed on the host, before anything else.
+        self.upload_all()?;
+        let on = &mut *self.device()?.on;
+        on.order.before_all(&mut *on.device)?;
+        if on.recorded[place].graph.is_none() {
             self.record(place, launch)?;
         }
         self.replay(place)?;
@@ -89,9 +92,12 @@ impl Run<'_> {
     }
 
     fn record(&mut self, place: usize, launch: &mut usize) -> Result<()> {
-        self.device()?.on.device.record()?;
+        let on = &mut *self.device()?.on;
+        on.device.record()?;
+        on.order.record(true);
         let done = self.steps(&self.entry.steps, launch);
         let d = self.device()?;
+        d.on.order.record(false);
         let graph = match done {
             Ok(()) => d.on.device.recorded()?,
             Err(e) => {
@@ -113,6 +119,7 @@ impl Run<'_> {
         let r = &d.on.recorded[place];
         if let Some(graph) = &r.graph {
             d.on.device.replay(graph)?;
+            d.on.order.replayed();
         }
         // What the host has of values that are not written is as current as it was.
         for (now, after) in d.valid.iter_mut().zip(&r.valid) {

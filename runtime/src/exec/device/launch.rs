@@ -7,7 +7,7 @@ use crate::device::{self, MAP_ALIGN, Mark, TensorMap, Window};
 use crate::error::{Error, Result};
 use crate::gpu::{Extent, STATUS_BYTES};
 use crate::plan::{GpuKernel, Launch};
-use crate::profile::{Lane, Watch};
+use crate::profile::Lane;
 
 impl<'m> Run<'m> {
     /// Starts a kernel on the device; `index` is the launch's place among all of the
@@ -25,6 +25,7 @@ impl<'m> Run<'m> {
         for (buffer, _) in &l.args {
             self.device_needs(*buffer)?;
         }
+        self.wait_for_uploads(l.args.iter().map(|a| a.0))?;
         self.tune(l, r, index)?;
         let (form, extent, maps) = self.form(l, r, forms)?;
         self.parameters(l, r, (&extent, &maps), index)?;
@@ -36,7 +37,7 @@ impl<'m> Run<'m> {
             if grid.contains(&0) {
                 continue;
             }
-            let before = self.mark()?;
+            let before = self.mark(device::Lane::Compute)?;
             let watch = self.watch();
             let counts = self.pass(l, r, (form, i), &extent)?;
             // The work is counted once.
@@ -46,9 +47,11 @@ impl<'m> Run<'m> {
             if let (Some(profile), Some(counts)) = (&mut self.profile, counts) {
                 profile.count(counts);
             }
-            self.time_from(before)?;
+            self.time_from(before, Lane::Device)?;
         }
-        Ok(())
+        let touched = l.args.iter().map(|a| a.0);
+        let written = l.args[written..].iter().map(|a| a.0);
+        self.device()?.computed(touched, written)
     }
 
     /// The forms of a launch's kernel.
@@ -177,40 +180,30 @@ impl<'m> Run<'m> {
         Ok(())
     }
 
-    /// Marks this moment, if this run is profiled.
-    pub(super) fn mark(&mut self) -> Result<Option<Mark>> {
+    /// Marks this moment in a lane, if this run is profiled.
+    pub(super) fn mark(&mut self, lane: device::Lane) -> Result<Option<Mark>> {
         match self.profile.is_some() {
-            true => Ok(Some(self.device()?.on.device.mark()?)),
+            true => Ok(Some(self.device()?.on.device.mark(lane)?)),
             false => Ok(None),
         }
     }
 
-    /// The profile's last step took the device's time from a mark to now.
-    pub(super) fn time_from(&mut self, before: Option<Mark>) -> Result<()> {
+    /// The profile's last step, of a lane, took the device's time from a mark to now.
+    pub(super) fn time_from(&mut self, before: Option<Mark>, lane: Lane) -> Result<()> {
         let steps = self.profile.as_ref().map_or(0, |p| p.steps.len());
         if let (Some(before), Some(step)) = (before, steps.checked_sub(1)) {
+            let of = match lane {
+                Lane::ToDevice => device::Lane::Up,
+                Lane::ToHost => device::Lane::Down,
+                Lane::Host | Lane::Device => device::Lane::Compute,
+            };
             let d = self.device()?;
-            let after = d.on.device.mark()?;
+            let after = d.on.device.mark(of)?;
             d.timed.push((step, before, after));
             if let Some(profile) = &mut self.profile {
-                profile.steps[step].lane = Lane::Device;
+                profile.steps[step].lane = lane;
             }
         }
         Ok(())
-    }
-
-    /// Notes a copy between the host and the device, if this run is profiled.
-    pub(super) fn note_on(
-        &mut self,
-        watch: Option<Watch>,
-        label: &str,
-        kernel: &str,
-        lane: Lane,
-        bytes: usize,
-    ) {
-        self.note(watch, label, kernel, 0, bytes as i64);
-        if let Some(step) = self.profile.as_mut().and_then(|p| p.steps.last_mut()) {
-            step.lane = lane;
-        }
     }
 }

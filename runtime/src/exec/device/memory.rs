@@ -205,7 +205,11 @@ impl OnDevice {
         let new = self.piece(bytes.max(old.room.saturating_mul(2)), "what a loop stacks")?;
         if old.at != 0 {
             if keep > 0 {
-                self.device.copy(old.at, new.at, keep)?;
+                let device = &mut *self.device;
+                let from = old.at..old.at + keep as u64;
+                self.order.before_compute(device, &[from])?;
+                device.copy(old.at, new.at, keep)?;
+                self.order.gave([]);
             }
             self.device.free(old.at)?;
         }

@@ -3,13 +3,14 @@
 //!
 //! A buffer is on the host, on the device or on both ([`space`]). Which of its two
 //! copies are current is known at every moment, and a copy is made exactly where one
-//! side reads what the other wrote. Launches and copies go into one queue; the host
-//! waits only where it reads.
+//! side reads what the other wrote. Kernels, copies up and copies down have a lane each and
+//! wait for each other where they meet ([`order`]); the host waits only where it reads.
 
 mod cross;
 mod graphs;
 mod launch;
 mod memory;
+mod order;
 mod space;
 #[cfg(all(test, feature = "sim"))]
 mod tests;
@@ -30,6 +31,7 @@ use kiln_ir::{Binding, Dim};
 pub use memory::DeviceMemory;
 use memory::Piece;
 pub(super) use memory::predict;
+use order::{Last, Order};
 pub(crate) use space::{Spaces, host_access};
 use std::sync::Arc;
 use tune::Tuner;
@@ -89,6 +91,7 @@ pub(super) struct OnDevice {
     epoch: u64,
     pub(super) graphs: bool,
     recorded: Vec<Recorded>,
+    order: Order,
     /// What measures the forms of kernels, while that is asked for.
     tuner: Option<Tuner>,
 }
@@ -180,6 +183,7 @@ impl OnDevice {
             epoch: 0,
             graphs: true,
             recorded: vec![],
+            order: Order::default(),
             tuner: None,
         };
         on.load(model)?;
@@ -195,6 +199,7 @@ impl OnDevice {
         let bytes = STATUS_BYTES * most.unwrap_or(0).max(1);
         on.status = on.piece(bytes, "status blocks")?;
         on.device.fill(on.status.at, bytes, 0)?;
+        on.order.gave([]);
         Ok(on)
     }
 
@@ -253,9 +258,28 @@ impl OnDevice {
                 (None, GlobalData::Section(s)) => model.artifact.section(*s),
                 (None, GlobalData::Splat(_)) => continue,
             };
-            self.device.upload(at, bytes)?;
+            self.upload(at, bytes, Last::Any)?;
             self.valid[i] = Valid::BOTH;
         }
+        Ok(())
+    }
+
+    /// Copies to the device, when who touched that memory last is done.
+    fn upload(&mut self, at: u64, bytes: &[u8], last: Last) -> Result<()> {
+        let device = &mut *self.device;
+        self.order.before_upload(device, last)?;
+        device.upload(at, bytes)?;
+        let to = at..at + bytes.len() as u64;
+        self.order.uploaded(device, to)
+    }
+
+    /// Copies to the host what a cell's last writer left, or whoever wrote last.
+    fn download(&mut self, at: u64, bytes: &mut [u8], cell: Option<usize>) -> Result<()> {
+        let device = &mut *self.device;
+        let from = at..at + bytes.len() as u64;
+        let number = self.order.before_download(device, &from, cell)?;
+        device.download(at, bytes)?;
+        self.order.downloaded(number);
         Ok(())
     }
 
@@ -278,6 +302,11 @@ impl OnDevice {
         &self.spaces[entry]
     }
 
+    #[cfg(all(test, feature = "sim"))]
+    pub(super) fn leave_out_wait(&mut self, number: usize) {
+        self.order.left_out = Some(number);
+    }
+
     /// Bytes that are allocated on the device.
     pub(super) fn bytes(&self) -> usize {
         let own = self.own.iter().flatten().chain(&self.stacks);
@@ -288,6 +317,7 @@ impl OnDevice {
     /// Brings a state value to the host, into its block.
     pub(super) fn fetch_state(&mut self, global: usize, block: &mut Block) -> Result<()> {
         if let (Some(at), false) = (self.globals[global], self.valid[global].host) {
+            self.order.settle(&mut *self.device)?;
             self.device.download(at, block.bytes_mut())?;
             self.valid[global].host = true;
         }
@@ -329,6 +359,7 @@ impl<'a> DeviceRun<'a> {
         binding: &Binding,
     ) -> Result<DeviceRun<'a>> {
         let spaces = on.spaces[entry].clone();
+        on.order.begin(&mut *on.device, spaces.of.len())?;
         on.make_room(e, entry, layout, ready)
             .map_err(|err| memory::with_plan(err, &on.needs(e, &spaces, layout, ready)))?;
         // Nothing of an earlier run is read in this one.
@@ -348,6 +379,7 @@ impl<'a> DeviceRun<'a> {
         }
         if on.failed {
             on.device.fill(on.status.at, on.status.room, 0)?;
+            on.order.gave([]);
             on.failed = false;
         }
         let global = |g: &Option<u32>| g.map_or(Valid::default(), |g| on.valid[g as usize]);

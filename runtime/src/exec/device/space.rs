@@ -26,6 +26,8 @@ pub(crate) struct Spaces {
     pub(crate) of: Vec<Space>,
     /// The global that a cell is, if it is one.
     pub(crate) global: Vec<Option<u32>>,
+    /// Whether a cell may be copied to the host: it is there as well, or the caller gets it.
+    pub(crate) leaves: Vec<bool>,
     /// Whether every step is work of the device: kernels, and copies there.
     pub(crate) pure: bool,
 }
@@ -155,6 +157,11 @@ impl Spaces {
         // What nothing but copies of nothing touches, and what no step touches at all.
         for space in s.of.iter_mut().filter(|c| c.nowhere()) {
             space.host = true;
+        }
+        s.leaves = s.of.iter().map(|space| space.host).collect();
+        for p in &e.outputs {
+            let c = cell(&s, p.buffer);
+            s.leaves[c] = true;
         }
         s.pure = touched.others == 0 && copies.iter().all(|&(a, b)| s.both_on_device(a, b));
         s

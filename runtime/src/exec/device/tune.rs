@@ -7,7 +7,7 @@ use super::super::launch::serving;
 use super::super::schedule::numbered_launches;
 use super::super::steps::Run;
 use super::Piece;
-use crate::device::{Clock, Mark, TensorMap};
+use crate::device::{Clock, Lane, Mark, TensorMap};
 use crate::error::Result;
 use crate::gpu::Extent;
 use crate::plan::Launch;
@@ -306,10 +306,10 @@ impl Run<'_> {
             if t.flushed.at != 0 {
                 d.on.device.fill(t.flushed.at, t.flushed.room, 0)?;
             }
-            let before = d.on.device.mark()?;
+            let before = d.on.device.mark(Lane::Compute)?;
             counted.push(self.passes(l, r, *form, extent)?);
             let d = self.device()?;
-            marks.push((before, d.on.device.mark()?));
+            marks.push((before, d.on.device.mark(Lane::Compute)?));
             self.put_back(t, written)?;
         }
         let d = self.device()?;

@@ -2,6 +2,7 @@
 
 mod control;
 mod files;
+mod lanes;
 mod runs;
 mod tune;
 

@@ -352,6 +352,7 @@ impl Session {
             sizes: bound.layout.sizes.clone(),
             dynamic: (0..e.buffers.len()).map(|_| None).collect(),
             binding: bound.binding.clone(),
+            bound: &bound.binding,
             ready: &bound.ready,
             cancel: &self.cancel,
             profile: self.profile.as_mut(),
@@ -486,11 +487,10 @@ impl Run<'_> {
         texts: &mut Vec<Vec<String>>,
     ) -> Result<()> {
         let mut launch = 0;
-        if self.device.is_some() {
-            self.device_steps(key, &mut launch)?;
-        } else {
-            self.steps(&self.entry.steps, &mut launch)?;
+        if let Some(d) = &mut self.device {
+            d.recall(key);
         }
+        self.steps(&self.entry.steps, &mut launch)?;
         shapes.clear();
         let entry = self.entry;
         for (p, output) in entry.outputs.iter().zip(outputs) {

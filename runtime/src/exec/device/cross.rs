@@ -220,17 +220,6 @@ impl<'r> Run<'r> {
         Ok(())
     }
 
-    /// Brings what the host has of every buffer with a known place.
-    pub(super) fn upload_all(&mut self) -> Result<()> {
-        for b in 0..self.entry.buffers.len() as u32 {
-            let here = self.device()?.base[b as usize] != 0;
-            if here && self.root(b) == b {
-                self.device_needs(b)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Copies from one buffer on the host to another on the device.
     fn upload(&mut self, from: u32, to: u32, bytes: usize) -> Result<()> {
         if bytes == 0 {

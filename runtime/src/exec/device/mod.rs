@@ -343,6 +343,8 @@ pub(super) struct DeviceRun<'a> {
     started: bool,
     /// Stacks that loops have in use.
     stacks: usize,
+    /// Which of the remembered bindings this run's is.
+    recorded_at: usize,
     /// Steps of the profile whose times are between two marks.
     timed: Vec<(usize, Mark, Mark)>,
     params: Vec<u8>,
@@ -392,10 +394,16 @@ impl<'a> DeviceRun<'a> {
             valid,
             started: false,
             stacks: 0,
+            recorded_at: 0,
             timed: vec![],
             params: vec![],
             windows: vec![],
         })
+    }
+
+    /// Finds what was recorded of earlier runs with this binding.
+    pub(super) fn recall(&mut self, key: &[i64]) {
+        self.recorded_at = self.on.recorded(self.entry, key);
     }
 
     /// The caller's memory holds this buffer.

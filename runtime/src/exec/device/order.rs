@@ -116,11 +116,6 @@ impl Order {
         }
     }
 
-    /// Before all of a recorded run: the compute lane waits for every copy up.
-    pub(super) fn before_all(&mut self, device: &mut dyn Device) -> Result<()> {
-        self.wait_for_uploads(device, self.uploads.len())
-    }
-
     fn wait_for_uploads(&mut self, device: &mut dyn Device, count: usize) -> Result<()> {
         if let Some(&(_, signal)) = count.checked_sub(1).and_then(|i| self.uploads.get(i)) {
             self.after(device, Lane::Compute, signal)?;
@@ -155,18 +150,9 @@ impl Order {
         Ok(())
     }
 
-    /// The compute lane is recorded from here on, or no longer. Nobody knows which part of
-    /// what was recorded is done: all of it counts as one operation on every cell.
+    /// The compute lane is recorded from here on, or no longer.
     pub(super) fn record(&mut self, on: bool) {
         self.recording = on;
-    }
-
-    /// What was recorded is done once more.
-    pub(super) fn replayed(&mut self) {
-        self.given += 1;
-        self.touched.fill(self.given);
-        self.free
-            .extend(self.wrote.iter_mut().filter_map(|w| Some(w.take()?.signal)));
     }
 
     /// Before a copy up.

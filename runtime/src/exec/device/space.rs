@@ -28,8 +28,6 @@ pub(crate) struct Spaces {
     pub(crate) global: Vec<Option<u32>>,
     /// Whether a cell may be copied to the host: it is there as well, or the caller gets it.
     pub(crate) leaves: Vec<bool>,
-    /// Whether every step is work of the device: kernels, and copies there.
-    pub(crate) pure: bool,
 }
 
 /// What a step of the host itself reads and writes: kernels and copies are not among
@@ -68,8 +66,6 @@ struct Touched {
     device: Vec<u32>,
     /// From and to.
     copies: Vec<(u32, u32)>,
-    /// Steps that are neither kernels nor copies.
-    others: usize,
 }
 
 impl Touched {
@@ -78,7 +74,6 @@ impl Touched {
             let (reads, writes) = host_access(step);
             self.host.extend(reads);
             self.host.extend(writes);
-            self.others += !matches!(step, Step::Launch(_) | Step::Copy { .. }) as usize;
             match step {
                 Step::Launch(l) => self.device.extend(l.args.iter().map(|a| a.0)),
                 Step::Copy { from, to, .. } => self.copies.push((*from, *to)),
@@ -163,7 +158,6 @@ impl Spaces {
             let c = cell(&s, p.buffer);
             s.leaves[c] = true;
         }
-        s.pure = touched.others == 0 && copies.iter().all(|&(a, b)| s.both_on_device(a, b));
         s
     }
 
@@ -187,10 +181,6 @@ impl Spaces {
                 return;
             }
         }
-    }
-
-    fn both_on_device(&self, a: usize, b: usize) -> bool {
-        self.of[a].device && self.of[b].device
     }
 
     /// Where a buffer is.
@@ -272,7 +262,7 @@ mod tests {
             names,
             ["both", "device", "device", "device", "device", "host"]
         );
-        assert!(s.pure && s.cell == [0, 1, 1, 2, 3, 4]);
+        assert_eq!(s.cell, [0, 1, 1, 2, 3, 4]);
     }
 
     #[test]
@@ -301,10 +291,9 @@ mod tests {
             to: 1,
             values: vec![],
         };
-        let (s, names) = spaces(places, vec![dims, Step::Loop(l)]);
+        let (_, names) = spaces(places, vec![dims, Step::Loop(l)]);
         let want = ["host", "host", "both", "host", "device", "device", "host"];
         assert_eq!(names, want);
-        assert!(!s.pure);
     }
 
     #[test]
@@ -319,6 +308,5 @@ mod tests {
         assert_eq!(s.cell, [0, 1, 0, 2]);
         assert_eq!(names, ["device", "device", "device", "both"]);
         assert_eq!(s.global, [Some(1), None, Some(0)]);
-        assert!(s.pure);
     }
 }

@@ -152,6 +152,103 @@ fn recorded_runs_wait_for_all_copies_once() {
     );
 }
 
+/// Kernels and copies between steps of the host are recorded by themselves.
+#[test]
+fn stretches_between_steps_of_the_host_are_recorded() {
+    let mut s = session(&program(vec![used_again()]));
+    let graphs = |s: &Session| {
+        let all = s.on_device().unwrap().recorded.iter();
+        let all = all.flat_map(|r| r.stretches.values());
+        all.filter(|s| s.graph.is_some()).count()
+    };
+    for round in 0..4 {
+        let all = outputs(&mut s, 3).unwrap();
+        assert_eq!(all, [vec![2.0, 3.0, 4.0], vec![4.0]]);
+        // The first kernel and the copy; the last kernel is alone.
+        assert_eq!(graphs(&s), (round > 0) as usize);
+    }
+    // Another size has its own, and larger memory ends what was recorded.
+    for _ in 0..3 {
+        assert_eq!(outputs(&mut s, 700).unwrap()[1], [701.0]);
+        assert_eq!(outputs(&mut s, 3).unwrap()[1], [4.0]);
+    }
+    assert_eq!(graphs(&s), 2);
+    let waited = waits(&s);
+    assert_eq!(outputs(&mut s, 3).unwrap()[1], [4.0]);
+    let count = waits(&s) - waited;
+    for i in 0..count {
+        s.leave_out_wait(waits(&s) + i);
+        let e = outputs(&mut s, 3).unwrap_err();
+        assert_eq!(e.code, "K0808", "wait {i} of {count}: {e}");
+        assert_eq!(outputs(&mut s, 3).unwrap()[1], [4.0]);
+    }
+    assert_eq!(count, 5);
+}
+
+/// x = 2 (x + 1), again and again as a loop says: its body is recorded in the first run.
+#[test]
+fn bodies_of_loops_are_recorded() {
+    let e = Entry {
+        inputs: vec![
+            port("x", DType::F32, &["n"], 0),
+            port("trip", DType::I64, &[], 1),
+        ],
+        outputs: vec![port("y", DType::F32, &["n"], 2)],
+        buffers: vec![
+            buffer("n * 4", Place::Input),
+            buffer("8", Place::Input),
+            buffer("n * 4", Place::Output),
+            buffer("n * 4", Place::Arena),
+            buffer("8", Place::Arena),
+            buffer("1", Place::Arena),
+            buffer("n * 4", Place::Arena),
+        ],
+        steps: vec![
+            copy(0, 2, "n * 4"),
+            Step::Loop(crate::plan::Loop {
+                trip: 1,
+                cond: 5,
+                iteration: 4,
+                body_cond: 5,
+                body: vec![
+                    launch(0, &[2, 3], &["n"], "add"),
+                    launch(2, &[3, 6], &["n"], "double"),
+                ],
+                carried: vec![(6, 2, dim("n * 4"))],
+                scanned: vec![],
+                symbol: None,
+                sizes: vec![],
+            }),
+        ],
+        ..entry("loop")
+    };
+    // The condition is the caller's, for want of a kernel that writes one.
+    let mut e = e;
+    e.inputs.push(port("go", DType::Bool, &[], 5));
+    e.buffers[5].place = Place::Input;
+    let mut s = session(&program(vec![e]));
+    let x = bytes(&[1.0; 5]);
+    for trip in [4i64, 1, 6, 0, 2] {
+        let raw = trip.to_le_bytes();
+        let tensor = |dtype, shape, bytes| TensorRef {
+            dtype,
+            shape,
+            bytes,
+        };
+        let inputs = [
+            ("x", tensor(DType::F32, &[5][..], &x[..])),
+            ("trip", tensor(DType::I64, &[], &raw)),
+            ("go", tensor(DType::Bool, &[], &[1])),
+        ];
+        s.run(0, &inputs).unwrap();
+        let want = (0..trip).fold(1.0, |x, _| 2.0 * (x + 1.0));
+        assert_eq!(numbers(s.output(0).unwrap().bytes), [want; 5], "{trip}");
+        let all = s.on_device().unwrap().recorded.iter();
+        let mut all = all.flat_map(|r| r.stretches.values());
+        assert!(all.any(|s| s.graph.is_some()), "{trip}");
+    }
+}
+
 /// The device by itself, with orders that are wrong.
 #[test]
 fn lanes_that_nothing_orders_are_faults() {

@@ -122,6 +122,17 @@ pub struct Extent {
     pub scratch: usize,
 }
 
+/// A condition, left ≤ right, that does not hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Unmet<'a> {
+    /// Its left side.
+    pub left: &'a Dim,
+    /// Its right side.
+    pub right: &'a Dim,
+    /// Both as numbers, where they have values.
+    pub sides: Option<(i64, i64)>,
+}
+
 /// Why a launch's sizes do not allow a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misfit {
@@ -236,16 +247,19 @@ impl GpuKernel {
         self.unmet(params).is_none()
     }
 
-    /// The first of its conditions that does not hold, with the values of its two sides
-    /// where they have some.
-    pub fn unmet(&self, params: &[i64]) -> Option<(&(Dim, Dim), Option<(i64, i64)>)> {
+    /// The first of its conditions that does not hold.
+    pub fn unmet(&self, params: &[i64]) -> Option<Unmet<'_>> {
         let binding = named(params);
         let value = |d: &Dim| d.eval(&binding).ok();
         self.when.iter().find_map(|c| {
             let sides = value(&c.0).zip(value(&c.1));
             match sides {
                 Some((a, b)) if a <= b => None,
-                _ => Some((c, sides)),
+                _ => Some(Unmet {
+                    left: &c.0,
+                    right: &c.1,
+                    sides,
+                }),
             }
         })
     }

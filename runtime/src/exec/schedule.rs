@@ -3,7 +3,7 @@
 
 use super::launch::{Code, Ready, each_launch, ready};
 use crate::error::{Error, Result};
-use crate::gpu::{Extent, GpuKernel};
+use crate::gpu::{Extent, GpuKernel, Unmet};
 use crate::plan::{Entry, Gpu, Launch, Place, Program, Step};
 use crate::tuned::Preferred;
 use kiln_ir::Binding;
@@ -139,10 +139,10 @@ fn fit(
     address: &dyn Fn(usize) -> Option<u64>,
     params: &[i64],
 ) -> std::result::Result<Extent, String> {
-    if let Some(((a, b), values)) = form.unmet(params) {
-        return Err(match values {
-            Some((x, y)) => format!("{a} <= {b} does not hold: {x} > {y}"),
-            None => format!("{a} <= {b} has no value"),
+    if let Some(Unmet { left, right, sides }) = form.unmet(params) {
+        return Err(match sides {
+            Some((a, b)) => format!("{left} <= {right} does not hold: {a} > {b}"),
+            None => format!("{left} <= {right} has no value"),
         });
     }
     for tile in &form.tiles {

@@ -83,7 +83,9 @@ fn waits(s: &Session) -> usize {
 
 #[test]
 fn every_wait_of_a_run_is_needed_and_a_missing_one_is_found() {
-    let cases: [(Entry, [Vec<f32>; 2], &[&str]); 2] = [
+    // Entry, its outputs, and what is found without each of its waits.
+    type Case = (Entry, [Vec<f32>; 2], &'static [&'static str]);
+    let cases: [Case; 2] = [
         (
             two_inputs(),
             [vec![2.0, 3.0, 4.0], vec![4.0, 6.0, 8.0]],

@@ -116,6 +116,45 @@ mod tests {
     }
 
     #[test]
+    fn each_lane_of_a_device_has_a_row() {
+        let mut p = profile();
+        let lanes = [
+            Lane::Host,
+            Lane::ToDevice,
+            Lane::Device,
+            Lane::ToHost,
+            Lane::Device,
+        ];
+        let step = |lane| StepTime {
+            lane,
+            work: vec![],
+            ..p.steps[0].clone()
+        };
+        p.steps = lanes.into_iter().map(step).collect();
+        // The one that ends last is not the last one.
+        p.steps[3].ns = 1 << 40;
+        assert_eq!(p.ns(), p.steps[3].start + (1 << 40));
+        let doc = trace(&p, None, 1, "model");
+        let events = doc["traceEvents"].as_array().unwrap();
+        let rows: Vec<_> = (events.iter())
+            .filter(|e| e["name"] == "thread_name")
+            .map(|e| (e["tid"].clone(), e["args"]["name"].clone()))
+            .collect();
+        let of = |i: usize| {
+            let mut steps = events.iter().filter(|e| e["cat"] == "step");
+            let track = steps.nth(i).unwrap()["tid"].clone();
+            let row = rows.iter().find(|r| r.0 == track).unwrap();
+            row.1.as_str().unwrap().to_string()
+        };
+        let names: Vec<String> = (0..lanes.len()).map(of).collect();
+        let device = "the device";
+        let (up, down) = ("copies to the device", "copies to the host");
+        let host = "steps, on the caller's thread";
+        assert_eq!(names, [host, up, device, down, device]);
+        assert_eq!(rows.len(), 4);
+    }
+
+    #[test]
     fn every_step_is_there_and_events_nest() {
         let roofline = Roofline {
             fma_gflops: 100.0,

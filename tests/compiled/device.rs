@@ -2,6 +2,7 @@
 
 use super::{artifacts, assert_close, call, files_compute_what_they_say, program, reseal, run};
 use kiln::compile::{self, Options};
+use kiln::explain::explain;
 use kiln::ir::filetest::{random_module, same_results};
 use kiln::ir::interp::Interpreter;
 use kiln::ir::parse::{NoFiles, parse_module};
@@ -283,6 +284,66 @@ fn results_are_right_whichever_form_was_measured_best() {
     }
     std::fs::remove_file(path).unwrap();
     assert!(forced >= 16, "only {forced} forms");
+}
+
+/// What is said of a launch is what a session does: of its forms one is taken, the others
+/// lack something or are slower or faster by so much.
+#[test]
+fn each_form_of_each_launch_is_explained() {
+    let module = parse_module(PRODUCTS, &NoFiles).unwrap();
+    let path = std::env::temp_dir().join(format!("kiln-explained-{}.kiln", std::process::id()));
+    let all = vec![GpuTarget::sm_80(), GpuTarget::sm_90a()];
+    compile::compile(module, &options(all), &path).unwrap();
+    let artifact = Artifact::open(&path).unwrap();
+    let model = Model::load_for(&path, Name::Sim).unwrap();
+    std::fs::remove_file(path).unwrap();
+    let p = &*artifact.program;
+    let (mut rejected, mut slower) = (0, 0);
+    for gpu in &p.gpu {
+        for rows in [1usize, 24, 160] {
+            let binding = [("rows".into(), rows as i64)].into();
+            let s = explain(p, 0, &binding, gpu).unwrap();
+            let mut session = Session::on(model.clone(), 1, Name::Sim, Some(&gpu.target)).unwrap();
+            session.set_profiling(true);
+            let inputs = product_inputs(rows);
+            let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (*n, t)).collect();
+            run(&mut session, "f", &named);
+            let profile = session.take_profile().unwrap();
+            let text = s.text();
+            for l in &s.launches {
+                let taken: Vec<_> = l.forms.iter().filter(|f| f.taken).collect();
+                assert!(taken.len() == 1 && taken[0].rejected.is_none(), "{text}");
+                let ran = |f: &str| profile.steps.iter().any(|step| step.kernel == f);
+                assert!(
+                    ran(&taken[0].entry),
+                    "{} did not run\n{text}",
+                    taken[0].entry
+                );
+                for f in &l.forms {
+                    match (&f.rejected, &f.predicted) {
+                        (Some(why), None) => {
+                            let named = why.contains("does not hold: ") || why.contains("tiles");
+                            assert!(named && text.contains(why), "{text}");
+                            rejected += 1;
+                        }
+                        (None, Some(x)) => {
+                            assert!(x.prediction.seconds > 1e-6 && x.prediction.bytes > 0.0);
+                            assert!(f.taken == (x.over_taken == 1.0), "{text}");
+                            slower += (x.over_taken > 1.0) as usize;
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        }
+    }
+    assert!(rejected > 4 && slower > 4, "{rejected} {slower}");
+    let unknown = explain(p, 0, &[("row".into(), 3)].into(), &p.gpu[0]).unwrap_err();
+    assert_eq!(
+        (unknown.code, unknown.exit_code()),
+        ("K0732", 2),
+        "{unknown}"
+    );
 }
 
 fn product_inputs(rows: usize) -> [(&'static str, Tensor); 4] {

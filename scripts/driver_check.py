@@ -138,6 +138,17 @@ def tuning(tmp, driver, wrong):
         if done.returncode or "untimed: " not in done.stdout or "the time was up" not in done.stdout:
             wrong.append(f"tune without time: {done.returncode} {done.stdout} {done.stderr}")
         out.unlink()
+    usage = [[KILN_RT, "tune", artifact, *at], [KILN_RT, "tune", artifact, "-o", out, *at[2:]],
+             [KILN_RT, "run", artifact, "-o", out], [KILN_RT, "tune", artifact, "-o", out, *at, "--seconds", "none"],
+             [KILN, "tune", artifact, "-o", out, *at[2:]], [KILN, "tune", artifact, "-o", out, *at, "--seconds", "-1"],
+             [KILN, "compile", source, "-o", out, "--tune"], [KILN, "compile", source, "-o", out, "--tune-dim", "rows=1"]]
+    for command in usage:
+        done = run(command, driver)
+        if done.returncode != 64 or out.exists():
+            wrong.append(f"{command}: {done.returncode} {done.stderr}")
+    done = run([KILN_RT, "tune", artifact, "-o", tmp / "missing" / "out.kiln", *at], driver)
+    if done.returncode != 1 or "K0707" not in done.stderr:
+        wrong.append(f"tune into no folder: {done.returncode} {done.stderr}")
     compile_ = [KILN, "compile", source, "-o", out, "--target", "sm_80", "--tune", "--tune-dim", "rows=16", "--json"]
     done = run(compile_)
     if done.returncode != 1 or "K0801" not in done.stderr or out.exists():

@@ -202,6 +202,9 @@ impl Form {
             (None, false, Some(p)) if p.over_taken > 1.0 => {
                 format!("serves too, predicted {:.2} times slower", p.over_taken)
             }
+            (None, false, Some(p)) if p.over_taken == 1.0 => {
+                "serves too, predicted to be as fast".to_string()
+            }
             (None, false, Some(p)) => format!(
                 "serves too, predicted {:.2} times as fast: `tune` measures which is",
                 1.0 / p.over_taken

@@ -298,7 +298,7 @@ fn each_form_of_each_launch_is_explained() {
     let model = Model::load_for(&path, Name::Sim).unwrap();
     std::fs::remove_file(path).unwrap();
     let p = &*artifact.program;
-    let (mut rejected, mut slower) = (0, 0);
+    let (mut rejected, mut served) = (0, 0);
     for gpu in &p.gpu {
         for rows in [1usize, 24, 160] {
             let binding = [("rows".into(), rows as i64)].into();
@@ -328,8 +328,8 @@ fn each_form_of_each_launch_is_explained() {
                         }
                         (None, Some(x)) => {
                             assert!(x.prediction.seconds > 1e-6 && x.prediction.bytes > 0.0);
-                            assert!(f.taken == (x.over_taken == 1.0), "{text}");
-                            slower += (x.over_taken > 1.0) as usize;
+                            assert!(!f.taken || x.over_taken == 1.0, "{text}");
+                            served += 1;
                         }
                         other => panic!("{other:?}"),
                     }
@@ -337,7 +337,7 @@ fn each_form_of_each_launch_is_explained() {
             }
         }
     }
-    assert!(rejected > 4 && slower > 4, "{rejected} {slower}");
+    assert!(rejected >= 8 && served >= 16, "{rejected} {served}");
     let unknown = explain(p, 0, &[("row".into(), 3)].into(), &p.gpu[0]).unwrap_err();
     assert_eq!(
         (unknown.code, unknown.exit_code()),

@@ -34,7 +34,7 @@ pub struct Report {
     pub tuning: Tuning,
     /// Launches that take another form than the first one from now on.
     pub changed: usize,
-    /// Rows of the table that was written, of all devices and sizes.
+    /// Rows of the target's table that was written, of all devices and sizes.
     pub rows: usize,
     /// Seconds that it took.
     pub seconds: f64,
@@ -61,25 +61,20 @@ pub fn tune(r: &Request, artifact: &Artifact, out: &Path) -> Result<Report> {
     };
     let deadline = start + Duration::from_secs_f64(seconds);
     let tuning = session.tune(entry, &refs(&arrays), deadline)?;
-    let mut program = model.program().clone();
-    let rows = tuning.rows();
-    let changed = rows.len();
-    let mut count = 0;
-    for gpu in &mut program.gpu {
-        if gpu.target == tuning.target {
-            let keys = tuning.measured.iter().map(|m| (m.kernel, m.params.clone()));
-            let keys: Vec<_> = keys.collect();
-            gpu.tuned = merged(&gpu.tuned, &tuning.device, &keys, rows.clone());
-        }
-        count += gpu.tuned.len();
-    }
-    artifact.rewritten(&program, out)?;
+    let newer = tuning.rows();
+    let changed = newer.len();
+    let keys = tuning.measured.iter().map(|m| (m.kernel, m.params.clone()));
+    let keys: Vec<_> = keys.collect();
+    let gpu = model.gpu_code(Some(&tuning.target))?;
+    let table = &model.program().gpu[gpu].tuned;
+    let rows = merged(table, &tuning.device, &keys, newer);
+    artifact.retuned(gpu, &rows, out)?;
     Ok(Report {
         artifact: out.display().to_string(),
         entry: e.name.clone(),
         tuning,
         changed,
-        rows: count,
+        rows: rows.len(),
         seconds: start.elapsed().as_secs_f64(),
     })
 }

@@ -255,19 +255,19 @@ fn results_are_right_whichever_form_was_measured_best() {
             let want = interpreter.run("f", &ordered).unwrap();
             for s in sizes {
                 for form in (0..s.forms.len()).filter(|&f| s.forms[f].is_ok()) {
-                    let mut program = (*plain.program).clone();
-                    program.gpu[0].tuned = vec![Tuned {
+                    let forced_to = [Tuned {
                         device: "a PTX interpreter".into(),
                         kernel: s.kernel,
                         params: s.params.clone(),
                         form: form as u32,
                     }];
-                    plain.rewritten(&program, &path).unwrap();
+                    plain.retuned(0, &forced_to, &path).unwrap();
                     let model = Model::load_for(&path, Name::Sim).unwrap();
                     let mut session = Session::on(model, 1, Name::Sim, None).unwrap();
                     session.set_profiling(true);
                     let got = run(&mut session, "f", &named);
-                    let entry = &program.gpu[0].kernels[s.kernel as usize][form].passes[0].entry;
+                    let entry =
+                        &plain.program.gpu[0].kernels[s.kernel as usize][form].passes[0].entry;
                     let profile = session.take_profile().unwrap();
                     let ran = profile.steps.iter().any(|step| step.kernel == *entry);
                     assert!(ran, "{entry} did not run");

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 KILN, KILN_RT = sys.argv[1:3]
 HERE = Path(__file__).resolve().parent
@@ -21,6 +21,29 @@ HERE = Path(__file__).resolve().parent
 
 def model(path):
     ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [60]) for n in "xyz"]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "y"], ["z"])], "g", ports[:2], ports[2:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+
+
+def product(path):
+    """A product of halves, whose kernel has several forms."""
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, ["rows", k]) for n, k in [("x", 64), ("z", 96)]]
+    weights = numpy_helper.from_array(np.ones((64, 96), np.float16), "w")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["z"])], "g", ports[:1], ports[1:], [weights])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+
+
+def two_sums(path):
+    """Sums of 60 and of 70 numbers, which nothing joins."""
+    shapes = {"x": 60, "y": 60, "z": 60, "u": 70, "v": 70, "w": 70}
+    ports = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, [k]) for n, k in shapes.items()}
+    nodes = [helper.make_node("Add", ["x", "y"], ["z"]), helper.make_node("Add", ["u", "v"], ["w"])]
+    graph = helper.make_graph(nodes, "g", [ports[n] for n in "xyuv"], [ports["z"], ports["w"]])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+
+
+def large_sum(path, count):
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [count]) for n in "xyz"]
     graph = helper.make_graph([helper.make_node("Add", ["x", "y"], ["z"])], "g", ports[:2], ports[2:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
 
@@ -41,6 +64,109 @@ def run(command, driver=None, **fake):
     return subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True)
 
 
+def log(done):
+    lines = [line.removeprefix("fake driver: ").split() for line in done.stderr.splitlines()]
+    return ["kernel" if "kiln_" in words[0] else " ".join(words[:-1]) for words in lines
+            if words[-1].isdigit()]
+
+
+def lanes(tmp, driver, wrong):
+    """The stand-in does work as late as it may: what is copied down first has waited for
+    no kernel but its own, and no kernel for copies that it does not read."""
+    artifact = tmp / "two.kiln"
+    given = {n: np.arange(k, dtype=np.float32) + i for i, (n, k) in enumerate(
+        [("x", 60), ("y", 60), ("u", 70), ("v", 70)])}
+    np.savez(tmp / "two.npz", **given)
+    half = ["from the host", "from the host", "kernel", "to the host"]
+    for tool in (KILN, KILN_RT):
+        done = run([tool, "run", artifact, "--inputs", tmp / "two.npz", "--device", "cuda", "--output-dir", tmp / "two"],
+                   driver, log=1)
+        sums = [np.load(tmp / "two" / f"{n}.npy")[:60] for n in "zw"]
+        right = np.array_equal(sums[0], given["x"] + given["y"]) and np.array_equal(sums[1], (given["u"] + given["v"])[:60])
+        # Last come the status blocks.
+        if done.returncode or not right or log(done) != [*half, *half, "to the host"]:
+            wrong.append(f"lanes: {done.returncode} {log(done)} {sums}")
+    # Waits between streams that do nothing: the stand-in shows it.
+    deaf = library(tmp / "deaf", "-DDEAF")
+    done = run([KILN_RT, "run", artifact, "--inputs", tmp / "two.npz", "--device", "cuda", "--output-dir", tmp / "deaf-two"], deaf)
+    if done.returncode == 0 and np.array_equal(np.load(tmp / "deaf-two" / "z.npy"), given["x"] + given["y"]):
+        wrong.append("a driver that waits for nothing gives the same")
+    # Through several pieces of page-locked memory, in both directions.
+    count = 5_000_000
+    source, artifact = tmp / "large.onnx", tmp / "large.kiln"
+    large_sum(source, count)
+    subprocess.run([KILN, "compile", source, "-o", artifact, "--target", "sm_80"], check=True, stdout=subprocess.DEVNULL)
+    x, y = np.arange(count, dtype=np.float32), np.arange(count, dtype=np.float32)[::-1] % 1000
+    np.savez(tmp / "large.npz", x=x, y=y)
+    done = run([KILN_RT, "run", artifact, "--inputs", tmp / "large.npz", "--device", "cuda", "--output-dir", tmp / "large"],
+               driver, elements=count, log=1)
+    pieces = [log(done).count(what) for what in ("from the host", "to the host")]
+    if done.returncode or not np.array_equal(np.load(tmp / "large" / "z.npy"), x + y) or pieces != [6, 4]:
+        wrong.append(f"large copies: {done.returncode} {pieces} {done.stderr[-500:]}")
+
+
+def tuning(tmp, driver, wrong):
+    source, artifact, out = tmp / "product.onnx", tmp / "product.kiln", tmp / "tuned.kiln"
+    product(source)
+    subprocess.run([KILN, "compile", source, "-o", artifact, "--target", "sm_80"], check=True, stdout=subprocess.DEVNULL)
+    at = ["--device", "cuda", "--dim", "rows=16"]
+    for tool in (KILN, KILN_RT):
+        tune = [tool, "tune", artifact, "-o", out, *at]
+        done = run(tune)
+        if done.returncode != 1 or "K0801" not in done.stderr or out.exists():
+            wrong.append(f"tune without a driver: {done.returncode} {done.stderr} {out.exists()}")
+        # All forms are as fast, then the first one is not.
+        for slow, changed in [("nothing", 0), ("_rows16", 1)]:
+            done = run([*tune, "--json"], driver, slow=slow)
+            doc = json.loads(done.stdout) if done.returncode == 0 else {"measured": []}
+            forms = [f["entry"] for m in doc["measured"] for f in m["forms"]]
+            if doc.get("changed") != changed or doc.get("unit") != "nanoseconds" or len(forms) < 2:
+                wrong.append(f"tune, {slow} is slow: {doc} {done.stderr}")
+                continue
+            best = forms[[f["form"] for f in doc["measured"][0]["forms"]].index(doc["measured"][0]["best"])]
+            np.savez(tmp / "product.npz", x=np.zeros((16, 64), np.float16))
+            for number, taken in [(0, best), (1, best if number_of(out, 1) else forms[0])]:
+                done = run([tool, "run", out, "--inputs", tmp / "product.npz", "--device", f"cuda:{number}"],
+                           driver, log=1, count=2)
+                if done.returncode or f"{taken} 60" not in done.stderr:
+                    wrong.append(f"tuned, device {number}: not {taken}: {done.stderr}")
+        out.unlink()
+        done = run([*tune[:-1], "row=16"], driver)
+        if done.returncode != 2 or "K0732" not in done.stderr or out.exists():
+            wrong.append(f"tune at a size that is none: {done.returncode} {done.stderr}")
+        done = run([*tune, "--seconds", "0.001"], driver)
+        if done.returncode or "untimed: " not in done.stdout or "the time was up" not in done.stdout:
+            wrong.append(f"tune without time: {done.returncode} {done.stdout} {done.stderr}")
+        out.unlink()
+    usage = [[KILN_RT, "tune", artifact, *at], [KILN_RT, "tune", artifact, "-o", out, *at[2:]],
+             [KILN_RT, "run", artifact, "-o", out], [KILN_RT, "tune", artifact, "-o", out, *at, "--seconds", "none"],
+             [KILN, "tune", artifact, "-o", out, *at[2:]], [KILN, "tune", artifact, "-o", out, *at, "--seconds", "-1"],
+             [KILN, "compile", source, "-o", out, "--tune"], [KILN, "compile", source, "-o", out, "--tune-dim", "rows=1"]]
+    for command in usage:
+        done = run(command, driver)
+        if done.returncode != 64 or out.exists():
+            wrong.append(f"{command}: {done.returncode} {done.stderr}")
+    done = run([KILN_RT, "tune", artifact, "-o", tmp / "missing" / "out.kiln", *at], driver)
+    if done.returncode != 1 or "K0707" not in done.stderr:
+        wrong.append(f"tune into no folder: {done.returncode} {done.stderr}")
+    compile_ = [KILN, "compile", source, "-o", out, "--target", "sm_80", "--tune", "--tune-dim", "rows=16", "--json"]
+    done = run(compile_)
+    if done.returncode != 1 or "K0801" not in done.stderr or out.exists():
+        wrong.append(f"compile --tune without a driver: {done.returncode} {done.stderr}")
+    done = run(compile_, driver, slow="_rows16")
+    if done.returncode or json.loads(done.stdout)["tune"]["changed"] != 1 or not number_of(out, 0):
+        wrong.append(f"compile --tune: {done.returncode} {done.stdout} {done.stderr}")
+    left = [p.name for p in tmp.iterdir() if p.name.startswith(".")]
+    if left:
+        wrong.append(f"tune leaves {left}")
+
+
+def number_of(artifact, device):
+    """How many rows of an artifact's table are of a device of the stand-in."""
+    done = run([KILN, "inspect", artifact, "--json"])
+    return sum(row["device"] == f"Fake {device}" for g in json.loads(done.stdout)["gpu"] for row in g.get("tuned", []))
+
+
 def main():
     tmp = Path(tempfile.mkdtemp())
     source, one, all_, cpu = tmp / "m.onnx", tmp / "one.kiln", tmp / "all.kiln", tmp / "cpu.kiln"
@@ -48,6 +174,8 @@ def main():
     for out, targets in [(one, ["sm_80"]), (all_, ["sm_80", "sm_89", "sm_90a", "x86-64-v3"]), (cpu, ["x86-64-v3"])]:
         chosen = [t for name in targets for t in ("--target", name)]
         subprocess.run([KILN, "compile", source, "-o", out, *chosen], check=True, stdout=subprocess.DEVNULL)
+    two_sums(tmp / "two.onnx")
+    subprocess.run([KILN, "compile", tmp / "two.onnx", "-o", tmp / "two.kiln", "--target", "sm_80"], check=True, stdout=subprocess.DEVNULL)
     good, old = library(tmp / "good"), library(tmp / "old", "-DOLD")
     x, y = np.arange(60, dtype=np.float32), np.full(60, 0.5, np.float32)
     np.savez(tmp / "in.npz", x=x, y=y)
@@ -87,11 +215,14 @@ def main():
             if not level.startswith(f"{target} on cuda (Fake 0)"):
                 wrong.append(f"capability {capability}: {level}, not {target}")
         for options, graphs in [([], True), (["--no-graphs"], False)]:
-            done = run([tool, "bench", all_, *cuda, "--runs", "5", "--json", *options], good)
+            # Two kernels are worth a graph.
+            done = run([tool, "bench", tmp / "two.kiln", *cuda, "--runs", "5", "--json", *options], good)
             doc = json.loads(done.stdout) if done.returncode == 0 else {}
-            lanes = [s["lane"] for s in doc.get("per_step", [])]
-            if lanes != ["to_device", "to_device", "device", "to_host"] or ("a graph" in done.stderr) != graphs:
+            ran = [s["lane"] for s in doc.get("per_step", [])]
+            if ran != [*["to_device", "to_device", "device"] * 2, "to_host", "to_host"] or ("a graph" in done.stderr) != graphs:
                 wrong.append(f"bench {options}: {done.stdout} {done.stderr}")
+    lanes(tmp, good, wrong)
+    tuning(tmp, good, wrong)
     # A model that is compiled gets the device's own target.
     done = run([KILN, "run", source, *given, *cuda, "--json"], good, capability=86)
     if done.returncode or not json.loads(done.stdout)["level"].startswith("sm_80 on cuda"):

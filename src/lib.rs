@@ -14,6 +14,7 @@
 //! ```
 
 pub mod compile;
+pub mod explain;
 pub mod quantize;
 pub mod roofline;
 

@@ -13,10 +13,11 @@
 
 use crate::error::{Error, Result};
 use crate::memory::ALIGN;
-use crate::plan::{self, GlobalData, Program, Versioned};
+use crate::plan::{self, GlobalData, Program, Tuned, Versioned};
 use crate::strings::Constants;
 use kiln_ir::DType;
 use memmap2::{Mmap, MmapMut};
+use serde_json::Value;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -128,11 +129,15 @@ impl ArtifactWriter {
     }
 
     /// Writes the manifest and the table, and gives the file its name.
-    pub fn finish(mut self, program: &Program) -> Result<u64> {
+    pub fn finish(self, program: &Program) -> Result<u64> {
         let manifest = serde_json::to_vec(program)
             .map_err(|e| Error::run("K0707", format!("the plan does not serialize: {e}")))?;
+        self.finish_with(&manifest)
+    }
+
+    fn finish_with(mut self, manifest: &[u8]) -> Result<u64> {
         self.rows[0] = self.room(manifest.len() as u64);
-        self.fill(0, [&manifest[..]])?;
+        self.fill(0, [manifest])?;
         let mut table = vec![];
         for (i, row) in self.rows.iter().enumerate() {
             let hash = row.hash.get();
@@ -211,6 +216,28 @@ impl Artifact {
         let mut map = MmapMut::map_anon(bytes.len()).map_err(none)?;
         map.copy_from_slice(bytes);
         Artifact::check(map.make_read_only().map_err(none)?, name)
+    }
+
+    /// Writes the artifact anew, with other rows of what was measured for one of its GPU
+    /// targets. K0703 if they refer to what is not there, K0707 if it cannot be written; a
+    /// file of that name stays as it was until the new one is whole.
+    pub fn retuned(&self, gpu: usize, rows: &[Tuned], out: &Path) -> Result<u64> {
+        let mut program = (*self.program).clone();
+        if let Some(g) = program.gpu.get_mut(gpu) {
+            g.tuned = rows.to_vec();
+        }
+        let lengths: Vec<usize> = self.rows.iter().map(|r| r.1).collect();
+        program.validate(&lengths)?;
+        let mut writer = ArtifactWriter::create(out)?;
+        for section in 1..self.rows.len() as u32 {
+            writer.section(self.section(section))?;
+        }
+        // The text of the plan is changed, not written from the plan: so the runtime alone
+        // need not be able to write one (it is 0.1 MB smaller).
+        let failed = |e| Error::run("K0707", format!("the plan does not serialize: {e}"));
+        let mut plan: Value = serde_json::from_slice(self.section(0)).map_err(failed)?;
+        plan["gpu"][gpu]["tuned"] = serde_json::to_value(rows).map_err(failed)?;
+        writer.finish_with(plan.to_string().as_bytes())
     }
 
     fn check(map: Mmap, name: &str) -> Result<Artifact> {

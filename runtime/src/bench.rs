@@ -225,10 +225,10 @@ fn text(m: &Measured, session: &Session, loaded: &Loaded) -> String {
     text.trim_end().to_string()
 }
 
-/// Inputs for a benchmark: what was given, and for the rest seeded numbers of
+/// Inputs for a measurement: what was given, and for the rest seeded numbers of
 /// the right shape (integers 1, and strings that are this number: masks, types and
 /// small ids are all valid).
-fn synthetic(r: &Request, model: &Model, entry: usize) -> Result<Vec<(String, Array)>> {
+pub(crate) fn synthetic(r: &Request, model: &Model, entry: usize) -> Result<Vec<(String, Array)>> {
     let mut arrays = gather(r)?;
     let binding: Binding = r
         .dims

@@ -1,4 +1,4 @@
-//! The commands that need an artifact and no compiler: `run`, `bench`, `plan`.
+//! The commands that need an artifact and no compiler: `run`, `bench`, `plan`, `tune`.
 //! `kiln-rt` is these alone; `kiln` takes them over for artifacts.
 
 use crate::bench::{self, Loaded};
@@ -6,7 +6,8 @@ use crate::device::Name;
 use crate::error::{Error, Result};
 use crate::npy::{self, Array};
 use crate::roofline::FmaLoop;
-use crate::{Input, Model, Session, StringsRef, TensorRef, Threads};
+use crate::tune;
+use crate::{Artifact, Input, Model, Session, StringsRef, TensorRef, Threads};
 use kiln_ir::Binding;
 use lexopt::prelude::*;
 use std::ffi::OsString;
@@ -27,6 +28,9 @@ usage:
                        [--runs N] [--profile TRACE.json] | --scaling | --sessions N
   kiln-rt plan ARTIFACT [--dim NAME=N]... [--entry NAME] [--threads N] [--json]
                        [--device cpu|cuda|cuda:N] [--target sm_NN]
+  kiln-rt tune ARTIFACT -o OUT.kiln --device cuda|cuda:N [--dim NAME=N]... [--seconds N]
+                       [--input NAME=FILE.npy]... [--inputs FILE.npz] [--target sm_NN]
+                       [--entry NAME] [--threads N] [--pin none|auto|LIST] [--json]
   kiln-rt --version
 
 --device    where kernels run; cpu if not given
@@ -36,13 +40,14 @@ usage:
 --pin       keep threads on processors: auto, or a list such as 0,2-3
 --scaling   bench: one thread against all, beside arithmetic in registers
 --sessions  bench: that many sessions at once, against one after the other
+--seconds   tune: how long the forms of kernels are measured at most; 30 if not given
 
 exit status: 0 done, 1 failed while running, 2 the artifact or input is at fault, 64 usage";
 
 /// What the command line asks.
 #[derive(Default)]
 pub struct Request {
-    /// `run`, `bench` or `plan`.
+    /// `run`, `bench`, `plan` or `tune`.
     pub command: String,
     /// The artifact.
     pub artifact: PathBuf,
@@ -74,6 +79,10 @@ pub struct Request {
     pub sessions: usize,
     /// `--profile`: where `bench` writes a trace of one run.
     pub profile: Option<PathBuf>,
+    /// `--output`, of `tune`: where the tuned artifact goes.
+    pub output: Option<PathBuf>,
+    /// `--seconds`, of `tune`; 0: [`tune::SECONDS`].
+    pub seconds: f64,
     /// Milliseconds spent compiling before, for `bench` of a model.
     pub compile_ms: f64,
     /// The loop that `bench` measures the machine's arithmetic with; none: the
@@ -181,6 +190,11 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
                 r.sessions = n.clamp(1, 1024) as usize
             }
             Long("runs") => r.runs = number(text(parser.value().map_err(usage)?)?)?.max(0) as usize,
+            Long("output") | Short('o') => r.output = Some(parser.value().map_err(usage)?.into()),
+            Long("seconds") => {
+                let text = text(parser.value().map_err(usage)?)?;
+                r.seconds = tune::seconds(&text).map_err(Stop::Usage)?
+            }
             Long("profile") => r.profile = Some(parser.value().map_err(usage)?.into()),
             Long("json") => r.json = true,
             Long("help") | Short('h') => return Err(Stop::Text(USAGE.into())),
@@ -196,7 +210,7 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
         Some(c) => text(c)?,
         None => return Err(Stop::Usage("a command is missing".into())),
     };
-    if !["run", "bench", "plan"].contains(&&r.command[..]) {
+    if !["run", "bench", "plan", "tune"].contains(&&r.command[..]) {
         return Err(Stop::Usage(format!("there is no command `{}`", r.command)));
     }
     let of_bench = [r.profile.is_some(), r.scaling, r.sessions > 0];
@@ -206,6 +220,14 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
     }
     if of_bench.iter().filter(|&&asked| asked).count() > 1 {
         let message = "`--profile`, `--scaling` and `--sessions` exclude each other";
+        return Err(Stop::Usage(message.into()));
+    }
+    if r.command == "tune" && (r.output.is_none() || r.device == Name::Cpu) {
+        let message = "`tune` takes -o OUT.kiln and --device cuda";
+        return Err(Stop::Usage(message.into()));
+    }
+    if r.command != "tune" && (r.output.is_some() || r.seconds > 0.0) {
+        let message = "`-o` and `--seconds` are for `tune`";
         return Err(Stop::Usage(message.into()));
     }
     if r.device == Name::Cpu && (r.target.is_some() || r.no_graphs) {
@@ -222,6 +244,13 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
 
 /// Runs a request; the text for stdout.
 pub fn run(r: &Request) -> Result<String> {
+    if let ("tune", Some(out)) = (&r.command[..], &r.output) {
+        let report = tune::tune(r, &Artifact::open(&r.artifact)?, out)?;
+        return match r.json {
+            true => serde_json::to_string(&report).map_err(|e| Error::run("K0707", e.to_string())),
+            false => Ok(report.text()),
+        };
+    }
     let before = status_bytes("VmRSS:");
     let start = Instant::now();
     let model = Model::load_for(&r.artifact, r.device)?;

@@ -1,8 +1,10 @@
 //! What a plan says about GPUs: the PTX of each target, and how its kernels are launched.
 
 use crate::device::TensorMap;
+pub use crate::tuned::Tuned;
 use kiln_ir::{Binding, DType, Dim};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// PTX for one GPU target.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -13,8 +15,12 @@ pub struct Gpu {
     /// The section that holds the text.
     pub section: u32,
     /// The forms of each of the plan's kernels, in their order: a launch takes the first
-    /// one that [serves](GpuKernel::serves) its sizes and whose tiles its arguments allow.
+    /// one that [serves](GpuKernel::serves) its sizes and whose tiles its arguments allow,
+    /// unless another one was measured to be faster.
     pub kernels: Vec<Vec<GpuKernel>>,
+    /// What was measured, in ascending order of device, kernel and parameters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tuned: Vec<Tuned>,
 }
 
 /// Bytes of a launch's status block, which is zeros: a kernel that fails sets the first
@@ -38,6 +44,54 @@ pub struct GpuKernel {
     pub passes: Vec<Pass>,
     /// Global scratch of its launches, in bytes, over `p0`, `p1`, …; it is not cleared.
     pub scratch: Dim,
+    /// What its time is predicted from.
+    #[serde(default)]
+    pub work: Work,
+}
+
+/// What of a chip a form keeps at work. For predictions: nothing that runs reads it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// What multiplies.
+    pub unit: Unit,
+    /// What tensor cores multiply.
+    #[serde(default)]
+    pub factors: Factors,
+    /// Of a form for few rows: how many there are, over `p0`, `p1`, …, and how many a
+    /// block multiplies whether they exist or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<(Dim, u32)>,
+    /// Parts that the first pass's clusters work off in turn; none: each block has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Dim>,
+}
+
+/// What of a multiprocessor does a form's arithmetic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Lanes.
+    #[default]
+    Lanes,
+    /// Tensor cores by `mma.sync`.
+    Mma,
+    /// Tensor cores by `wgmma`.
+    Wgmma,
+}
+
+/// What tensor cores multiply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Factors {
+    /// f16 or bf16.
+    #[default]
+    Halves,
+    /// f32 rounded to tf32.
+    Tf32,
+    /// Floats of eight bits.
+    Eights,
+    /// Integers of eight bits.
+    Bytes,
 }
 
 /// A launch of an entry.
@@ -83,6 +137,53 @@ pub struct Extent {
     pub scratch: usize,
 }
 
+/// A condition, left ≤ right, that does not hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Unmet<'a> {
+    /// Its left side.
+    pub left: &'a Dim,
+    /// Its right side.
+    pub right: &'a Dim,
+    /// Both as numbers, where they have values.
+    pub sides: Option<(i64, i64)>,
+}
+
+/// Why a launch's sizes do not allow a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    /// A size is not known, or too large for 64 bits.
+    Unknown,
+    /// The argument lies at this address.
+    Address(u64),
+    /// So many elements along a dimension, from the innermost out.
+    Size(usize, i64),
+    /// So many bytes between neighbours along a dimension.
+    Stride(usize, i64),
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Misfit::Unknown => write!(f, "its sizes have no values"),
+            Misfit::Address(at) => {
+                let off = at % 16;
+                write!(f, "it begins {off} bytes behind a multiple of 16")
+            }
+            Misfit::Size(axis, n) => {
+                let most = i32::MAX;
+                write!(
+                    f,
+                    "{n} elements along dimension {axis} are outside 1..={most}"
+                )
+            }
+            Misfit::Stride(axis, n) => write!(
+                f,
+                "neighbours along dimension {axis} are {n} bytes apart, no multiple of 16 from 16 to 2^40"
+            ),
+        }
+    }
+}
+
 /// Blocks along x, y and z that CUDA allows.
 const MOST_BLOCKS: [i64; 3] = [i32::MAX as i64, 65535, 65535];
 /// Threads along x, y and z that CUDA allows.
@@ -105,25 +206,35 @@ fn named(params: &[i64]) -> Binding {
 
 impl Tile {
     /// The tensor map of the argument at this address in a launch with these parameters;
-    /// none where an address or a distance is no multiple of 16 bytes, or a size is 0 or
-    /// beyond what a map holds.
-    pub fn map(&self, address: u64, params: &[i64]) -> Option<TensorMap> {
+    /// what is wrong where an address or a distance is no multiple of 16 bytes, or a size
+    /// is 0 or beyond what a map holds.
+    pub fn map(&self, address: u64, params: &[i64]) -> Result<TensorMap, Misfit> {
         let binding = named(params);
-        let elem = self.dtype.size()? as i64;
-        let value = |d: &Dim| d.eval(&binding).ok();
-        let sizes = (self.sizes.iter().map(value)).collect::<Option<Vec<i64>>>()?;
-        let strides = (self.strides.iter())
-            .map(|d| value(d)?.checked_mul(elem))
-            .collect::<Option<Vec<i64>>>()?;
-        let fits = address.is_multiple_of(16)
-            // Coordinates have a sign.
-            && sizes.iter().all(|s| (1..=i32::MAX as i64).contains(s))
-            && (strides.iter()).all(|s| (16..1 << 40).contains(s) && s % 16 == 0);
-        fits.then(|| TensorMap {
+        let elem = self.dtype.size().ok_or(Misfit::Unknown)? as i64;
+        let value = |d: &Dim| d.eval(&binding).map_err(|_| Misfit::Unknown);
+        if !address.is_multiple_of(16) {
+            return Err(Misfit::Address(address));
+        }
+        let mut sizes = vec![];
+        for (axis, d) in self.sizes.iter().enumerate() {
+            match value(d)? {
+                // Coordinates have a sign.
+                n @ 1..=0x7fff_ffff => sizes.push(n as u64),
+                n => return Err(Misfit::Size(axis, n)),
+            }
+        }
+        let mut strides = vec![];
+        for (axis, d) in (1..).zip(&self.strides) {
+            match value(d)?.checked_mul(elem).ok_or(Misfit::Unknown)? {
+                n if (16..1 << 40).contains(&n) && n % 16 == 0 => strides.push(n as u64),
+                n => return Err(Misfit::Stride(axis, n)),
+            }
+        }
+        Ok(TensorMap {
             dtype: self.dtype,
             address,
-            sizes: sizes.iter().map(|&s| s as u64).collect(),
-            strides: strides.iter().map(|&s| s as u64).collect(),
+            sizes,
+            strides,
             tile: self.tile.clone(),
         })
     }
@@ -156,10 +267,24 @@ impl Tile {
 impl GpuKernel {
     /// Whether it serves a launch with these parameters.
     pub fn serves(&self, params: &[i64]) -> bool {
+        self.unmet(params).is_none()
+    }
+
+    /// The first of its conditions that does not hold.
+    pub fn unmet(&self, params: &[i64]) -> Option<Unmet<'_>> {
         let binding = named(params);
         let value = |d: &Dim| d.eval(&binding).ok();
-        let holds = |(a, b): &(Dim, Dim)| value(a).zip(value(b)).is_some_and(|(a, b)| a <= b);
-        self.when.iter().all(holds)
+        self.when.iter().find_map(|c| {
+            let sides = value(&c.0).zip(value(&c.1));
+            match sides {
+                Some((a, b)) if a <= b => None,
+                _ => Some(Unmet {
+                    left: &c.0,
+                    right: &c.1,
+                    sides,
+                }),
+            }
+        })
     }
 
     /// The sizes of a launch with these parameters; an error where CUDA has no such
@@ -245,7 +370,8 @@ impl Gpu {
                     .map_err(|what| format!("kernel {i} for {name} asks for {what}"))?;
             }
         }
-        Ok(())
+        crate::tuned::validate(&self.tuned, &self.kernels)
+            .map_err(|what| format!("what was measured for {name}: {what}"))
     }
 
     /// Whether a device of this compute capability (major, minor) runs it: its own and
@@ -299,6 +425,7 @@ mod tests {
             target: target.into(),
             section: 0,
             kernels: vec![],
+            tuned: vec![],
         };
         for (target, device, runs) in [
             ("sm_80", (8, 0), true),
@@ -341,19 +468,21 @@ mod tests {
         let map = tile.map(256, &[72, 10, 720]).unwrap();
         assert_eq!(map.sizes, [72, 10, 3]);
         assert_eq!(map.strides, [144, 1440]);
-        for (address, params) in [
-            (264, [72, 10, 720]),
-            (256, [70, 10, 720]),
-            (256, [72, 10, 724]),
-            (256, [72, 10, 0]),
-            (256, [0, 10, 720]),
-            (256, [72, -1, 720]),
-            (256, [72, 10, 1 << 39]),
-            (256, [72, 10, i64::MAX]),
+        for (address, params, says) in [
+            (264, [72, 10, 720], "8 bytes behind a multiple of 16"),
+            (256, [70, 10, 720], "dimension 1 are 140 bytes apart"),
+            (256, [72, 10, 724], "dimension 2 are 1448 bytes apart"),
+            (256, [72, 10, 0], "dimension 2 are 0 bytes apart"),
+            (256, [0, 10, 720], "0 elements along dimension 0"),
+            (256, [72, -1, 720], "-1 elements along dimension 1"),
+            (256, [72, 10, 1 << 39], "bytes apart"),
+            (256, [72, 10, i64::MAX], "no values"),
         ] {
-            assert_eq!(tile.map(address, &params), None, "{address} {params:?}");
+            let misfit = tile.map(address, &params).unwrap_err();
+            let shown = misfit.to_string();
+            assert!(shown.contains(says), "{address} {params:?}: {shown}");
         }
-        assert_eq!(tile.map(256, &[72]), None);
+        assert_eq!(tile.map(256, &[72]), Err(Misfit::Unknown));
     }
 
     #[test]
@@ -369,6 +498,7 @@ mod tests {
                 shared: 0,
             }],
             scratch: scratch.parse().unwrap(),
+            work: Work::default(),
         };
         let k = kernel("(p0 + 127) / 128", "p1 * 4");
         let want = Extent {

@@ -24,6 +24,8 @@ pub mod strings;
 pub mod threads;
 mod top_k;
 mod trace;
+pub mod tune;
+pub mod tuned;
 
 pub use artifact::{Artifact, ArtifactWriter};
 pub use error::{Error, Fault, Result};

@@ -4,7 +4,7 @@
 //! Every index in here is checked by [`Program::validate`] before anything runs.
 
 use crate::error::{Error, Result};
-pub use crate::gpu::{Gpu, GpuKernel, Pass, Tile};
+pub use crate::gpu::{Factors, Gpu, GpuKernel, Pass, Tile, Tuned, Unit, Work};
 use kiln_ir::ops::strings::StringFn;
 use kiln_ir::strings::Pattern;
 use kiln_ir::{DType, Dim};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the plan. An artifact of another version is refused: it is made
 /// anew from its model.
-pub const PLAN_VERSION: u32 = 6;
+pub const PLAN_VERSION: u32 = 7;
 
 /// What says of a plan whether its form is known.
 #[derive(Deserialize)]

@@ -11,11 +11,11 @@ pub enum Lane {
     /// The host's.
     #[default]
     Host,
-    /// The device's, by its own clock.
+    /// The device's, by its own clock: kernels, and copies inside its memory.
     Device,
-    /// A copy from the host to the device.
+    /// A copy from the host to the device, by the device's clock.
     ToDevice,
-    /// A copy from the device to the host, with what it waits for.
+    /// A copy from the device to the host, by the device's clock, with what it waits for.
     ToHost,
 }
 
@@ -72,9 +72,10 @@ impl Profile {
         }
     }
 
-    /// Nanoseconds from the first step's start to the last one's end.
+    /// Nanoseconds from the first step's start to the last end of one.
     pub fn ns(&self) -> u64 {
-        self.steps.last().map_or(0, |s| s.start + s.ns)
+        // Steps of different lanes overlap.
+        self.steps.iter().map(|s| s.start + s.ns).max().unwrap_or(0)
     }
 
     /// A watch for a step that starts now on up to `threads` threads.

@@ -2,21 +2,27 @@
 //! open: <https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU>.
 //!
 //! Track 0 is the caller's thread: the run, in it the steps, in each what the caller
-//! itself worked on. Each further track is a thread of the pool, and the last one the
-//! device, by its own clock, if kernels run on one.
+//! itself worked on. Each further track is a thread of the pool, and the last ones the
+//! lanes of the device, by its own clock, if kernels run on one.
 
 use crate::profile::{Lane, Profile, StepTime};
 use crate::roofline::Roofline;
 use serde_json::{Value, json};
 
-/// The device's track.
-const DEVICE: usize = 9999;
+/// The tracks of a device's lanes, behind those of threads.
+const TRACKS: [(Lane, usize, &str); 3] = [
+    (Lane::ToDevice, 9997, "copies to the device"),
+    (Lane::Device, 9998, "the device"),
+    (Lane::ToHost, 9999, "copies to the host"),
+];
 
 /// The trace of one run on so many threads; shares of a roofline where there is one.
 pub fn trace(profile: &Profile, roofline: Option<&Roofline>, threads: usize, title: &str) -> Value {
     let mut events = vec![meta("process_name", 0, title)];
-    if profile.steps.iter().any(|s| s.lane == Lane::Device) {
-        events.push(meta("thread_name", DEVICE, "the device"));
+    for (lane, track, name) in TRACKS {
+        if profile.steps.iter().any(|s| s.lane == lane) {
+            events.push(meta("thread_name", track, name));
+        }
     }
     for thread in 0..threads {
         let name = match thread {
@@ -45,7 +51,7 @@ pub fn trace(profile: &Profile, roofline: Option<&Roofline>, threads: usize, tit
 fn step_event(index: usize, s: &StepTime, roofline: Option<&Roofline>) -> Value {
     let share = roofline.map(|r| r.share(s.flops, s.bytes, s.ns));
     let (share, bound) = (share.map(|s| s.0), share.map(|s| s.1));
-    let track = if s.lane == Lane::Device { DEVICE } else { 0 };
+    let track = TRACKS.iter().find(|t| t.0 == s.lane).map_or(0, |t| t.1);
     json!({
         "ph": "X", "name": s.label, "cat": "step", "pid": 1, "tid": track,
         "ts": micro(s.start), "dur": micro(s.ns),
@@ -107,6 +113,45 @@ mod tests {
                 .iter()
                 .all(|b| a.0 != b.0 || apart(a, b) || apart(b, a) || holds(a, b) || holds(b, a))
         })
+    }
+
+    #[test]
+    fn each_lane_of_a_device_has_a_row() {
+        let mut p = profile();
+        let lanes = [
+            Lane::Host,
+            Lane::ToDevice,
+            Lane::Device,
+            Lane::ToHost,
+            Lane::Device,
+        ];
+        let step = |lane| StepTime {
+            lane,
+            work: vec![],
+            ..p.steps[0].clone()
+        };
+        p.steps = lanes.into_iter().map(step).collect();
+        // The one that ends last is not the last one.
+        p.steps[3].ns = 1 << 40;
+        assert_eq!(p.ns(), p.steps[3].start + (1 << 40));
+        let doc = trace(&p, None, 1, "model");
+        let events = doc["traceEvents"].as_array().unwrap();
+        let rows: Vec<_> = (events.iter())
+            .filter(|e| e["name"] == "thread_name")
+            .map(|e| (e["tid"].clone(), e["args"]["name"].clone()))
+            .collect();
+        let of = |i: usize| {
+            let mut steps = events.iter().filter(|e| e["cat"] == "step");
+            let track = steps.nth(i).unwrap()["tid"].clone();
+            let row = rows.iter().find(|r| r.0 == track).unwrap();
+            row.1.as_str().unwrap().to_string()
+        };
+        let names: Vec<String> = (0..lanes.len()).map(of).collect();
+        let device = "the device";
+        let (up, down) = ("copies to the device", "copies to the host");
+        let host = "steps, on the caller's thread";
+        assert_eq!(names, [host, up, device, down, device]);
+        assert_eq!(rows.len(), 4);
     }
 
     #[test]

@@ -1,6 +1,10 @@
 // A stand-in for NVIDIA's driver, for driver_check.py: device memory is the host's, a
-// launch adds the first two arguments into the third, and environment variables make
-// it old, small, or fail. Work is recorded and done again where a stream captures.
+// launch adds 60 (FAKE_ELEMENTS) numbers of its first two arguments into the third, and
+// environment variables make it old, small, or fail. Work is recorded and done again where a stream captures.
+// Work of a stream is done as late as the rules allow: when the host waits for it, or
+// another stream's work does that is waited for itself. So who forgets to wait reads what
+// is not there yet. FAKE_LOG prints what is done, in order. Time passes in launches: one
+// of a kernel whose name has FAKE_SLOW in it takes ten times as long.
 // It aborts where it is used as the driver must not be.
 #include <stdint.h>
 #include <stdio.h>
@@ -44,46 +48,124 @@ Result cuDevicePrimaryCtxRelease_v2(int d) {
 }
 Result cuCtxSetCurrent(void *c) { return current = c == &current, OK; }
 
-// What a stream records.
+typedef struct { char name[256]; } Function;
+typedef struct Stream Stream;
+
+// What a stream does, or records.
+enum { COPY, FILL, KERNEL, UP, DOWN, RECORD, WAIT, GRAPH };
 typedef struct Command {
   int kind;
   uint64_t a, b;
   size_t n;
+  Stream *other;
   struct Command *next;
+  int owned;
 } Command;
-typedef struct { int capturing; Command *first, **last; } Stream;
+struct Stream {
+  int capturing;
+  Command *first, **last;            // recorded
+  Command *head, **tail;             // given and not done
+  uint64_t given, done;
+};
 typedef struct { Command *first; } Graph;
-typedef struct { char name[256]; } Function;
+typedef struct { double time; Stream *stream; uint64_t number; } Event;
+
+static Stream *all_streams[16];
+static double now;
+
+static void reach(Stream *s, uint64_t number);
+
+static void do_log(const char *what, size_t n) {
+  if (setting("FAKE_LOG", 0)) fprintf(stderr, "fake driver: %s %zu\n", what, n);
+}
 
 static void run(const Command *c) {
-  if (c->kind == 0) memcpy((void *)c->a, (void *)c->b, c->n);
-  if (c->kind == 1) memset((void *)c->a, (int)c->b, c->n);
-  if (c->kind == 2) {
+  if (c->kind == UP || c->kind == DOWN) do_log(c->kind == UP ? "from the host" : "to the host", c->n);
+  if (c->kind == COPY || c->kind == UP || c->kind == DOWN) memcpy((void *)c->a, (void *)c->b, c->n);
+  if (c->kind == FILL) memset((void *)c->a, (int)c->b, c->n);
+  if (c->kind == KERNEL) {
     const uint64_t *p = (const uint64_t *)c->a;
+    const Function *f = (const Function *)c->b;
+    const char *slow = getenv("FAKE_SLOW");
     const float *x = (const float *)p[0], *y = (const float *)p[1];
-    for (int i = 0; i < 60; i++) ((float *)p[2])[i] = x[i] + y[i];
+    do_log(f->name, setting("FAKE_ELEMENTS", 60));
+    for (long i = 0; i < setting("FAKE_ELEMENTS", 60); i++) ((float *)p[2])[i] = x[i] + y[i];
     *(uint32_t *)p[3] = setting("FAKE_STATUS", 0);
+    now += slow && strstr(f->name, slow) ? 10 : 1;
   }
+  if (c->kind == RECORD) ((Event *)c->a)->time = now;
+  if (c->kind == WAIT) reach(c->other, c->a);
+  if (c->kind == GRAPH)
+    for (const Command *g = ((Graph *)c->a)->first; g; g = g->next) run(g);
+}
+
+// Does a stream's work up to its operation of this number.
+static void reach(Stream *s, uint64_t number) {
+  while (s->done < number) {
+    Command *c = s->head;
+    must(c != NULL, "streams wait for each other");
+    s->head = c->next;
+    if (!s->head) s->tail = &s->head;
+    run(c);
+    s->done++;
+    if (c->owned) free((void *)(c->kind == KERNEL ? c->a : c->b));
+    free(c);
+  }
+}
+
+static void reach_all(void) {
+  for (int i = 0; i < 16; i++)
+    if (all_streams[i]) reach(all_streams[i], all_streams[i]->given);
 }
 
 static Result give(Stream *s, Command c) {
   must(current, "no context is current");
-  if (!s->capturing) return run(&c), OK;
+  must(s != NULL, "work on the context's own stream");
   Command *kept = malloc(sizeof c);
   *kept = c;
-  if (c.kind == 2) {
+  kept->next = NULL;
+  if (c.kind == KERNEL) {
     kept->a = (uint64_t)malloc(c.n);
+    kept->owned = 1;
     memcpy((void *)kept->a, (void *)c.a, c.n);
   }
-  kept->next = NULL;
-  *s->last = kept;
-  s->last = &kept->next;
+  if (s->capturing) {
+    must(c.kind <= KERNEL, "an event or a graph is recorded");
+    *s->last = kept;
+    s->last = &kept->next;
+    return OK;
+  }
+  *s->tail = kept;
+  s->tail = &kept->next;
+  s->given++;
   return OK;
 }
 
-Result cuStreamCreate(void **s, unsigned flags) { return *s = calloc(1, sizeof(Stream)), streams++, OK; }
-Result cuStreamDestroy_v2(void *s) { return free(s), streams--, OK; }
-Result cuStreamSynchronize(Stream *s) { return must(!s->capturing, "a wait is recorded"), OK; }
+Result cuStreamCreate(void **to, unsigned flags) {
+  Stream *s = calloc(1, sizeof(Stream));
+  s->tail = &s->head;
+  for (int i = 0; i < 16; i++)
+    if (!all_streams[i]) { all_streams[i] = s; break; }
+  return *to = s, streams++, OK;
+}
+Result cuStreamDestroy_v2(Stream *s) {
+  reach(s, s->given);
+  for (int i = 0; i < 16; i++)
+    if (all_streams[i] == s) all_streams[i] = NULL;
+  return free(s), streams--, OK;
+}
+Result cuStreamSynchronize(Stream *s) {
+  must(!s->capturing, "a wait is recorded");
+  return reach(s, s->given), OK;
+}
+Result cuStreamWaitEvent(Stream *s, Event *e, unsigned flags) {
+  must(!s->capturing, "a wait for another stream is recorded");
+#ifdef DEAF
+  return OK;
+#endif
+  if (!e->stream) return OK;
+  return give(s, (Command){WAIT, e->number, 0, 0, e->stream, NULL, 0});
+}
 Result cuStreamBeginCapture_v2(Stream *s, int mode) {
   return s->capturing = 1, s->first = NULL, s->last = &s->first, OK;
 }
@@ -98,45 +180,68 @@ Result cuGraphInstantiateWithFlags(void **e, Graph *g, unsigned long long flags)
   return *exec = *g, *e = exec, graphs_alive++, OK;
 }
 Result cuGraphDestroy(void *g) { return free(g), OK; }
-Result cuGraphExecDestroy(void *g) { return free(g), graphs_alive--, OK; }
+Result cuGraphExecDestroy(void *g) { return reach_all(), free(g), graphs_alive--, OK; }
 Result cuGraphLaunch(Graph *g, Stream *s) {
   must(!s->capturing && current, "a graph is recorded");
-  for (const Command *c = g->first; c; c = c->next) run(c);
   fprintf(stderr, "fake driver: a graph\n");
-  return OK;
+  return give(s, (Command){GRAPH, (uint64_t)g, 0, 0, NULL, NULL, 0});
 }
 
 Result cuMemAlloc_v2(uint64_t *at, size_t n) {
   must(current && n, "no context, or no bytes");
   if (used + n > (size_t)setting("FAKE_MEMORY", 1 << 30)) return MEMORY;
   uint64_t *block = aligned_alloc(256, (n + 511) / 256 * 256);
+  memset(block, 0xff, (n + 511) / 256 * 256);
   block[0] = n;
   used += n, pieces++;
   return *at = (uint64_t)block + 256, OK;
 }
 Result cuMemFree_v2(uint64_t at) {
   uint64_t *block = (uint64_t *)(at - 256);
+  reach_all();
   used -= block[0], pieces--;
   return free(block), OK;
 }
-Result cuMemHostAlloc(void **at, size_t n, unsigned flags) { return *at = malloc(n), pieces++, OK; }
-Result cuMemFreeHost(void *at) { return free(at), pieces--, OK; }
+// Page-locked memory: what is copied from it is read when the copy is done.
+static struct { uint64_t at; size_t n; } locked[16];
+static int on_host(uint64_t at) {
+  for (int i = 0; i < 16; i++)
+    if (locked[i].at && at >= locked[i].at && at < locked[i].at + locked[i].n) return 1;
+  return 0;
+}
+Result cuMemHostAlloc(void **at, size_t n, unsigned flags) {
+  *at = malloc(n);
+  for (int i = 0; i < 16; i++)
+    if (!locked[i].at) { locked[i].at = (uint64_t)*at, locked[i].n = n; break; }
+  return pieces++, OK;
+}
+Result cuMemFreeHost(void *at) {
+  for (int i = 0; i < 16; i++)
+    if (locked[i].at == (uint64_t)at) locked[i].at = 0;
+  return free(at), pieces--, OK;
+}
 Result cuMemGetInfo_v2(size_t *free_, size_t *all) {
   return *all = setting("FAKE_MEMORY", 1 << 30), *free_ = *all - used, OK;
 }
 Result cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, Stream *s) {
   must(!s->capturing, "a copy from the host is recorded");
-  return give(s, (Command){0, to, (uint64_t)from, n, NULL});
+  if (on_host((uint64_t)from)) return give(s, (Command){UP, to, (uint64_t)from, n, NULL, NULL, 0});
+  void *staged = malloc(n);
+  memcpy(staged, from, n);
+  return give(s, (Command){UP, to, (uint64_t)staged, n, NULL, NULL, 1});
 }
 Result cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, Stream *s) {
   must(!s->capturing, "a copy to the host is recorded");
-  return give(s, (Command){0, (uint64_t)to, from, n, NULL});
+  Result done = give(s, (Command){DOWN, (uint64_t)to, from, n, NULL, NULL, 0});
+  // To pageable memory the driver copies before it returns.
+  if (!on_host((uint64_t)to)) reach(s, s->given);
+  return done;
 }
 Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, Stream *s) {
-  return give(s, (Command){0, to, from, n, NULL});
+  return give(s, (Command){COPY, to, from, n, NULL, NULL, 0});
 }
 Result cuMemsetD8Async(uint64_t at, unsigned char v, size_t n, Stream *s) {
-  return give(s, (Command){1, at, v, n, NULL});
+  return give(s, (Command){FILL, at, v, n, NULL, NULL, 0});
 }
 
 Result cuModuleLoadDataEx(void **m, const char *text, unsigned n, const int *options, void **values) {
@@ -150,7 +255,11 @@ Result cuModuleLoadDataEx(void **m, const char *text, unsigned n, const int *opt
 Result cuModuleUnload(void *m) { return free(m), modules--, OK; }
 Result cuModuleGetFunction(void **f, const char *module, const char *name) {
   if (!module || !strstr(module, name)) return NOT_FOUND;
-  return *f = (void *)module, OK;
+  static Function all[4096];
+  static int count;
+  Function *it = &all[count++ % 4096];
+  snprintf(it->name, sizeof it->name, "%s", name);
+  return *f = it, OK;
 }
 Result cuFuncSetAttribute(void *f, int which, int value) { return OK; }
 
@@ -162,18 +271,25 @@ Result cuLaunchKernelEx(const Config *c, void *f, void **params, void **extra) {
   must(f && !params && extra[0] == (void *)1 && extra[2] == (void *)2 && !extra[4], "parameters");
   must(c->grid[0] && c->block[0] && c->block[0] <= 1024, "an empty launch");
   if (setting("FAKE_LAUNCH", 1) == 0) return LAUNCH;
-  return give(c->stream, (Command){2, (uint64_t)extra[1], 0, *(size_t *)extra[3], NULL});
+  return give(c->stream, (Command){KERNEL, (uint64_t)extra[1], (uint64_t)f, *(size_t *)extra[3], NULL, NULL, 0});
 }
 #endif
 
-Result cuEventCreate(void **e, unsigned flags) { return *e = malloc(8), events++, OK; }
-Result cuEventRecord(long *e, void *s) {
-  static long clock;
-  return *e = clock++, OK;
+Result cuEventCreate(void **e, unsigned flags) { return *e = calloc(1, sizeof(Event)), events++, OK; }
+Result cuEventRecord(Event *e, Stream *s) {
+  must(!s->capturing, "an event is recorded into a graph");
+  give(s, (Command){RECORD, (uint64_t)e, 0, 0, NULL, NULL, 0});
+  return e->stream = s, e->number = s->given, OK;
 }
-Result cuEventSynchronize(void *e) { return OK; }
-Result cuEventElapsedTime(float *ms, const long *from, const long *to) { return *ms = *to - *from, OK; }
-Result cuEventDestroy_v2(void *e) { return free(e), events--, OK; }
+Result cuEventSynchronize(Event *e) {
+  if (e->stream) reach(e->stream, e->number);
+  return OK;
+}
+Result cuEventElapsedTime(float *ms, const Event *from, const Event *to) {
+  reach(from->stream, from->number), reach(to->stream, to->number);
+  return *ms = to->time - from->time, OK;
+}
+Result cuEventDestroy_v2(void *e) { return reach_all(), free(e), events--, OK; }
 Result cuGetErrorName(int code, const char **text) {
   if (code == LAUNCH) return *text = "CUDA_ERROR_LAUNCH_FAILED", OK;
   if (code == BAD_PTX) return *text = "CUDA_ERROR_INVALID_PTX", OK;

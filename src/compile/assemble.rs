@@ -116,6 +116,7 @@ fn write_gpu(
             target: code.target.name.clone(),
             section: writer.section(code.text.as_bytes())?,
             kernels: code.kernels.clone(),
+            tuned: vec![],
         });
     }
     Ok(())

@@ -2,8 +2,9 @@
 
 use super::lower::Lowered;
 use kiln_codegen::GpuTarget;
+use kiln_kernels::KernelSpec;
 use kiln_kernels::cuda;
-use kiln_runtime::plan::{GpuKernel, Pass, Step, Tile};
+use kiln_runtime::plan::{Factors, GpuKernel, Pass, Step, Tile, Unit, Work};
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -79,16 +80,38 @@ pub fn compile(lowered: &Lowered, target: &GpuTarget) -> Result<GpuCode, Vec<Gpu
         return Err(errors);
     }
     let text = cuda::module(emitted.iter().flatten(), target);
-    let planned = |forms: Vec<cuda::GpuKernel>| forms.into_iter().map(planned).collect();
+    let specs = lowered.kernels.iter().map(|k| &k.1);
+    let planned = |(spec, forms): (&KernelSpec, Vec<cuda::GpuKernel>)| {
+        forms.into_iter().map(|k| planned(spec, k)).collect()
+    };
     Ok(GpuCode {
         target: target.clone(),
         text,
-        kernels: emitted.into_iter().map(planned).collect(),
+        kernels: specs.zip(emitted).map(planned).collect(),
     })
 }
 
+/// What a form's time is predicted from.
+fn work(spec: &KernelSpec, k: &cuda::GpuKernel) -> Work {
+    Work {
+        unit: match k.unit {
+            cuda::Unit::Lanes => Unit::Lanes,
+            cuda::Unit::Mma => Unit::Mma,
+            cuda::Unit::Wgmma => Unit::Wgmma,
+        },
+        factors: match cuda::cost::factors(spec) {
+            cuda::cost::Factors::Halves => Factors::Halves,
+            cuda::cost::Factors::Tf32 => Factors::Tf32,
+            cuda::cost::Factors::Eights => Factors::Eights,
+            cuda::cost::Factors::Bytes => Factors::Bytes,
+        },
+        rows: cuda::cost::few_rows(spec, k).map(|(n, height)| (n, height as u32)),
+        parts: k.parts.clone(),
+    }
+}
+
 /// A form as plans have it.
-fn planned(k: cuda::GpuKernel) -> GpuKernel {
+fn planned(spec: &KernelSpec, k: cuda::GpuKernel) -> GpuKernel {
     let tile = |t: cuda::Tile| Tile {
         arg: t.arg.into(),
         dtype: t.dtype,
@@ -108,6 +131,7 @@ fn planned(k: cuda::GpuKernel) -> GpuKernel {
         when: k.when.clone(),
         tiles: k.tiles.iter().cloned().map(tile).collect(),
         scratch: k.scratch.clone(),
+        work: work(spec, &k),
         passes: [k].into_iter().chain(then).map(pass).collect(),
     }
 }

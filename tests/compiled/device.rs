@@ -2,11 +2,15 @@
 
 use super::{artifacts, assert_close, call, files_compute_what_they_say, program, reseal, run};
 use kiln::compile::{self, Options};
+use kiln::explain::explain;
 use kiln::ir::filetest::{random_module, same_results};
 use kiln::ir::interp::Interpreter;
+use kiln::ir::parse::{NoFiles, parse_module};
 use kiln::ir::print::{PrintOptions, print_module};
 use kiln::ir::{DType, Module, Tensor};
 use kiln::runtime::device::Name;
+use kiln::runtime::exec::schedule::schedule;
+use kiln::runtime::plan::Tuned;
 use kiln::runtime::{Artifact, Model, Session};
 use kiln_codegen::GpuTarget;
 use std::cell::RefCell;
@@ -216,4 +220,149 @@ fn a_damaged_artifact_is_a_coded_error_for_a_device_too() {
         }
     }
     assert!(seen > 400, "only {seen} changes were seen");
+}
+
+/// Products whose kernels have several forms: few rows, more, whole tiles.
+const PRODUCTS: &str = "kir 1
+func @f(%x: bf16[rows, 128], %w: bf16[128, 192], %v: i8[128, 72], %y: u8[rows, 128]) -> (p: f32[rows, 192], q: i32[rows, 72]) {
+  %a = matmul %x, %w {transpose_a = false, transpose_b = false}
+  %p = cast %a {to = f32}
+  %c = cast %y {to = i32}
+  %d = cast %v {to = i32}
+  %q = matmul %c, %d {transpose_a = false, transpose_b = false}
+  return %p, %q
+}
+";
+
+/// Each form of each kernel in turn, put into the artifact as if it had been measured to
+/// be the best: it runs, and results are those of the form that runs without.
+#[test]
+fn results_are_right_whichever_form_was_measured_best() {
+    let module = parse_module(PRODUCTS, &NoFiles).unwrap();
+    let path = std::env::temp_dir().join(format!("kiln-forms-{}.kiln", std::process::id()));
+    let mut forced = 0;
+    for target in [GpuTarget::sm_80(), GpuTarget::sm_90a()] {
+        compile::compile(module.clone(), &options(vec![target.clone()]), &path).unwrap();
+        let plain = Artifact::open(&path).unwrap();
+        for rows in [1usize, 24, 160] {
+            let binding = [("rows".into(), rows as i64)].into();
+            let all = schedule(&plain.program, 0, &binding, &plain.program.gpu[0]).unwrap();
+            let sizes: Vec<_> = all.iter().map(|s| s.sizes.as_ref().unwrap()).collect();
+            let inputs = product_inputs(rows);
+            let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (*n, t)).collect();
+            let ordered: Vec<Tensor> = inputs.iter().map(|(_, t)| t.clone()).collect();
+            let mut interpreter = Interpreter::new(&module).unwrap();
+            let want = interpreter.run("f", &ordered).unwrap();
+            for s in sizes {
+                for form in (0..s.forms.len()).filter(|&f| s.forms[f].is_ok()) {
+                    let forced_to = [Tuned {
+                        device: "a PTX interpreter".into(),
+                        kernel: s.kernel,
+                        params: s.params.clone(),
+                        form: form as u32,
+                    }];
+                    plain.retuned(0, &forced_to, &path).unwrap();
+                    let model = Model::load_for(&path, Name::Sim).unwrap();
+                    let mut session = Session::on(model, 1, Name::Sim, None).unwrap();
+                    session.set_profiling(true);
+                    let got = run(&mut session, "f", &named);
+                    let entry =
+                        &plain.program.gpu[0].kernels[s.kernel as usize][form].passes[0].entry;
+                    let profile = session.take_profile().unwrap();
+                    let ran = profile.steps.iter().any(|step| step.kernel == *entry);
+                    assert!(ran, "{entry} did not run");
+                    let what = format!("{rows} rows by {entry} on {}", target.name);
+                    // bf16 rounds to 8 bits; integers are exact.
+                    let off = got[0].to_f64().into_iter().zip(want[0].to_f64());
+                    let off = off.map(|(a, b)| (a - b).abs() / b.abs().max(1.0));
+                    assert!(off.fold(0.0, f64::max) < 1e-2, "{what}");
+                    assert_eq!(got[1], want[1], "{what}");
+                    forced += 1;
+                }
+            }
+        }
+    }
+    std::fs::remove_file(path).unwrap();
+    assert!(forced >= 16, "only {forced} forms");
+}
+
+/// What is said of a launch is what a session does: of its forms one is taken, the others
+/// lack something or are slower or faster by so much.
+#[test]
+fn each_form_of_each_launch_is_explained() {
+    let module = parse_module(PRODUCTS, &NoFiles).unwrap();
+    let path = std::env::temp_dir().join(format!("kiln-explained-{}.kiln", std::process::id()));
+    let all = vec![GpuTarget::sm_80(), GpuTarget::sm_90a()];
+    compile::compile(module, &options(all), &path).unwrap();
+    let artifact = Artifact::open(&path).unwrap();
+    let model = Model::load_for(&path, Name::Sim).unwrap();
+    std::fs::remove_file(path).unwrap();
+    let p = &*artifact.program;
+    let (mut rejected, mut served) = (0, 0);
+    for gpu in &p.gpu {
+        for rows in [1usize, 24, 160] {
+            let binding = [("rows".into(), rows as i64)].into();
+            let s = explain(p, 0, &binding, gpu).unwrap();
+            let mut session = Session::on(model.clone(), 1, Name::Sim, Some(&gpu.target)).unwrap();
+            session.set_profiling(true);
+            let inputs = product_inputs(rows);
+            let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (*n, t)).collect();
+            run(&mut session, "f", &named);
+            let profile = session.take_profile().unwrap();
+            let text = s.text();
+            for l in &s.launches {
+                let taken: Vec<_> = l.forms.iter().filter(|f| f.taken).collect();
+                assert!(taken.len() == 1 && taken[0].rejected.is_none(), "{text}");
+                let ran = |f: &str| profile.steps.iter().any(|step| step.kernel == f);
+                assert!(
+                    ran(&taken[0].entry),
+                    "{} did not run\n{text}",
+                    taken[0].entry
+                );
+                for f in &l.forms {
+                    match (&f.rejected, &f.predicted) {
+                        (Some(why), None) => {
+                            let named = why.contains("does not hold: ") || why.contains("tiles");
+                            assert!(named && text.contains(why), "{text}");
+                            rejected += 1;
+                        }
+                        (None, Some(x)) => {
+                            assert!(x.prediction.seconds > 1e-6 && x.prediction.bytes > 0.0);
+                            assert!(!f.taken || x.over_taken == 1.0, "{text}");
+                            served += 1;
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        }
+    }
+    assert!(rejected >= 8 && served >= 16, "{rejected} {served}");
+    let unknown = explain(p, 0, &[("row".into(), 3)].into(), &p.gpu[0]).unwrap_err();
+    assert_eq!(
+        (unknown.code, unknown.exit_code()),
+        ("K0732", 2),
+        "{unknown}"
+    );
+}
+
+fn product_inputs(rows: usize) -> [(&'static str, Tensor); 4] {
+    let floats = |shape: [usize; 2], k: usize| {
+        let values: Vec<f64> = (0..shape[0] * shape[1])
+            .map(|i| ((i * k) % 61) as f64 / 61.0 - 0.4)
+            .collect();
+        Tensor::from_f64(DType::BF16, shape, &values).unwrap()
+    };
+    let bytes = |dtype, shape: [usize; 2], k: usize| {
+        let values: Vec<i64> = (0..shape[0] * shape[1])
+            .map(|i| ((i * k) % 100) as i64)
+            .collect();
+        Tensor::from_i64(dtype, shape, &values).unwrap()
+    };
+    [
+        ("x", floats([rows, 128], 7)),
+        ("w", floats([128, 192], 13)),
+        ("v", bytes(DType::I8, [128, 72], 11)),
+        ("y", bytes(DType::U8, [rows, 128], 17)),
+    ]
 }

@@ -47,6 +47,7 @@ impl Product {
             n: columns,
             k: depth,
             acc: DType::F32,
+            tf32: false,
             a: vec![depth, Size::ONE],
             b_batch: vec![],
             b: Columns::Blocks(Blocks {

@@ -4,6 +4,9 @@
 //! ```text
 //! time = max(arithmetic / (peak · share of the chip at work), bytes / bandwidth) + launch
 //! ```
+//! and, of a form of several passes, a launch for each further one and its scratch, written
+//! and read.
+//!
 //! A prediction, to be held against measurements: rates are the data sheet's, what a
 //! product's kernel reaches of its unit's peak is a constant of its kind.
 
@@ -53,31 +56,126 @@ pub struct Prediction {
     pub by_arithmetic: bool,
 }
 
-/// Blocks of a kernel that a multiprocessor holds.
-fn resident(kernel: &GpuKernel, target: &GpuTarget) -> u32 {
-    let threads = kernel.block.iter().product::<u32>().max(1);
+/// What tensor cores multiply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Factors {
+    /// f16 or bf16.
+    #[default]
+    Halves,
+    /// f32 rounded to tf32.
+    Tf32,
+    /// Floats of eight bits.
+    Eights,
+    /// Integers of eight bits.
+    Bytes,
+}
+
+/// What a launch asks of a chip.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Load {
+    /// Arithmetic operations.
+    pub flops: f64,
+    /// Bytes from and to device memory at least, without scratch.
+    pub bytes: f64,
+    /// Blocks of the first pass that have work.
+    pub blocks: f64,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of shared memory of a block.
+    pub shared: u32,
+    /// What multiplies.
+    pub unit: Unit,
+    /// What it multiplies, if tensor cores do.
+    pub factors: Factors,
+    /// Of a form for few rows: the share of the rows that it multiplies that exist.
+    pub rows: Option<f64>,
+    /// Launches, one after the other.
+    pub passes: usize,
+    /// Bytes of scratch, through which one pass hands on to the next.
+    pub scratch: f64,
+}
+
+/// Blocks that a multiprocessor holds.
+fn resident(load: &Load, target: &GpuTarget) -> u32 {
+    let threads = load.threads.max(1);
     let by_threads = target.threads / threads;
     let by_registers = target.registers / (threads * REGISTERS);
-    let by_shared = match kernel.shared {
+    let by_shared = match load.shared {
         0 => 32,
         bytes => target.shared_per_multiprocessor / (bytes + 1024),
     };
     by_threads.min(by_registers).min(by_shared).clamp(1, 32)
 }
 
-/// Operations a second that the kernel's unit reaches at best.
-fn rate(spec: &KernelSpec, unit: Unit, target: &GpuTarget) -> f64 {
-    let peak = match spec {
-        KernelSpec::MatMul(m) if m.acc == DType::I32 => target.i8_peak,
-        KernelSpec::MatMul(m) if m.tf32 => target.tf32_peak,
-        KernelSpec::MatMul(m) if m.args[..2].iter().all(|t| t.bits() == 8) => target.f8_peak,
-        _ => target.f16_peak,
+/// Operations a second that the load's unit reaches at best.
+fn rate(load: &Load, target: &GpuTarget) -> f64 {
+    let peak = match load.factors {
+        Factors::Halves => target.f16_peak,
+        Factors::Tf32 => target.tf32_peak,
+        Factors::Eights => target.f8_peak,
+        Factors::Bytes => target.i8_peak,
     };
-    match unit {
+    match load.unit {
         Unit::Lanes => target.f32_peak * F32_SHARE,
         Unit::Mma if target.is_hopper() => peak * MMA_ON_HOPPER,
         Unit::Mma => peak * MMA_SHARE,
         Unit::Wgmma => peak * WGMMA_SHARE,
+    }
+}
+
+/// Predicts a launch on the target's chip.
+pub fn time(load: &Load, target: &GpuTarget) -> Prediction {
+    let at_once = f64::from(target.multiprocessors * resident(load, target));
+    let waves = (load.blocks / at_once).ceil().max(1.0);
+    // Of the last round part of the chip rests; a first one that is not full is all there is.
+    let busy = (load.blocks / (waves * at_once)).clamp(1e-6, 1.0);
+    let mut rate = rate(load, target);
+    let mut bandwidth = BANDWIDTH;
+    if let Some(share) = load.rows {
+        rate *= share.min(1.0);
+        bandwidth = SKINNY_BANDWIDTH;
+    }
+    // Half of the multiprocessors keep the memory busy.
+    let drawing = (2.0 * load.blocks / f64::from(target.multiprocessors)).min(1.0);
+    let (compute, memory) = (
+        load.flops / (rate * busy),
+        load.bytes / (target.bandwidth * bandwidth * drawing.max(1e-6)),
+    );
+    // A later pass starts anew and reads what the one before wrote.
+    let handed_on = match load.passes {
+        0 | 1 => 0.0,
+        passes => {
+            (passes - 1) as f64 * LAUNCH + 2.0 * load.scratch / (target.bandwidth * bandwidth)
+        }
+    };
+    Prediction {
+        seconds: LAUNCH + compute.max(memory) + handed_on,
+        flops: load.flops,
+        bytes: load.bytes,
+        blocks: load.blocks,
+        waves,
+        rate,
+        by_arithmetic: compute >= memory,
+    }
+}
+
+/// Of a form for few rows: how many there are, over the launch's parameters, and how many
+/// a block multiplies whether they exist or not.
+pub fn few_rows(spec: &KernelSpec, kernel: &GpuKernel) -> Option<(Dim, i64)> {
+    match (spec, kernel.height) {
+        (KernelSpec::MatMul(m), Some(height)) => Some((m.dims()[0].clone(), height)),
+        _ => None,
+    }
+}
+
+/// What a kernel multiplies where tensor cores do.
+pub fn factors(spec: &KernelSpec) -> Factors {
+    let eights = |t: &DType| t.is_float() && t.bits() == 8;
+    match spec {
+        KernelSpec::MatMul(m) if m.acc == DType::I32 => Factors::Bytes,
+        KernelSpec::MatMul(m) if m.tf32 => Factors::Tf32,
+        KernelSpec::MatMul(m) if m.args[..2].iter().all(eights) => Factors::Eights,
+        _ => Factors::Halves,
     }
 }
 
@@ -93,37 +191,27 @@ pub fn predict(
     let dims: Vec<Dim> = params.iter().map(|&p| Dim::from(p)).collect();
     let (flops, bytes) = spec.cost(&dims);
     let value = |d: &Dim| d.eval(&binding).map(|n| n as f64);
-    let (flops, bytes) = (value(&flops)?, value(&bytes)?);
     let mut blocks = value(&kernel.grid[0])? * value(&kernel.grid[1])? * value(&kernel.grid[2])?;
     if let Some(parts) = &kernel.parts {
         blocks = value(parts)? * f64::from(kernel.cluster.iter().product::<u32>());
     }
-    let at_once = f64::from(target.multiprocessors * resident(kernel, target));
-    let waves = (blocks / at_once).ceil().max(1.0);
-    // Of the last round part of the chip rests; a first one that is not full is all there is.
-    let busy = (blocks / (waves * at_once)).clamp(1e-6, 1.0);
-    let mut rate = rate(spec, kernel.unit, target);
-    let mut bandwidth = BANDWIDTH;
-    if let (KernelSpec::MatMul(m), Some(height)) = (spec, kernel.height) {
-        let rows = value(&m.dims()[0])?;
-        rate *= (rows / height as f64).min(1.0);
-        bandwidth = SKINNY_BANDWIDTH;
-    }
-    // Half of the multiprocessors keep the memory busy.
-    let drawing = (2.0 * blocks / f64::from(target.multiprocessors)).min(1.0);
-    let (compute, memory) = (
-        flops / (rate * busy),
-        bytes / (target.bandwidth * bandwidth * drawing.max(1e-6)),
-    );
-    Ok(Prediction {
-        seconds: LAUNCH + compute.max(memory),
-        flops,
-        bytes,
+    let rows = match few_rows(spec, kernel) {
+        Some((rows, height)) => Some(value(&rows)? / height as f64),
+        None => None,
+    };
+    let load = Load {
+        flops: value(&flops)?,
+        bytes: value(&bytes)?,
         blocks,
-        waves,
-        rate,
-        by_arithmetic: compute >= memory,
-    })
+        threads: kernel.block.iter().product(),
+        shared: kernel.shared,
+        unit: kernel.unit,
+        factors: factors(spec),
+        rows,
+        passes: 1 + kernel.then.len(),
+        scratch: value(&kernel.scratch)?,
+    };
+    Ok(time(&load, target))
 }
 
 #[cfg(test)]

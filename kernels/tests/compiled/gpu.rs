@@ -162,7 +162,7 @@ impl Gpu {
             .chain(params.iter().map(|&p| p as u64));
         let mut words: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
         for tile in &kernel.tiles {
-            let map = planned(tile).map(places[tile.arg as usize], params)?;
+            let map = planned(tile).map(places[tile.arg as usize], params).ok()?;
             words.resize(words.len().next_multiple_of(MAP_ALIGN), 0);
             words.extend(TensorMap::from(&map).encode().unwrap());
         }

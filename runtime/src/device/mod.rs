@@ -9,6 +9,8 @@
 
 mod cuda;
 #[cfg(feature = "sim")]
+mod lanes;
+#[cfg(feature = "sim")]
 mod simulated;
 
 use crate::error::{Error, Result};
@@ -61,6 +63,27 @@ impl fmt::Display for Name {
 /// A kernel of the loaded module, by the order in which kernels were asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelId(pub u32);
+
+/// A queue of a device's work, which is done in the order in which it is given. Lanes run
+/// beside each other; signals alone order them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Kernels, copies inside device memory, fills, and what was recorded of them.
+    Compute,
+    /// Copies from the host.
+    Up,
+    /// Copies to the host.
+    Down,
+}
+
+impl Lane {
+    /// Every lane, in the order of their numbers.
+    pub const ALL: [Lane; 3] = [Lane::Compute, Lane::Up, Lane::Down];
+}
+
+/// What a lane was given up to a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal(pub u32);
 
 /// A moment on the device's own clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +146,15 @@ pub struct Launch<'a> {
     pub label: &'a str,
 }
 
+/// What a device has to measure work with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// Marks, and the time between them.
+    Time,
+    /// Counts of what launches do, the same in each run; its time is an interpreter's.
+    Counts,
+}
+
 /// What a device is.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -132,13 +164,16 @@ pub struct Facts {
     pub capability: Option<(u32, u32)>,
     /// The driver's CUDA version, major and minor; none: there is no driver.
     pub driver: Option<(u32, u32)>,
+    /// What it measures work with.
+    pub clock: Clock,
 }
 
-/// A device of one session: memory, one loaded module, one queue of work in order.
+/// A device of one session: memory, one loaded module, three lanes of work.
 ///
-/// Work is done in the order in which it is given. Only [`download`](Device::download),
-/// [`wait`](Device::wait) and [`elapsed`](Device::elapsed) wait for it, so an error of a
-/// kernel may come with a later call. Addresses are those of [`alloc`](Device::alloc),
+/// Work of a [`Lane`] is done in the order in which it is given; of two lanes, nothing is
+/// in order but what follows [`after`](Device::after). Only [`download`](Device::download),
+/// [`free`](Device::free), [`wait`](Device::wait) and [`elapsed`](Device::elapsed) wait for
+/// it, so an error of a kernel may come with a later call. Addresses are those of [`alloc`](Device::alloc),
 /// with offsets added. Everything is freed when the device is dropped.
 pub trait Device: Send {
     /// What it is.
@@ -151,23 +186,29 @@ pub trait Device: Send {
     /// Memory of `bytes` bytes, aligned to 256; K0806 where there is not so much.
     fn alloc(&mut self, bytes: usize) -> Result<u64>;
 
-    /// Gives memory back.
+    /// Gives memory back, when all work so far is done.
     fn free(&mut self, at: u64) -> Result<()>;
 
     /// Says that nobody wants what a part of memory holds: reading it before it is written
     /// is an error from here on, on devices that notice.
     fn discard(&mut self, at: u64, bytes: usize) -> Result<()>;
 
-    /// Copies from the host. The bytes may change as soon as this returns.
+    /// What a lane was given so far, in the place of an earlier signal if that is named.
+    fn signal(&mut self, lane: Lane, reuse: Option<Signal>) -> Result<Signal>;
+
+    /// What a lane is given from here on begins when a signal is past.
+    fn after(&mut self, lane: Lane, signal: Signal) -> Result<()>;
+
+    /// Copies from the host, on the lane up. The bytes may change as soon as this returns.
     fn upload(&mut self, to: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Copies to the host, after all work before.
+    /// Copies to the host, on the lane down, and waits for that.
     fn download(&mut self, from: u64, bytes: &mut [u8]) -> Result<()>;
 
-    /// Copies inside device memory; both parts are apart.
+    /// Copies inside device memory, on the compute lane; both parts are apart.
     fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<()>;
 
-    /// Sets every byte of a part of memory.
+    /// Sets every byte of a part of memory, on the compute lane.
     fn fill(&mut self, at: u64, bytes: usize, value: u8) -> Result<()>;
 
     /// Loads PTX text; K0805 with the driver's log where it is refused.
@@ -180,17 +221,17 @@ pub trait Device: Send {
     /// A tensor map as kernels take it.
     fn tensor_map(&self, map: &TensorMap) -> Result<[u8; MAP_BYTES]>;
 
-    /// Starts a kernel. What the device counted, where it counts.
+    /// Starts a kernel on the compute lane. What the device counted, where it counts.
     fn launch(&mut self, launch: &Launch) -> Result<Option<serde_json::Value>>;
 
     /// Whether launches may touch nothing but their windows.
     fn checks_windows(&self) -> bool;
 
-    /// Waits for all work so far.
+    /// Waits for all work so far of every lane.
     fn wait(&mut self) -> Result<()>;
 
-    /// Marks this moment in the queue.
-    fn mark(&mut self) -> Result<Mark>;
+    /// Marks this moment in a lane.
+    fn mark(&mut self, lane: Lane) -> Result<Mark>;
 
     /// Nanoseconds between two marks, when both are past.
     fn elapsed(&mut self, from: Mark, to: Mark) -> Result<u64>;
@@ -198,7 +239,8 @@ pub trait Device: Send {
     /// Forgets all marks.
     fn forget_marks(&mut self);
 
-    /// Starts recording: copies, fills and launches from here on are not done.
+    /// Starts recording the compute lane: copies, fills and launches from here on are not
+    /// done. Nothing is signalled or waited for until it ends.
     fn record(&mut self) -> Result<()>;
 
     /// Ends recording.
@@ -207,7 +249,7 @@ pub trait Device: Send {
     /// Ends recording and forgets what was recorded, after an error.
     fn abandon(&mut self);
 
-    /// Does what was recorded.
+    /// Does what was recorded, on the compute lane.
     fn replay(&mut self, graph: &GraphId) -> Result<()>;
 
     /// Forgets what was recorded.

@@ -1,7 +1,11 @@
 //! The PTX interpreter as a device. Its memory is its own, so a transfer that is missing
-//! is a fault, and it reads nothing that nothing wrote.
+//! is a fault, and it reads nothing that nothing wrote. Work is done when it is given;
+//! whether a device that does it later would do the same is what [`Order`] looks at.
 
-use super::{Device, Facts, GraphId, KernelId, Launch, MAP_BYTES, Mark, TensorMap};
+use super::lanes::{Order, Part};
+use super::{
+    Clock, Device, Facts, GraphId, KernelId, Lane, Launch, MAP_BYTES, Mark, Signal, TensorMap,
+};
 use crate::error::{Error, Result};
 use crate::sim;
 use kiln_ir::DType;
@@ -25,6 +29,7 @@ pub(super) struct Sim {
     memory: sim::Memory,
     module: Option<sim::Module>,
     kernels: Vec<String>,
+    order: Order,
     marks: Vec<Instant>,
     recording: Option<Vec<Command>>,
     graphs: Vec<Option<Vec<Command>>>,
@@ -37,10 +42,12 @@ impl Sim {
                 name: "a PTX interpreter".into(),
                 capability: None,
                 driver: None,
+                clock: Clock::Counts,
             },
             memory: sim::Memory::new(),
             module: None,
             kernels: vec![],
+            order: Order::default(),
             marks: vec![],
             recording: None,
             graphs: vec![],
@@ -48,6 +55,8 @@ impl Sim {
     }
 
     fn run(&mut self, command: &Command) -> Result<Option<serde_json::Value>> {
+        let (parts, what) = command.touches();
+        self.order.operation(Lane::Compute, &parts, &what)?;
         match command {
             Command::Copy(from, to, bytes) => self.memory.copy(*to, *from, *bytes)?,
             Command::Fill(at, bytes, value) => self.memory.write(*at, &vec![*value; *bytes])?,
@@ -81,6 +90,29 @@ impl Sim {
                 Ok(None)
             }
             None => self.run(&command),
+        }
+    }
+}
+
+impl Command {
+    /// What it touches, and what it is for people.
+    fn touches(&self) -> (Vec<Part>, String) {
+        let part = |at, len, writes| Part { at, len, writes };
+        match self {
+            Command::Copy(from, to, bytes) => {
+                let n = *bytes as u64;
+                let parts = vec![part(*from, n, false), part(*to, n, true)];
+                (parts, format!("a copy of {n} bytes on the device"))
+            }
+            Command::Fill(at, bytes, _) => {
+                let what = format!("filling {bytes} bytes");
+                (vec![part(*at, *bytes as u64, true)], what)
+            }
+            Command::Launch { launch, label, .. } => {
+                let windows = launch.windows.iter();
+                let parts = windows.map(|w| part(w.start, w.len, w.writable));
+                (parts.collect(), format!("the kernel of {label}"))
+            }
         }
     }
 }
@@ -137,18 +169,50 @@ impl Device for Sim {
     }
 
     fn free(&mut self, at: u64) -> Result<()> {
+        self.order.wait_all();
         self.memory.free(at);
         Ok(())
     }
 
     fn discard(&mut self, at: u64, bytes: usize) -> Result<()> {
+        let part = Part {
+            at,
+            len: bytes as u64,
+            writes: true,
+        };
+        self.order.of_host(&[part], "forgetting memory")?;
         self.memory.forget(at, bytes)
+    }
+
+    fn signal(&mut self, lane: Lane, reuse: Option<Signal>) -> Result<Signal> {
+        match self.recording {
+            Some(_) => Err(unrecorded("a signal")),
+            None => Ok(Signal(self.order.signal(lane, reuse.map(|s| s.0)))),
+        }
+    }
+
+    fn after(&mut self, lane: Lane, signal: Signal) -> Result<()> {
+        if self.recording.is_some() {
+            return Err(unrecorded("waiting for another lane"));
+        }
+        self.order.after(lane, signal.0);
+        Ok(())
     }
 
     fn upload(&mut self, to: u64, bytes: &[u8]) -> Result<()> {
         match self.recording {
             Some(_) => Err(unrecorded("a copy from the host")),
-            None => self.memory.write(to, bytes),
+            None => {
+                let n = bytes.len();
+                let part = Part {
+                    at: to,
+                    len: n as u64,
+                    writes: true,
+                };
+                let what = format!("a copy of {n} bytes from the host");
+                self.order.operation(Lane::Up, &[part], &what)?;
+                self.memory.write(to, bytes)
+            }
         }
     }
 
@@ -156,6 +220,14 @@ impl Device for Sim {
         if self.recording.is_some() {
             return Err(unrecorded("a copy to the host"));
         }
+        let part = Part {
+            at: from,
+            len: bytes.len() as u64,
+            writes: false,
+        };
+        let what = format!("a copy of {} bytes to the host", bytes.len());
+        self.order.operation(Lane::Down, &[part], &what)?;
+        self.order.wait(Lane::Down);
         if !self.memory.written(from, bytes.len())? {
             let n = bytes.len();
             let message =
@@ -227,10 +299,11 @@ impl Device for Sim {
     }
 
     fn wait(&mut self) -> Result<()> {
+        self.order.wait_all();
         Ok(())
     }
 
-    fn mark(&mut self) -> Result<Mark> {
+    fn mark(&mut self, _lane: Lane) -> Result<Mark> {
         self.marks.push(Instant::now());
         Ok(Mark(self.marks.len() as u32 - 1))
     }

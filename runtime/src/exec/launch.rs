@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Extent;
 use crate::memory::Block;
 use crate::plan::{Gpu, GpuKernel, Launch, Step};
+use crate::tuned::Preferred;
 use kiln_ir::{Binding, Dim};
 
 /// Work below this (floating-point operations plus bytes) is done by one thread.
@@ -26,6 +27,13 @@ pub(super) struct Ready {
     /// in order, of which the last one asks for no tiles; what is wrong, and so without a
     /// device.
     pub(super) forms: std::result::Result<Vec<(u32, Extent)>, String>,
+}
+
+/// The code that launches of a device take, and the forms that they try first.
+#[derive(Clone, Copy)]
+pub(super) struct Code<'a> {
+    pub(super) gpu: &'a Gpu,
+    pub(super) preferred: &'a Preferred,
 }
 
 /// The steps inside a step, in the order in which launches are counted.
@@ -50,7 +58,7 @@ fn inside(step: &Step) -> [&[Step]; 2] {
 }
 
 /// Calls `f` with every launch, also those inside branches and loops.
-fn each_launch<'a>(steps: &'a [Step], f: &mut dyn FnMut(&'a Launch)) {
+pub(super) fn each_launch<'a>(steps: &'a [Step], f: &mut dyn FnMut(&'a Launch)) {
     for step in steps {
         if let Step::Launch(l) = step {
             f(l);
@@ -74,10 +82,10 @@ pub(super) fn max_scratch(steps: &[Step], binding: &Binding) -> usize {
 pub(super) fn prepare(
     steps: &[Step],
     binding: &Binding,
-    gpu: Option<&Gpu>,
+    code: Option<Code>,
     out: &mut Vec<Option<Ready>>,
 ) {
-    each_launch(steps, &mut |l| out.push(ready(l, binding, gpu).ok()));
+    each_launch(steps, &mut |l| out.push(ready(l, binding, code).ok()));
 }
 
 /// What the launch at this place among all of them stems from.
@@ -93,8 +101,8 @@ pub(super) fn count_launches(steps: &[Step]) -> usize {
     count
 }
 
-/// A launch's sizes; `gpu` is the code that runs, if it runs on a device.
-pub(super) fn ready(l: &Launch, binding: &Binding, gpu: Option<&Gpu>) -> Result<Ready> {
+/// A launch's sizes; `code` is what runs, if it runs on a device.
+pub(super) fn ready(l: &Launch, binding: &Binding, code: Option<Code>) -> Result<Ready> {
     let value = |d: &Dim| {
         d.eval(binding)
             .map_err(|e| Error::run("K0720", format!("{}: {e}", l.label)))
@@ -107,8 +115,11 @@ pub(super) fn ready(l: &Launch, binding: &Binding, gpu: Option<&Gpu>) -> Result<
         if fits {
             let (flops, bytes) = (value(&l.flops)?, value(&l.bytes)?);
             let params = v.params.iter().map(value).collect::<Result<Vec<i64>>>()?;
-            let forms = match gpu {
-                Some(gpu) => forms(&gpu.kernels[v.kernel as usize], &params),
+            let forms = match code {
+                Some(code) => {
+                    let first = code.preferred.first(v.kernel, &params);
+                    forms(&code.gpu.kernels[v.kernel as usize], &params, first)
+                }
                 None => Err(String::new()),
             };
             return Ok(Ready {
@@ -130,9 +141,12 @@ pub(super) fn ready(l: &Launch, binding: &Binding, gpu: Option<&Gpu>) -> Result<
     ))
 }
 
-/// The forms of a kernel that a launch with these parameters tries; what is wrong with the
-/// last one where none has a grid.
-fn forms(all: &[GpuKernel], params: &[i64]) -> std::result::Result<Vec<(u32, Extent)>, String> {
+/// The forms of a kernel that serve a launch with these parameters, in the plan's order;
+/// what is wrong with the last one where none has a grid.
+pub(super) fn serving(
+    all: &[GpuKernel],
+    params: &[i64],
+) -> std::result::Result<Vec<(u32, Extent)>, String> {
     let mut out = vec![];
     for (i, form) in (0..).zip(all).filter(|(_, form)| form.serves(params)) {
         match form.extent(params) {
@@ -140,11 +154,26 @@ fn forms(all: &[GpuKernel], params: &[i64]) -> std::result::Result<Vec<(u32, Ext
             Err(what) if i as usize + 1 == all.len() && out.is_empty() => return Err(what),
             Err(_) => continue,
         }
-        if form.tiles.is_empty() {
-            break;
-        }
     }
     Ok(out)
+}
+
+/// Those that a launch tries in turn: the `first` ones, then the plan's order as far as a
+/// form that asks for no tiles.
+fn forms(
+    all: &[GpuKernel],
+    params: &[i64],
+    first: &[u32],
+) -> std::result::Result<Vec<(u32, Extent)>, String> {
+    let serving = serving(all, params)?;
+    let certain = |(i, _): &(u32, Extent)| all[*i as usize].tiles.is_empty();
+    let end = serving.iter().position(certain);
+    let end = end.map_or(serving.len(), |i| i + 1);
+    let preferred = first
+        .iter()
+        .filter_map(|f| serving.iter().find(|s| s.0 == *f));
+    let rest = serving[..end].iter().filter(|s| !first.contains(&s.0));
+    Ok(preferred.chain(rest).cloned().collect())
 }
 
 impl Run<'_> {

@@ -7,10 +7,11 @@ mod device;
 mod launch;
 mod layout;
 mod model;
+pub mod schedule;
 mod session;
 mod steps;
 
-pub use device::{DeviceMemory, best_target};
+pub use device::{DeviceMemory, best_target, tune};
 use launch::Ready;
 pub use model::{MemoryReport, Model};
 pub use session::{Session, TensorRef};

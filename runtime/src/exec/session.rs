@@ -2,6 +2,7 @@
 
 use super::Model;
 use super::bind::{bind, check_guards};
+use super::device::tune::Tuning;
 use super::device::{DeviceRun, OnDevice};
 use super::launch::{Ready, max_scratch, prepare};
 use super::layout::{Layout, memory};
@@ -19,6 +20,7 @@ use kiln_ir::tensor::read_i64;
 use kiln_ir::{Binding, DType, Dim, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// How many bindings a session remembers.
 const REMEMBERED: usize = 16;
@@ -181,6 +183,14 @@ impl Session {
         self.device.as_deref()
     }
 
+    /// Leaves out one of the waits between lanes, by its number among all of the session's.
+    #[cfg(all(test, feature = "sim"))]
+    pub(super) fn leave_out_wait(&mut self, number: usize) {
+        if let Some(d) = &mut self.device {
+            d.leave_out_wait(number);
+        }
+    }
+
     fn state_index(&self, name: &str) -> Option<usize> {
         let mut globals = self.model.program().globals.iter();
         globals.position(|g| g.name == name && g.state)
@@ -250,6 +260,34 @@ impl Session {
         done
     }
 
+    /// Runs an entry and measures, until `deadline`, every form of its kernels that serves
+    /// these inputs; the session's state is that of two runs. K0801 on the CPU, whose
+    /// kernels have one form.
+    pub fn tune(
+        &mut self,
+        entry: usize,
+        inputs: &[(&str, Input)],
+        deadline: Instant,
+    ) -> Result<Tuning> {
+        let none = || {
+            Error::run("K0801", "kernels have several forms on devices alone")
+                .help("give --device cuda")
+        };
+        self.device.as_ref().ok_or_else(none)?;
+        // Memory grows, and code is loaded, in a run before.
+        self.run_with(entry, inputs)?;
+        let model = self.model.clone();
+        let on = self.device.as_mut().ok_or_else(none)?;
+        on.start_tuning(deadline)?;
+        let done = self.run_with(entry, inputs);
+        let on = self.device.as_mut().ok_or_else(none)?;
+        let program = model.program();
+        let target = &program.gpu[on.code].target;
+        let tuning = on.end_tuning(&program.entries[entry].steps, target);
+        done?;
+        tuning?.ok_or_else(none)
+    }
+
     fn run_steps(&mut self, entry: usize, inputs: &[(&str, Input)]) -> Result<()> {
         let model = self.model.clone();
         let e = model
@@ -314,6 +352,7 @@ impl Session {
             sizes: bound.layout.sizes.clone(),
             dynamic: (0..e.buffers.len()).map(|_| None).collect(),
             binding: bound.binding.clone(),
+            bound: &bound.binding,
             ready: &bound.ready,
             cancel: &self.cancel,
             profile: self.profile.as_mut(),
@@ -346,12 +385,9 @@ impl Session {
             })?),
             None => None,
         };
-        let gpu = self
-            .device
-            .as_ref()
-            .map(|d| &self.model.program().gpu[d.code]);
+        let code = self.device.as_ref().map(|d| d.code_of(&self.model));
         let mut ready = vec![];
-        prepare(&e.steps, &binding, gpu, &mut ready);
+        prepare(&e.steps, &binding, code, &mut ready);
         if self.bounds[entry].len() == REMEMBERED {
             self.bounds[entry].remove(0);
         }
@@ -451,11 +487,10 @@ impl Run<'_> {
         texts: &mut Vec<Vec<String>>,
     ) -> Result<()> {
         let mut launch = 0;
-        if self.device.is_some() {
-            self.device_steps(key, &mut launch)?;
-        } else {
-            self.steps(&self.entry.steps, &mut launch)?;
+        if let Some(d) = &mut self.device {
+            d.recall(key);
         }
+        self.steps(&self.entry.steps, &mut launch)?;
         shapes.clear();
         let entry = self.entry;
         for (p, output) in entry.outputs.iter().zip(outputs) {
@@ -546,6 +581,10 @@ fn hand_over(run: &mut Run, p: &Port, output: &mut Block) -> Result<Vec<usize>> 
     }
     if run.device.is_some() {
         run.fetch(p.buffer, output.bytes_mut())?;
+        if p.dtype == DType::Str {
+            // Handles are looked up at once: a failing kernel's are none.
+            run.check_kernels()?;
+        }
         return Ok(shape);
     }
     let from = run.pointer(p.buffer)?;

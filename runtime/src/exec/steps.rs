@@ -24,6 +24,8 @@ pub(crate) struct Run<'a> {
     pub(crate) sizes: Vec<Option<usize>>,
     pub(super) dynamic: Vec<Option<Block>>,
     pub(crate) binding: Binding,
+    /// The sizes that the inputs have, without those that came up since.
+    pub(super) bound: &'a Binding,
     pub(super) ready: &'a [Option<Ready>],
     pub(crate) cancel: &'a AtomicBool,
     pub(crate) profile: Option<&'a mut Profile>,
@@ -33,7 +35,16 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Runs steps; `launch` counts the launches before them.
     pub(super) fn steps(&mut self, steps: &[Step], launch: &mut usize) -> Result<()> {
+        match self.device.is_some() {
+            true => self.device_steps(steps, launch),
+            false => self.one_by_one(steps, launch),
+        }
+    }
+
+    /// The same, each step by itself.
+    pub(super) fn one_by_one(&mut self, steps: &[Step], launch: &mut usize) -> Result<()> {
         for step in steps {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(Error::run("K0721", "the run was cancelled"));
@@ -49,7 +60,7 @@ impl Run<'_> {
                         // SAFETY of lifetimes: `ready` outlives the run.
                         Some(r) => self.launch(l, r, index)?,
                         None => {
-                            let r = ready(l, &self.binding, self.gpu())?;
+                            let r = ready(l, &self.binding, self.device_code())?;
                             self.launch(l, &r, index)?;
                         }
                     }

@@ -1,8 +1,8 @@
 //! The command line's grammar.
 
 use clap::{Args, Parser, Subcommand};
-use kiln::runtime::Pin;
 use kiln::runtime::device::Name;
+use kiln::runtime::{Pin, tune};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -26,6 +26,11 @@ pub enum Command {
     /// Show what a model, an artifact or a file of weights (.safetensors) holds.
     Inspect {
         model: PathBuf,
+        /// Of an artifact with code for GPUs: which form of its kernel each launch takes at
+        /// these sizes, what the others are predicted to take, and why they are not taken.
+        /// May be repeated.
+        #[arg(long, value_name = "NAME=N")]
+        dim: Vec<String>,
         #[arg(long)]
         json: bool,
         /// The graph after the passes, as Graphviz text.
@@ -51,6 +56,27 @@ pub enum Command {
         /// Print how long each pass took.
         #[arg(long)]
         time: bool,
+        #[command(flatten)]
+        tune: TuneArgs,
+    },
+    /// Measure on a device which form of its kernel each launch of an artifact takes best
+    /// at given sizes, and write the artifact with what was found.
+    Tune {
+        artifact: PathBuf,
+        /// The tuned artifact.
+        #[arg(short, long)]
+        output: PathBuf,
+        /// A size, NAME=N. May be repeated.
+        #[arg(long, value_name = "NAME=N")]
+        dim: Vec<String>,
+        /// Which of the artifact's GPU targets; the best that the device runs if not given.
+        #[arg(long)]
+        target: Option<String>,
+        /// How long forms are measured at most.
+        #[arg(long, value_name = "SECONDS", default_value_t = tune::SECONDS, value_parser = tune::seconds)]
+        seconds: f64,
+        #[command(flatten)]
+        run: RunArgs,
     },
     /// Run a model or an artifact once.
     Run {
@@ -264,6 +290,24 @@ pub struct QuantizeArgs {
     /// One JSON document on stdout.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Whether and how the forms of kernels are measured once they are compiled.
+#[derive(Args, Clone)]
+pub struct TuneArgs {
+    /// Measure on a device which form of its kernel each launch takes best, as `kiln tune`
+    /// does, before the artifact is written.
+    #[arg(long)]
+    pub tune: bool,
+    /// A size to measure at that --dim leaves open, NAME=N. May be repeated.
+    #[arg(long, value_name = "NAME=N", requires = "tune")]
+    pub tune_dim: Vec<String>,
+    /// The device to measure on: cuda, cuda:N, or sim, which counts instructions.
+    #[arg(long, value_name = "DEVICE", default_value_t = Name::Cuda(0), requires = "tune")]
+    pub tune_device: Name,
+    /// How long forms are measured at most.
+    #[arg(long, value_name = "SECONDS", default_value_t = tune::SECONDS, value_parser = tune::seconds, requires = "tune")]
+    pub tune_seconds: f64,
 }
 
 /// How to compile.

@@ -1,8 +1,9 @@
 //! What each command does. Answers go to stdout, everything else to stderr.
 
-use crate::args::{Cli, Command, CompileArgs, RunArgs};
+use crate::args::{Cli, Command, CompileArgs, RunArgs, TuneArgs};
 use crate::diff;
 use crate::draw;
+use crate::inspect;
 use crate::model::{self, Failure};
 use crate::output::{out, outln};
 use crate::quantize;
@@ -13,7 +14,7 @@ use kiln::compile;
 use kiln::ir::print::{PrintOptions, print_graph, print_module};
 use kiln::ir::{Graph, Tensor};
 use kiln::runtime::device::{self, Name};
-use kiln::runtime::{Artifact, Threads, cli};
+use kiln::runtime::{Artifact, Threads, cli, tune};
 use kiln_codegen::CpuTarget;
 use std::path::{Path, PathBuf};
 
@@ -23,10 +24,11 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Check { model, json } => check(&model, json),
         Command::Inspect {
             model,
+            dim,
             json,
             dot,
             svg,
-        } => inspect(&model, json, dot, svg),
+        } => inspect(&model, &dim, json, dot, svg),
         Command::Compile {
             model,
             output,
@@ -34,7 +36,31 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             emit,
             json,
             time,
-        } => compile(&model, output, &options, &emit, json, time),
+            tune,
+        } => compile(&model, output, (&options, &tune), &emit, json, time),
+        Command::Tune {
+            artifact,
+            output,
+            dim,
+            target,
+            seconds,
+            run,
+        } => {
+            if run.device == Name::Cpu {
+                let message = "give --device cuda (or sim, which counts instructions)";
+                return Err(Failure::usage(message));
+            }
+            let request = cli::Request {
+                command: "tune".into(),
+                output: Some(output),
+                dims: model::dims(&dim)?,
+                target,
+                seconds,
+                ..request(artifact, &run)?
+            };
+            outln!("{}", cli::run(&request)?);
+            Ok(0)
+        }
         Command::Run {
             model,
             options,
@@ -193,9 +219,20 @@ fn check(path: &Path, json: bool) -> Result<u8, Failure> {
     Ok(if failed { 2 } else { 0 })
 }
 
-fn inspect(path: &Path, json: bool, dot: bool, svg: Option<String>) -> Result<u8, Failure> {
+fn inspect(
+    path: &Path,
+    dims: &[String],
+    json: bool,
+    dot: bool,
+    svg: Option<String>,
+) -> Result<u8, Failure> {
     if model::is_artifact(path) {
-        return inspect_artifact(path, json);
+        return inspect::artifact(path, &model::dims(dims)?, json);
+    }
+    if !dims.is_empty() {
+        return Err(Failure::usage(
+            "`--dim` is for artifacts: compile the model first",
+        ));
     }
     if weights::is_safetensors(path) {
         return weights::inspect(path, json);
@@ -273,89 +310,19 @@ fn write_text(path: &Path, text: &str) -> Result<(), Failure> {
     kiln::runtime::npy::write_whole(path, &[text.as_bytes()]).map_err(Failure::from)
 }
 
-fn inspect_artifact(path: &Path, json: bool) -> Result<u8, Failure> {
-    let artifact = Artifact::open(path)?;
-    let p = &*artifact.program;
-    if json {
-        outln!(
-            "{}",
-            serde_json::to_string(p).map_err(|e| Failure::run(e.to_string()))?
-        );
-        return Ok(0);
-    }
-    for e in &p.entries {
-        outln!(
-            "@{}: {} steps, {} buffers",
-            e.name,
-            e.steps.len(),
-            e.buffers.len()
-        );
-        e.inputs
-            .iter()
-            .for_each(|i| outln!("  in  {} : {}{:?}", i.name, i.dtype, i.dims));
-        e.outputs
-            .iter()
-            .for_each(|o| outln!("  out {} : {}{:?}", o.name, o.dtype, o.dims));
-        for (i, step) in e.steps.iter().enumerate() {
-            if let kiln::runtime::plan::Step::Launch(l) = step {
-                outln!(
-                    "  {i:4} {} -> {}",
-                    l.label,
-                    p.kernels[l.variants[0].kernel as usize]
-                );
-            }
-        }
-    }
-    for g in &p.gpu {
-        let bytes = artifact.section(g.section).len();
-        outln!("{}: {bytes} bytes of PTX", g.target);
-        for k in g.kernels.iter().flatten() {
-            let mut asks: Vec<String> =
-                (k.when.iter().map(|(a, b)| format!("{a} <= {b}"))).collect();
-            asks.extend((k.tiles.iter()).map(|t| format!("tiles {:?} of {}", t.tile, t.arg)));
-            let asks = match asks.is_empty() {
-                true => String::new(),
-                false => format!(", where {}", asks.join(", ")),
-            };
-            for pass in &k.passes {
-                let cluster = match pass.cluster {
-                    [1, 1, 1] => String::new(),
-                    c => format!(", clusters of {c:?}"),
-                };
-                outln!(
-                    "  {}: grid {:?}, blocks of {:?}{cluster}, {} bytes of shared memory, {} of scratch{asks}",
-                    pass.entry,
-                    pass.grid,
-                    pass.block,
-                    pass.shared,
-                    k.scratch
-                );
-            }
-        }
-    }
-    let weights: u64 = p.globals.iter().filter(|g| !g.state).map(|g| g.bytes).sum();
-    let cpu = p.objects.iter().map(|o| &o.level[..]);
-    let targets: Vec<&str> = cpu.chain(p.gpu.iter().map(|g| &g.target[..])).collect();
-    outln!(
-        "{} kernels for {}, {} globals, {:.1} MB of weights",
-        p.kernels.len(),
-        targets.join(", "),
-        p.globals.len(),
-        weights as f64 / 1e6
-    );
-    Ok(0)
-}
-
 fn compile(
     path: &Path,
     output: Option<PathBuf>,
-    args: &CompileArgs,
+    (args, tuning): (&CompileArgs, &TuneArgs),
     emit: &[String],
     json: bool,
     time: bool,
 ) -> Result<u8, Failure> {
-    if output.is_none() && emit.is_empty() {
+    if output.is_none() && (emit.is_empty() || tuning.tune) {
         return Err(Failure::usage("give -o OUT.kiln, or --emit"));
+    }
+    if tuning.tune {
+        can_tune(args, tuning)?;
     }
     let start = std::time::Instant::now();
     let module = model::import(path, args, true)?;
@@ -374,7 +341,13 @@ fn compile(
         }
     }
     if let Some(out) = &output {
-        compile::write(&mut compiled, &options, out)?;
+        let tuned = match tuning.tune {
+            true => Some(write_tuned(&mut compiled, &options, tuning, out)?),
+            false => {
+                compile::write(&mut compiled, &options, out)?;
+                None
+            }
+        };
         let total_ms = start.elapsed().as_secs_f64() * 1e3;
         let bytes = std::fs::metadata(out).map_or(0, |m| m.len());
         let kernels = compiled.lowered.kernels.len();
@@ -383,7 +356,7 @@ fn compile(
                 "artifact": out.display().to_string(), "bytes": bytes, "kernels": kernels,
                 "compile_ms": total_ms, "import_ms": import_ms, "passes_ms": plan_ms,
                 "peak_bytes": cli::peak_bytes(),
-                "targets": target_names(&options),
+                "targets": target_names(&options), "tune": tuned,
             });
             outln!("{doc}");
         } else if emit.iter().all(|e| e.contains('=')) {
@@ -393,6 +366,9 @@ fn compile(
                 bytes as f64 / 1e6,
                 total_ms / 1e3
             );
+            if let Some(report) = &tuned {
+                outln!("{}", report.text());
+            }
         }
     }
     if time {
@@ -407,6 +383,44 @@ fn compile(
         }
     }
     Ok(0)
+}
+
+/// Whether there is what `--tune` asks for, before anything is compiled.
+fn can_tune(args: &CompileArgs, tuning: &TuneArgs) -> Result<(), Failure> {
+    if model::gpu_target(args).is_none() {
+        let message = "--tune needs code for a GPU: give --target sm_80, sm_89 or sm_90a";
+        return Err(Failure::usage(message));
+    }
+    if tuning.tune_device == Name::Cpu {
+        return Err(Failure::usage("--tune-device is cuda, cuda:N or sim"));
+    }
+    device::open(tuning.tune_device)?;
+    Ok(())
+}
+
+/// Writes an artifact and measures it; it takes its name when both are done.
+fn write_tuned(
+    compiled: &mut compile::Compiled,
+    options: &compile::Options,
+    tuning: &TuneArgs,
+    out: &Path,
+) -> Result<tune::Report, Failure> {
+    let name = out.file_name().map(|n| n.to_string_lossy());
+    let name = format!(
+        ".{}.{}.untuned",
+        name.unwrap_or_default(),
+        std::process::id()
+    );
+    let untuned = model::Temporary(out.with_file_name(name));
+    compile::write(compiled, options, &untuned.0)?;
+    let request = cli::Request {
+        dims: model::dims(&tuning.tune_dim)?,
+        device: tuning.tune_device,
+        seconds: tuning.tune_seconds,
+        ..Default::default()
+    };
+    let artifact = Artifact::open(&untuned.0)?;
+    Ok(tune::tune(&request, &artifact, out)?)
 }
 
 /// The CPU levels and GPU targets that code is made for.
@@ -469,6 +483,25 @@ fn execute(
         false => model::for_device(args, run.device)?,
     };
     let (artifact, _temporary, compile_ms) = model::artifact(path, args)?;
+    let request = cli::Request {
+        dims: model::dims(&args.dim)?,
+        target: artifact_target.filter(|_| run.device != Name::Cpu),
+        compile_ms,
+        command: rest.command,
+        output_dir: rest.output_dir,
+        runs: rest.runs,
+        scaling: rest.scaling,
+        sessions: rest.sessions,
+        profile: rest.profile,
+        fma: rest.fma,
+        ..request(artifact, run)?
+    };
+    outln!("{}", cli::run(&request)?);
+    Ok(0)
+}
+
+/// What every command that runs asks for.
+fn request(artifact: PathBuf, run: &RunArgs) -> Result<cli::Request, Failure> {
     let mut inputs = vec![];
     for text in &run.input {
         let (name, file) = text
@@ -476,25 +509,20 @@ fn execute(
             .ok_or_else(|| Failure::usage(format!("`--input {text}` is not NAME=FILE.npy")))?;
         inputs.push((name.to_string(), PathBuf::from(file)));
     }
-    let request = cli::Request {
+    Ok(cli::Request {
         artifact,
         inputs,
         archive: run.inputs.clone(),
         entry: run.entry.clone(),
-        dims: model::dims(&args.dim)?,
         threads: Threads {
             count: run.threads,
             pin: run.pin.clone(),
         },
         device: run.device,
-        target: artifact_target.filter(|_| run.device != Name::Cpu),
         no_graphs: run.no_graphs,
         json: run.json,
-        compile_ms,
-        ..rest
-    };
-    outln!("{}", cli::run(&request)?);
-    Ok(0)
+        ..Default::default()
+    })
 }
 
 /// The entry that a comparison runs, and its inputs in order.

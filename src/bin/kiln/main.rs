@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod diff;
 mod draw;
+mod inspect;
 mod model;
 mod output;
 mod quantize;

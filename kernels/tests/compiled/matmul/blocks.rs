@@ -134,6 +134,7 @@ impl Problem {
             n,
             k,
             acc: DType::F32,
+            tf32: false,
             a: vec![Size::Param(2), steps[0], steps[1]],
             b_batch: vec![Size::ZERO],
             b: Columns::Blocks(Blocks {

@@ -1,15 +1,20 @@
 //! NVIDIA GPUs through the driver's interface alone: no toolkit is needed, neither to
 //! build nor to run. A device has the GPU's primary context, which all of a process
-//! share, and a stream, a module and memory of its own.
+//! share, and a stream for each lane, a module and memory of its own.
 
 mod driver;
+mod gpus;
 mod staging;
 
-use super::{Device, Facts, GraphId, KernelId, Launch, MAP_BYTES, Mark, TensorMap};
+use super::{
+    Clock, Device, Facts, GraphId, KernelId, Lane, Launch, MAP_BYTES, Mark, Signal, TensorMap,
+};
 use crate::error::{Error, Result};
 use crate::gpu::ptx_version;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use driver::{check, describe, failed, no_device};
+pub use gpus::{Gpu, gpus};
+use gpus::{attribute, count, facts};
 use kiln_ir::DType;
 use staging::Staging;
 use std::collections::BTreeSet;
@@ -29,79 +34,25 @@ const PARAM_SIZE: usize = 2;
 #[repr(C, align(64))]
 struct AlignedMap([u8; MAP_BYTES]);
 
-/// A GPU that the driver has.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Gpu {
-    /// Its number, for `--device cuda:N`.
-    pub number: u32,
-    /// Its name.
-    pub name: String,
-    /// Compute capability, major and minor.
-    pub capability: (u32, u32),
-    /// Bytes of its memory.
-    pub memory: usize,
-}
-
-/// The driver's CUDA version, major and minor, and the GPUs that it has; an error that
-/// says what is missing.
-pub fn gpus() -> Result<((u32, u32), Vec<Gpu>)> {
-    let version = driver::version()?;
-    let all = (0..count()?).map(|number| Ok(facts(number)?.1));
-    Ok((version, all.collect::<Result<_>>()?))
-}
-
-fn count() -> Result<u32> {
-    let mut count = 0;
+/// A new event of the current context.
+fn event(kind: sys::CUevent_flags) -> Result<sys::CUevent> {
+    let mut event = null_mut();
     // SAFETY: the place outlives the call.
     check(
-        unsafe { sys::cuDeviceGetCount(&mut count) },
-        "counting devices",
+        unsafe { sys::cuEventCreate(&mut event, kind as u32) },
+        "making an event",
     )?;
-    Ok(count.max(0) as u32)
+    Ok(event)
 }
 
-fn facts(number: u32) -> Result<(sys::CUdevice, Gpu)> {
-    let mut device = 0;
-    let mut name = [0u8; 256];
-    let mut memory = 0;
-    // SAFETY: the places outlive the calls; the name's length leaves room for its end.
-    unsafe {
-        check(
-            sys::cuDeviceGet(&mut device, number as i32),
-            "opening the device",
-        )?;
-        let room = name.len() as i32 - 1;
-        let read = sys::cuDeviceGetName(name.as_mut_ptr().cast(), room, device);
-        check(read, "reading the device's name")?;
-        let read = sys::cuDeviceTotalMem_v2(&mut memory, device);
-        check(read, "reading the device's memory")?;
+/// Page-locked memory for copies in one direction, made when it is first wanted.
+fn staging(place: &mut Option<Staging>) -> Result<&mut Staging> {
+    if place.is_none() {
+        *place = Some(Staging::new()?);
     }
-    let major = attribute(
-        device,
-        Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-    )?;
-    let minor = attribute(
-        device,
-        Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-    )?;
-    let end = name.iter().position(|&b| b == 0).unwrap_or(name.len());
-    let gpu = Gpu {
-        number,
-        name: String::from_utf8_lossy(&name[..end]).into_owned(),
-        capability: (major, minor),
-        memory,
-    };
-    Ok((device, gpu))
-}
-
-fn attribute(device: sys::CUdevice, which: Attribute) -> Result<u32> {
-    let mut value = 0;
-    // SAFETY: the place outlives the call.
-    check(
-        unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) },
-        "reading an attribute of the device",
-    )?;
-    Ok(value.max(0) as u32)
+    place
+        .as_mut()
+        .ok_or_else(|| crate::error::Error::run("K0807", "there is no page-locked memory"))
 }
 
 /// A GPU in use by one session.
@@ -109,13 +60,16 @@ pub(super) struct Cuda {
     facts: Facts,
     device: sys::CUdevice,
     context: sys::CUcontext,
-    stream: sys::CUstream,
+    /// By lane.
+    streams: [sys::CUstream; 3],
+    signals: Vec<sys::CUevent>,
     module: sys::CUmodule,
     kernels: Vec<sys::CUfunction>,
     memory: BTreeSet<u64>,
     /// Dynamic shared memory that a block may have, in bytes.
     most_shared: u32,
-    staging: Option<Staging>,
+    /// For copies up and down.
+    staging: [Option<Staging>; 2],
     marks: Vec<sys::CUevent>,
     /// How many of the marks are in use.
     marked: usize,
@@ -156,26 +110,30 @@ impl Cuda {
                 name: gpu.name,
                 capability: Some(gpu.capability),
                 driver: Some(version),
+                clock: Clock::Time,
             },
             device,
             context,
-            stream: null_mut(),
+            streams: [null_mut(); 3],
+            signals: vec![],
             module: null_mut(),
             kernels: vec![],
             memory: BTreeSet::new(),
             most_shared,
-            staging: None,
+            staging: [None, None],
             marks: vec![],
             marked: 0,
             graphs: vec![],
         };
         cuda.enter()?;
         let kind = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: the place outlives the call.
-        check(
-            unsafe { sys::cuStreamCreate(&mut cuda.stream, kind) },
-            "making a stream",
-        )?;
+        for stream in &mut cuda.streams {
+            // SAFETY: the place outlives the call.
+            check(
+                unsafe { sys::cuStreamCreate(stream, kind) },
+                "making a stream",
+            )?;
+        }
         Ok(cuda)
     }
 
@@ -188,16 +146,23 @@ impl Cuda {
         )
     }
 
+    fn stream(&self, lane: Lane) -> sys::CUstream {
+        self.streams[lane as usize]
+    }
+
     fn release(&mut self) -> Result<()> {
         self.enter()?;
-        self.staging = None;
-        // SAFETY: the handles are this device's own, and none is used after this.
+        self.staging = [None, None];
+        // SAFETY: the handles are this device's own, and none is used after this. A stream
+        // that was not made is null, which is the context's own stream.
         unsafe {
-            sys::cuStreamSynchronize(self.stream).result().ok();
+            for stream in self.streams {
+                sys::cuStreamSynchronize(stream).result().ok();
+            }
             for graph in self.graphs.drain(..).filter(|g| !g.is_null()) {
                 sys::cuGraphExecDestroy(graph).result().ok();
             }
-            for event in self.marks.drain(..) {
+            for event in self.marks.drain(..).chain(self.signals.drain(..)) {
                 sys::cuEventDestroy_v2(event).result().ok();
             }
             for at in std::mem::take(&mut self.memory) {
@@ -206,8 +171,8 @@ impl Cuda {
             if !self.module.is_null() {
                 sys::cuModuleUnload(self.module).result().ok();
             }
-            if !self.stream.is_null() {
-                sys::cuStreamDestroy_v2(self.stream).result().ok();
+            for stream in self.streams.into_iter().filter(|s| !s.is_null()) {
+                sys::cuStreamDestroy_v2(stream).result().ok();
             }
             sys::cuDevicePrimaryCtxRelease_v2(self.device).result().ok();
         }
@@ -272,36 +237,61 @@ impl Device for Cuda {
         Ok(())
     }
 
+    fn signal(&mut self, lane: Lane, reuse: Option<Signal>) -> Result<Signal> {
+        self.enter()?;
+        let signal = match reuse {
+            Some(signal) => signal,
+            None => {
+                self.signals
+                    .push(event(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?);
+                Signal(self.signals.len() as u32 - 1)
+            }
+        };
+        let event = self.signals[signal.0 as usize];
+        // SAFETY: event and stream are this device's. Who waits for what the event said
+        // before goes on waiting for that.
+        check(
+            unsafe { sys::cuEventRecord(event, self.stream(lane)) },
+            "recording an event",
+        )?;
+        Ok(signal)
+    }
+
+    fn after(&mut self, lane: Lane, signal: Signal) -> Result<()> {
+        self.enter()?;
+        let event = self.signals[signal.0 as usize];
+        // SAFETY: as above.
+        check(
+            unsafe { sys::cuStreamWaitEvent(self.stream(lane), event, 0) },
+            "waiting for an event",
+        )
+    }
+
     fn upload(&mut self, to: u64, bytes: &[u8]) -> Result<()> {
         self.enter()?;
+        let stream = self.stream(Lane::Up);
         if bytes.len() >= staging::LARGE {
-            if self.staging.is_none() {
-                self.staging = Some(Staging::new()?);
-            }
-            if let Some(staging) = &mut self.staging {
-                return staging.upload(to, bytes, self.stream);
-            }
+            return staging(&mut self.staging[0])?.upload(to, bytes, stream);
         }
-        // SAFETY: the bytes are read before this returns, as they are pageable.
+        // SAFETY: pageable memory is copied before the call returns.
         check(
-            unsafe {
-                sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream)
-            },
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), stream) },
             "copying to the device",
         )
     }
 
     fn download(&mut self, from: u64, bytes: &mut [u8]) -> Result<()> {
         self.enter()?;
+        let stream = self.stream(Lane::Down);
+        if bytes.len() >= staging::LARGE {
+            return staging(&mut self.staging[1])?.download(from, bytes, stream);
+        }
         // SAFETY: the bytes are borrowed until the stream is waited for.
         unsafe {
             let to = bytes.as_mut_ptr().cast();
-            let code = sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.stream);
+            let code = sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), stream);
             check(code, "copying from the device")?;
-            check(
-                sys::cuStreamSynchronize(self.stream),
-                "waiting for the device",
-            )
+            check(sys::cuStreamSynchronize(stream), "waiting for the device")
         }
     }
 
@@ -309,7 +299,7 @@ impl Device for Cuda {
         self.enter()?;
         // SAFETY: addresses of device memory, which the driver checks.
         check(
-            unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) },
+            unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream(Lane::Compute)) },
             "copying on the device",
         )
     }
@@ -318,7 +308,7 @@ impl Device for Cuda {
         self.enter()?;
         // SAFETY: as above.
         check(
-            unsafe { sys::cuMemsetD8Async(at, value, bytes, self.stream) },
+            unsafe { sys::cuMemsetD8Async(at, value, bytes, self.stream(Lane::Compute)) },
             "filling memory",
         )
     }
@@ -457,7 +447,7 @@ impl Device for Cuda {
             blockDimY: l.block[1],
             blockDimZ: l.block[2],
             sharedMemBytes: l.shared,
-            hStream: self.stream,
+            hStream: self.stream(Lane::Compute),
             attrs: &mut cluster,
             // Devices before Hopper know no clusters.
             numAttrs: (l.cluster != [1; 3]) as u32,
@@ -486,28 +476,25 @@ impl Device for Cuda {
 
     fn wait(&mut self) -> Result<()> {
         self.enter()?;
-        // SAFETY: the stream is this device's.
-        check(
-            unsafe { sys::cuStreamSynchronize(self.stream) },
-            "waiting for the device",
-        )
+        for stream in self.streams {
+            // SAFETY: the stream is this device's.
+            check(
+                unsafe { sys::cuStreamSynchronize(stream) },
+                "waiting for the device",
+            )?;
+        }
+        Ok(())
     }
 
-    fn mark(&mut self) -> Result<Mark> {
+    fn mark(&mut self, lane: Lane) -> Result<Mark> {
         self.enter()?;
         if self.marked == self.marks.len() {
-            let mut event = null_mut();
-            let kind = sys::CUevent_flags::CU_EVENT_DEFAULT as u32;
-            // SAFETY: the place outlives the call.
-            check(
-                unsafe { sys::cuEventCreate(&mut event, kind) },
-                "making an event",
-            )?;
-            self.marks.push(event);
+            self.marks
+                .push(event(sys::CUevent_flags::CU_EVENT_DEFAULT)?);
         }
         // SAFETY: event and stream are this device's.
         check(
-            unsafe { sys::cuEventRecord(self.marks[self.marked], self.stream) },
+            unsafe { sys::cuEventRecord(self.marks[self.marked], self.stream(lane)) },
             "recording an event",
         )?;
         self.marked += 1;
@@ -538,7 +525,7 @@ impl Device for Cuda {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is this device's.
         check(
-            unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) },
+            unsafe { sys::cuStreamBeginCapture_v2(self.stream(Lane::Compute), mode) },
             "recording a graph",
         )
     }
@@ -549,7 +536,7 @@ impl Device for Cuda {
         // SAFETY: the stream records; the graph is not used after it was instantiated.
         unsafe {
             check(
-                sys::cuStreamEndCapture(self.stream, &mut graph),
+                sys::cuStreamEndCapture(self.stream(Lane::Compute), &mut graph),
                 "recording a graph",
             )?;
             let code = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0);
@@ -573,7 +560,7 @@ impl Device for Cuda {
         let mut graph = null_mut();
         // SAFETY: ending what does not record is refused, which changes nothing.
         unsafe {
-            let ended = sys::cuStreamEndCapture(self.stream, &mut graph);
+            let ended = sys::cuStreamEndCapture(self.stream(Lane::Compute), &mut graph);
             if ended == sys::CUresult::CUDA_SUCCESS && !graph.is_null() {
                 sys::cuGraphDestroy(graph).result().ok();
             }
@@ -584,7 +571,9 @@ impl Device for Cuda {
         self.enter()?;
         // SAFETY: the graph was recorded by this device and not forgotten.
         check(
-            unsafe { sys::cuGraphLaunch(self.graphs[graph.0 as usize], self.stream) },
+            unsafe {
+                sys::cuGraphLaunch(self.graphs[graph.0 as usize], self.stream(Lane::Compute))
+            },
             "starting a graph",
         )
     }

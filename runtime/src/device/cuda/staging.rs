@@ -1,5 +1,5 @@
-//! Large copies to a GPU through two pieces of page-locked memory: while the device
-//! reads one, the next part is put into the other.
+//! Large copies between the host and a GPU through two pieces of page-locked memory: while
+//! the device works on one, the host does on the other.
 
 use super::driver::check;
 use crate::error::Result;
@@ -12,7 +12,7 @@ pub(super) const LARGE: usize = 1 << 20;
 /// Bytes of a piece.
 const PIECE: usize = 8 << 20;
 
-/// One piece: its memory, and when the device has read it.
+/// One piece: its memory, and when the device is done with it.
 struct Piece {
     at: *mut c_void,
     read: sys::CUevent,
@@ -66,6 +66,49 @@ impl Staging {
             self.next = 1 - self.next;
         }
         Ok(())
+    }
+}
+
+impl Staging {
+    /// Copies from the device, and waits for that.
+    pub(super) fn download(
+        &mut self,
+        from: u64,
+        bytes: &mut [u8],
+        stream: sys::CUstream,
+    ) -> Result<()> {
+        let at = |part: usize| from + (part * PIECE) as u64;
+        let mut parts = bytes.chunks_mut(PIECE).enumerate();
+        let mut ahead = parts.next();
+        if let Some((i, part)) = &ahead {
+            self.fetch(*i, at(*i), part.len(), stream)?;
+        }
+        // The device brings the next part while this one is taken out.
+        while let Some((i, part)) = ahead {
+            ahead = parts.next();
+            if let Some((next, part)) = &ahead {
+                self.fetch(*next, at(*next), part.len(), stream)?;
+            }
+            let piece = &self.pieces[i % 2];
+            // SAFETY: the piece holds the part once its event is past, and the device puts
+            // nothing else there before the next call of `fetch` for it.
+            unsafe {
+                check(sys::cuEventSynchronize(piece.read), "waiting for an event")?;
+                std::ptr::copy_nonoverlapping(piece.at.cast(), part.as_mut_ptr(), part.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the device put a part into its piece.
+    fn fetch(&self, part: usize, from: u64, bytes: usize, stream: sys::CUstream) -> Result<()> {
+        let piece = &self.pieces[part % 2];
+        // SAFETY: the piece has room for a part, and what was in it has been taken out.
+        unsafe {
+            let code = sys::cuMemcpyDtoHAsync_v2(piece.at, from, bytes, stream);
+            check(code, "copying from the device")?;
+            check(sys::cuEventRecord(piece.read, stream), "recording an event")
+        }
     }
 }
 

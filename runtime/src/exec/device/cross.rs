@@ -3,7 +3,8 @@
 use super::super::launch::status_error;
 use super::super::layout::{MAX_BYTES, too_large};
 use super::super::steps::Run;
-use super::{DeviceRun, Valid};
+use super::{DeviceRun, Last, Valid};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::gpu::STATUS_BYTES;
 use crate::plan::{Place, Step};
@@ -34,6 +35,30 @@ impl DeviceRun<'_> {
 
     pub(super) fn valid(&self, buffer: u32) -> Valid {
         self.valid[self.cell(buffer)]
+    }
+
+    /// The compute lane was given work that touches these buffers and writes some of them.
+    pub(super) fn computed(
+        &mut self,
+        touched: impl Iterator<Item = u32>,
+        written: impl Iterator<Item = u32>,
+    ) -> Result<()> {
+        let (spaces, on) = (&self.spaces, &mut *self.on);
+        let cell = |b: u32| spaces.cell[b as usize] as usize;
+        on.order.gave(touched.map(cell));
+        for c in written.map(cell) {
+            on.order.wrote(&mut *on.device, c, spaces.leaves[c])?;
+        }
+        Ok(())
+    }
+
+    /// Who touched a buffer's memory last: of the arena, that may be a kernel of another
+    /// buffer's.
+    fn last(&self, root: u32, place: &Place) -> Last {
+        match place {
+            Place::Arena if self.base[root as usize] != 0 => Last::Any,
+            _ => Last::Cell(self.cell(root)),
+        }
     }
 
     pub(super) fn set_valid(&mut self, buffer: u32, valid: Valid) {
@@ -91,13 +116,13 @@ impl<'r> Run<'r> {
             .map_err(|e| Error::run("K0720", e.to_string()))
     }
 
-    fn bytes_of(&self, buffer: u32) -> Result<usize> {
+    pub(super) fn bytes_of(&self, buffer: u32) -> Result<usize> {
         let n = self.size(&self.entry.buffers[buffer as usize].bytes)?;
         Ok(usize::try_from(n).unwrap_or(0))
     }
 
     /// The buffer that a buffer is a view of, in the end.
-    fn root(&self, mut buffer: u32) -> u32 {
+    pub(super) fn root(&self, mut buffer: u32) -> u32 {
         while let Place::View { of, .. } = self.entry.buffers[buffer as usize].place {
             buffer = of;
         }
@@ -125,16 +150,40 @@ impl<'r> Run<'r> {
         Ok(())
     }
 
-    /// Copies a buffer from the device, after the kernels so far have been checked.
+    /// Copies a buffer from the device, and checks the kernels so far.
     pub(in super::super) fn download(&mut self, buffer: u32, to: &mut [u8]) -> Result<()> {
+        self.bring(buffer, to)?;
+        self.check_kernels()
+    }
+
+    /// Copies a buffer from the device, when its last writer is done.
+    fn bring(&mut self, buffer: u32, to: &mut [u8]) -> Result<()> {
         if to.is_empty() {
-            return self.check_kernels();
+            return Ok(());
         }
+        let before = self.mark(device::Lane::Down)?;
         let watch = self.watch();
         let from = self.device_at(buffer)?;
-        self.device()?.on.device.download(from, to)?;
-        self.note_on(watch, "to the host", "download", Lane::ToHost, to.len());
-        self.check_kernels()
+        let d = self.device()?;
+        let cell = d.cell(buffer);
+        d.on.download(from, to, Some(cell))?;
+        self.note(watch, "to the host", "download", 0, to.len() as i64);
+        self.time_from(before, Lane::ToHost)
+    }
+
+    /// Has the compute lane wait for copies up of buffers that it is about to touch.
+    pub(super) fn wait_for_uploads(&mut self, buffers: impl Iterator<Item = u32>) -> Result<()> {
+        if !self.device()?.on.order.has_uploads() {
+            return Ok(());
+        }
+        let mut touches = vec![];
+        for b in buffers {
+            let root = self.root(b);
+            let at = self.device_at(root)?;
+            touches.push(at..at + self.bytes_of(root)? as u64);
+        }
+        let on = &mut *self.device()?.on;
+        on.order.before_compute(&mut *on.device, &touches)
     }
 
     /// Says that the host is about to write a buffer as a whole; where it writes a part
@@ -171,30 +220,29 @@ impl<'r> Run<'r> {
         Ok(())
     }
 
-    /// Brings what the host has of every buffer with a known place.
-    pub(super) fn upload_all(&mut self) -> Result<()> {
-        for b in 0..self.entry.buffers.len() as u32 {
-            let here = self.device()?.base[b as usize] != 0;
-            if here && self.root(b) == b {
-                self.device_needs(b)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Copies from one buffer on the host to another on the device.
     fn upload(&mut self, from: u32, to: u32, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
-        let watch = self.watch();
         let source = self.pointer(from)?;
         let at = self.device_at(to)?;
         // SAFETY: the buffer holds this many bytes by lowering.
         let source = unsafe { std::slice::from_raw_parts(source, bytes) };
-        self.device()?.on.device.upload(at, source)?;
-        self.note_on(watch, "to the device", "upload", Lane::ToDevice, bytes);
-        Ok(())
+        let root = self.root(to);
+        let place = &self.entry.buffers[root as usize].place;
+        let d = self.device.as_ref();
+        let last = d.map_or(Last::Any, |d| d.last(root, place));
+        self.send(at, source, last)
+    }
+
+    /// Copies bytes to the device, when who touched that memory last is done.
+    fn send(&mut self, at: u64, bytes: &[u8], last: Last) -> Result<()> {
+        let before = self.mark(device::Lane::Up)?;
+        let watch = self.watch();
+        self.device()?.on.upload(at, bytes, last)?;
+        self.note(watch, "to the device", "upload", 0, bytes.len() as i64);
+        self.time_from(before, Lane::ToDevice)
     }
 
     /// A copy step: on the side where the value is, if the target is there.
@@ -216,7 +264,10 @@ impl<'r> Run<'r> {
         match (on_device, source.device, source.host) {
             (true, true, _) => {
                 let (a, b) = (self.device_at(from)?, self.device_at(to)?);
+                self.wait_for_uploads([from, to].into_iter())?;
                 self.copy_on_device(a, b, n)?;
+                let touched = [from, to].into_iter();
+                self.device()?.computed(touched, [to].into_iter())?;
             }
             (true, false, _) => self.upload(from, to, n)?,
             (false, _, true) => {
@@ -244,12 +295,12 @@ impl<'r> Run<'r> {
         if from == to || bytes == 0 {
             return Ok(());
         }
-        let before = self.mark()?;
+        let before = self.mark(device::Lane::Compute)?;
         let watch = self.watch();
         self.device()?.on.device.copy(from, to, bytes)?;
         let moved = (bytes as i64).saturating_mul(2);
         self.note(watch, "copy", "copy", 0, moved);
-        self.time_from(before)
+        self.time_from(before, Lane::Device)
     }
 
     /// Starts a stack for values that go to a buffer, on the side where that is.
@@ -294,15 +345,13 @@ impl<'r> Run<'r> {
             Taken::Device(which, len) if !self.device()?.spaces.space(from).device => {
                 // What is on the host alone goes up piece by piece.
                 let source = self.pointer(from)?;
-                let watch = self.watch();
                 let d = self.device()?;
                 let at = d.on.stack_piece(*which, *len + bytes, *len)?;
                 // SAFETY: the buffer holds `bytes` by lowering.
                 let piece = unsafe { std::slice::from_raw_parts(source, bytes) };
                 if bytes > 0 {
-                    d.on.device.upload(at + *len as u64, piece)?;
+                    self.send(at + *len as u64, piece, Last::Any)?;
                 }
-                self.note_on(watch, "to the device", "upload", Lane::ToDevice, bytes);
                 *len += bytes;
             }
             Taken::Device(which, len) => {
@@ -312,8 +361,11 @@ impl<'r> Run<'r> {
                 let to = at + *len as u64;
                 // What was never written has no bytes to take.
                 if d.valid(from).device {
-                    let from = self.device_at(from)?;
-                    self.copy_on_device(from, to, bytes)?;
+                    let at = self.device_at(from)?;
+                    self.wait_for_uploads([from].into_iter())?;
+                    self.copy_on_device(at, to, bytes)?;
+                    self.device()?
+                        .computed([from].into_iter(), [].into_iter())?;
                 }
                 *len += bytes;
             }
@@ -334,8 +386,14 @@ impl<'r> Run<'r> {
             Taken::Device(which, len) => {
                 let to_at = self.device_at(to)?;
                 if len > 0 {
-                    let from = self.device()?.on.stack_piece(which, len, len)?;
+                    self.wait_for_uploads([to].into_iter())?;
+                    let on = &mut *self.device()?.on;
+                    let from = on.stack_piece(which, len, len)?;
+                    let stack = from..from + len as u64;
+                    on.order.before_compute(&mut *on.device, &[stack])?;
                     self.copy_on_device(from, to_at, len)?;
+                    self.device()?
+                        .computed([to].into_iter(), [to].into_iter())?;
                 }
                 let d = self.device()?;
                 d.stacks -= 1;
@@ -345,7 +403,7 @@ impl<'r> Run<'r> {
         Ok(())
     }
 
-    /// An output's bytes, from whichever side has them.
+    /// An output's bytes, from whichever side has them; kernels are checked afterwards.
     pub(in super::super) fn fetch(&mut self, buffer: u32, to: &mut [u8]) -> Result<()> {
         let valid = self.device()?.valid(buffer);
         if valid.host {
@@ -355,7 +413,7 @@ impl<'r> Run<'r> {
                 unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
             }
         } else if valid.device {
-            self.download(buffer, to)?;
+            self.bring(buffer, to)?;
         }
         Ok(())
     }
@@ -368,7 +426,7 @@ impl<'r> Run<'r> {
             return Ok(());
         }
         let mut blocks = vec![0u8; d.on.status.room];
-        d.on.device.download(d.on.status.at, &mut blocks)?;
+        d.on.download(d.on.status.at, &mut blocks, None)?;
         let words = blocks
             .chunks_exact(STATUS_BYTES)
             .map(|b| b.first_chunk::<4>());

@@ -1,15 +1,15 @@
 //! Launches on a device.
 
-use super::super::Ready;
 use super::super::steps::Run;
+use super::super::{Model, Ready};
 use super::Valid;
 use crate::device::{self, MAP_ALIGN, Mark, TensorMap, Window};
 use crate::error::{Error, Result};
 use crate::gpu::{Extent, STATUS_BYTES};
-use crate::plan::Launch;
-use crate::profile::{Lane, Watch};
+use crate::plan::{GpuKernel, Launch};
+use crate::profile::Lane;
 
-impl Run<'_> {
+impl<'m> Run<'m> {
     /// Starts a kernel on the device; `index` is the launch's place among all of the
     /// entry's.
     pub(in super::super) fn launch_on_device(
@@ -25,41 +25,68 @@ impl Run<'_> {
         for (buffer, _) in &l.args {
             self.device_needs(*buffer)?;
         }
+        self.wait_for_uploads(l.args.iter().map(|a| a.0))?;
+        self.tune(l, r, index)?;
         let (form, extent, maps) = self.form(l, r, forms)?;
         self.parameters(l, r, (&extent, &maps), index)?;
         for (buffer, _) in &l.args[written..] {
             self.device()?.set_valid(*buffer, Valid::DEVICE);
         }
-        let program = self.model.program();
-        let passes = &program.gpu[self.device()?.on.code].kernels[r.kernel as usize][form].passes;
-        for (i, (pass, grid)) in passes.iter().zip(extent.grids).enumerate() {
+        for (i, grid) in extent.grids.iter().enumerate() {
             // A grid without blocks has nothing to do.
             if grid.contains(&0) {
                 continue;
             }
-            let before = self.mark()?;
+            let before = self.mark(device::Lane::Compute)?;
             let watch = self.watch();
-            let d = self.device()?;
-            d.started = true;
-            let counts = d.on.device.launch(&device::Launch {
-                kernel: d.on.kernels[r.kernel as usize][form][i],
-                grid,
-                block: pass.block,
-                cluster: pass.cluster,
-                shared: pass.shared,
-                params: &d.params,
-                windows: &d.windows,
-                label: &l.label,
-            })?;
+            let counts = self.pass(l, r, (form, i), &extent)?;
             // The work is counted once.
             let (flops, bytes) = if i == 0 { (r.flops, r.bytes) } else { (0, 0) };
+            let pass = &self.forms_of(r)?[form].passes[i];
             self.note(watch, &l.label, &pass.entry, flops, bytes);
             if let (Some(profile), Some(counts)) = (&mut self.profile, counts) {
                 profile.count(counts);
             }
-            self.time_from(before)?;
+            self.time_from(before, Lane::Device)?;
         }
-        Ok(())
+        let touched = l.args.iter().map(|a| a.0);
+        let written = l.args[written..].iter().map(|a| a.0);
+        self.device()?.computed(touched, written)
+    }
+
+    /// The forms of a launch's kernel.
+    pub(super) fn forms_of(&mut self, r: &Ready) -> Result<&'m [GpuKernel]> {
+        let model: &'m Model = self.model;
+        let code = self.device()?.on.code;
+        Ok(&model.program().gpu[code].kernels[r.kernel as usize])
+    }
+
+    /// Starts a pass of a form with the parameters that are written; what the device
+    /// counted. A grid without blocks has nothing to do.
+    pub(super) fn pass(
+        &mut self,
+        l: &Launch,
+        r: &Ready,
+        (form, i): (usize, usize),
+        extent: &Extent,
+    ) -> Result<Option<serde_json::Value>> {
+        let grid = extent.grids[i];
+        if grid.contains(&0) {
+            return Ok(None);
+        }
+        let pass = &self.forms_of(r)?[form].passes[i];
+        let d = self.device()?;
+        d.started = true;
+        d.on.device.launch(&device::Launch {
+            kernel: d.on.kernels[r.kernel as usize][form][i],
+            grid,
+            block: pass.block,
+            cluster: pass.cluster,
+            shared: pass.shared,
+            params: &d.params,
+            windows: &d.windows,
+            label: &l.label,
+        })
     }
 
     /// The form that a launch takes: the first one whose tiles its arguments allow; its
@@ -70,20 +97,10 @@ impl Run<'_> {
         r: &Ready,
         forms: &[(u32, Extent)],
     ) -> Result<(usize, Extent, Vec<TensorMap>)> {
-        let program = self.model.program();
-        let all = &program.gpu[self.device()?.on.code].kernels[r.kernel as usize];
+        let all = self.forms_of(r)?;
         for (form, extent) in forms {
             let form = *form as usize;
-            let mut maps = vec![];
-            for tile in &all[form].tiles {
-                let (arg, offset) = match l.args.get(tile.arg as usize) {
-                    Some((buffer, _)) => (*buffer, r.offsets[tile.arg as usize]),
-                    None => break,
-                };
-                let at = self.device_at(arg)?.wrapping_add_signed(offset);
-                maps.extend(tile.map(at, &r.params));
-            }
-            if maps.len() == all[form].tiles.len() {
+            if let Some(maps) = self.maps(l, r, &all[form])? {
                 return Ok((form, extent.clone(), maps));
             }
         }
@@ -93,8 +110,30 @@ impl Run<'_> {
         ))
     }
 
+    /// The maps of a form's tiles; none where an argument does not allow one.
+    pub(super) fn maps(
+        &mut self,
+        l: &Launch,
+        r: &Ready,
+        form: &GpuKernel,
+    ) -> Result<Option<Vec<TensorMap>>> {
+        let mut maps = vec![];
+        for tile in &form.tiles {
+            let arg = tile.arg as usize;
+            let Some((buffer, _)) = l.args.get(arg) else {
+                return Ok(None);
+            };
+            let at = self.device_at(*buffer)?;
+            match tile.map(at.wrapping_add_signed(r.offsets[arg]), &r.params) {
+                Ok(map) => maps.push(map),
+                Err(_) => return Ok(None),
+            }
+        }
+        Ok(Some(maps))
+    }
+
     /// Writes the parameters of a launch, and the windows that it may touch.
-    fn parameters(
+    pub(super) fn parameters(
         &mut self,
         l: &Launch,
         r: &Ready,
@@ -141,40 +180,30 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Marks this moment, if this run is profiled.
-    pub(super) fn mark(&mut self) -> Result<Option<Mark>> {
+    /// Marks this moment in a lane, if this run is profiled.
+    pub(super) fn mark(&mut self, lane: device::Lane) -> Result<Option<Mark>> {
         match self.profile.is_some() {
-            true => Ok(Some(self.device()?.on.device.mark()?)),
+            true => Ok(Some(self.device()?.on.device.mark(lane)?)),
             false => Ok(None),
         }
     }
 
-    /// The profile's last step took the device's time from a mark to now.
-    pub(super) fn time_from(&mut self, before: Option<Mark>) -> Result<()> {
+    /// The profile's last step, of a lane, took the device's time from a mark to now.
+    pub(super) fn time_from(&mut self, before: Option<Mark>, lane: Lane) -> Result<()> {
         let steps = self.profile.as_ref().map_or(0, |p| p.steps.len());
         if let (Some(before), Some(step)) = (before, steps.checked_sub(1)) {
+            let of = match lane {
+                Lane::ToDevice => device::Lane::Up,
+                Lane::ToHost => device::Lane::Down,
+                Lane::Host | Lane::Device => device::Lane::Compute,
+            };
             let d = self.device()?;
-            let after = d.on.device.mark()?;
+            let after = d.on.device.mark(of)?;
             d.timed.push((step, before, after));
             if let Some(profile) = &mut self.profile {
-                profile.steps[step].lane = Lane::Device;
+                profile.steps[step].lane = lane;
             }
         }
         Ok(())
-    }
-
-    /// Notes a copy between the host and the device, if this run is profiled.
-    pub(super) fn note_on(
-        &mut self,
-        watch: Option<Watch>,
-        label: &str,
-        kernel: &str,
-        lane: Lane,
-        bytes: usize,
-    ) {
-        self.note(watch, label, kernel, 0, bytes as i64);
-        if let Some(step) = self.profile.as_mut().and_then(|p| p.steps.last_mut()) {
-            step.lane = lane;
-        }
     }
 }

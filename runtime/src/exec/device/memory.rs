@@ -5,6 +5,7 @@ use super::super::{Model, Ready, launch};
 use super::{OnDevice, Spaces};
 use crate::error::{Error, Result};
 use crate::plan::{Entry, Place};
+use crate::tuned::Preferred;
 use kiln_ir::Binding;
 
 /// A piece of device memory: where it is, and its bytes.
@@ -51,7 +52,14 @@ pub(in super::super) fn predict(
     let spaces = Spaces::of(e, is_state);
     let layout = Layout::of(e, binding, &|b| spaces.space(b).device)?;
     let mut ready = vec![];
-    launch::prepare(&e.steps, binding, program.gpu.get(code), &mut ready);
+    // Of whichever device: what may be taken is counted.
+    let gpu = program.gpu.get(code);
+    let preferred = Preferred::of(gpu.map_or(&[], |g| &g.tuned), |_| true);
+    let code = gpu.map(|gpu| launch::Code {
+        gpu,
+        preferred: &preferred,
+    });
+    launch::prepare(&e.steps, binding, code, &mut ready);
     let mut used = vec![false; program.globals.len()];
     for other in &program.entries {
         let s = Spaces::of(other, is_state);
@@ -137,7 +145,7 @@ impl OnDevice {
 
     /// The piece with room for so many bytes: it, or another one in its place, without
     /// its contents.
-    fn grown(&mut self, old: Piece, bytes: usize, what: &str) -> Result<Piece> {
+    pub(super) fn grown(&mut self, old: Piece, bytes: usize, what: &str) -> Result<Piece> {
         if old.at != 0 && old.room >= bytes {
             return Ok(old);
         }
@@ -197,7 +205,11 @@ impl OnDevice {
         let new = self.piece(bytes.max(old.room.saturating_mul(2)), "what a loop stacks")?;
         if old.at != 0 {
             if keep > 0 {
-                self.device.copy(old.at, new.at, keep)?;
+                let device = &mut *self.device;
+                let from = old.at..old.at + keep as u64;
+                self.order.before_compute(device, &[from])?;
+                device.copy(old.at, new.at, keep)?;
+                self.order.gave([]);
             }
             self.device.free(old.at)?;
         }

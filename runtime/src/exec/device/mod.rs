@@ -3,17 +3,20 @@
 //!
 //! A buffer is on the host, on the device or on both ([`space`]). Which of its two
 //! copies are current is known at every moment, and a copy is made exactly where one
-//! side reads what the other wrote. Launches and copies go into one queue; the host
-//! waits only where it reads.
+//! side reads what the other wrote. Kernels, copies up and copies down have a lane each and
+//! wait for each other where they meet ([`order`]); the host waits only where it reads.
 
 mod cross;
 mod graphs;
 mod launch;
 mod memory;
+mod order;
 mod space;
 #[cfg(all(test, feature = "sim"))]
 mod tests;
+pub mod tune;
 
+use super::launch::Code;
 use super::layout::Layout;
 use super::steps::Run;
 use super::{Model, Ready};
@@ -22,13 +25,16 @@ use crate::error::{Error, Result};
 use crate::gpu::STATUS_BYTES;
 use crate::memory::Block;
 use crate::plan::{Entry, GlobalData, Gpu, Place};
+use crate::tuned::Preferred;
 use graphs::Recorded;
 use kiln_ir::{Binding, Dim};
 pub use memory::DeviceMemory;
 use memory::Piece;
 pub(super) use memory::predict;
+use order::{Last, Order};
 pub(crate) use space::{Spaces, host_access};
 use std::sync::Arc;
+use tune::Tuner;
 
 /// Weights lie at multiples of this, as allocations do.
 const ALIGN: usize = 256;
@@ -61,6 +67,8 @@ pub(super) struct OnDevice {
     name: Name,
     /// Which of the plan's targets runs.
     pub(super) code: usize,
+    /// What was measured to be best on devices of this name.
+    preferred: Preferred,
     /// The passes of the forms of each of the plan's kernels.
     kernels: Vec<Vec<Vec<KernelId>>>,
     spaces: Vec<Arc<Spaces>>,
@@ -83,6 +91,9 @@ pub(super) struct OnDevice {
     epoch: u64,
     pub(super) graphs: bool,
     recorded: Vec<Recorded>,
+    order: Order,
+    /// What measures the forms of kernels, while that is asked for.
+    tuner: Option<Tuner>,
 }
 
 /// The plan's code for a device: the target that is named, or else the best that the
@@ -151,10 +162,13 @@ impl OnDevice {
         let code = choose(&program.gpu, &*device, target, &levels.join(", "))?;
         let is_state = |g: u32| program.globals[g as usize].state;
         let spaces = program.entries.iter();
+        let here = &device.facts().name;
+        let preferred = Preferred::of(&program.gpu[code].tuned, |d| d == here);
         let mut on = OnDevice {
             device,
             name,
             code,
+            preferred,
             kernels: vec![],
             spaces: spaces.map(|e| Arc::new(Spaces::of(e, is_state))).collect(),
             globals: vec![None; program.globals.len()],
@@ -169,6 +183,8 @@ impl OnDevice {
             epoch: 0,
             graphs: true,
             recorded: vec![],
+            order: Order::default(),
+            tuner: None,
         };
         on.load(model)?;
         on.own = (program.entries.iter())
@@ -183,6 +199,7 @@ impl OnDevice {
         let bytes = STATUS_BYTES * most.unwrap_or(0).max(1);
         on.status = on.piece(bytes, "status blocks")?;
         on.device.fill(on.status.at, bytes, 0)?;
+        on.order.gave([]);
         Ok(on)
     }
 
@@ -241,9 +258,28 @@ impl OnDevice {
                 (None, GlobalData::Section(s)) => model.artifact.section(*s),
                 (None, GlobalData::Splat(_)) => continue,
             };
-            self.device.upload(at, bytes)?;
+            self.upload(at, bytes, Last::Any)?;
             self.valid[i] = Valid::BOTH;
         }
+        Ok(())
+    }
+
+    /// Copies to the device, when who touched that memory last is done.
+    fn upload(&mut self, at: u64, bytes: &[u8], last: Last) -> Result<()> {
+        let device = &mut *self.device;
+        self.order.before_upload(device, last)?;
+        device.upload(at, bytes)?;
+        let to = at..at + bytes.len() as u64;
+        self.order.uploaded(device, to)
+    }
+
+    /// Copies to the host what a cell's last writer left, or whoever wrote last.
+    fn download(&mut self, at: u64, bytes: &mut [u8], cell: Option<usize>) -> Result<()> {
+        let device = &mut *self.device;
+        let from = at..at + bytes.len() as u64;
+        let number = self.order.before_download(device, &from, cell)?;
+        device.download(at, bytes)?;
+        self.order.downloaded(number);
         Ok(())
     }
 
@@ -254,8 +290,21 @@ impl OnDevice {
         format!("{target} on {} ({name})", self.name)
     }
 
+    /// The code that launches take.
+    pub(super) fn code_of<'a>(&'a self, model: &'a Model) -> Code<'a> {
+        Code {
+            gpu: &model.program().gpu[self.code],
+            preferred: &self.preferred,
+        }
+    }
+
     pub(super) fn spaces(&self, entry: usize) -> &Spaces {
         &self.spaces[entry]
+    }
+
+    #[cfg(all(test, feature = "sim"))]
+    pub(super) fn leave_out_wait(&mut self, number: usize) {
+        self.order.left_out = Some(number);
     }
 
     /// Bytes that are allocated on the device.
@@ -268,6 +317,7 @@ impl OnDevice {
     /// Brings a state value to the host, into its block.
     pub(super) fn fetch_state(&mut self, global: usize, block: &mut Block) -> Result<()> {
         if let (Some(at), false) = (self.globals[global], self.valid[global].host) {
+            self.order.settle(&mut *self.device)?;
             self.device.download(at, block.bytes_mut())?;
             self.valid[global].host = true;
         }
@@ -293,6 +343,8 @@ pub(super) struct DeviceRun<'a> {
     started: bool,
     /// Stacks that loops have in use.
     stacks: usize,
+    /// Which of the remembered bindings this run's is.
+    recorded_at: usize,
     /// Steps of the profile whose times are between two marks.
     timed: Vec<(usize, Mark, Mark)>,
     params: Vec<u8>,
@@ -309,6 +361,7 @@ impl<'a> DeviceRun<'a> {
         binding: &Binding,
     ) -> Result<DeviceRun<'a>> {
         let spaces = on.spaces[entry].clone();
+        on.order.begin(&mut *on.device, spaces.of.len())?;
         on.make_room(e, entry, layout, ready)
             .map_err(|err| memory::with_plan(err, &on.needs(e, &spaces, layout, ready)))?;
         // Nothing of an earlier run is read in this one.
@@ -328,6 +381,7 @@ impl<'a> DeviceRun<'a> {
         }
         if on.failed {
             on.device.fill(on.status.at, on.status.room, 0)?;
+            on.order.gave([]);
             on.failed = false;
         }
         let global = |g: &Option<u32>| g.map_or(Valid::default(), |g| on.valid[g as usize]);
@@ -340,10 +394,16 @@ impl<'a> DeviceRun<'a> {
             valid,
             started: false,
             stacks: 0,
+            recorded_at: 0,
             timed: vec![],
             params: vec![],
             windows: vec![],
         })
+    }
+
+    /// Finds what was recorded of earlier runs with this binding.
+    pub(super) fn recall(&mut self, key: &[i64]) {
+        self.recorded_at = self.on.recorded(self.entry, key);
     }
 
     /// The caller's memory holds this buffer.
@@ -367,9 +427,8 @@ impl<'a> DeviceRun<'a> {
 
 impl Run<'_> {
     /// The code that runs on the device, if one runs kernels.
-    pub(super) fn gpu(&self) -> Option<&'_ Gpu> {
-        let d = self.device.as_ref()?;
-        self.model.program().gpu.get(d.on.code)
+    pub(super) fn device_code(&self) -> Option<Code<'_>> {
+        Some(self.device.as_ref()?.on.code_of(self.model))
     }
 
     /// Ends a run: the kernels are checked, and the profile's steps on the device get

@@ -26,8 +26,8 @@ pub(crate) struct Spaces {
     pub(crate) of: Vec<Space>,
     /// The global that a cell is, if it is one.
     pub(crate) global: Vec<Option<u32>>,
-    /// Whether every step is work of the device: kernels, and copies there.
-    pub(crate) pure: bool,
+    /// Whether a cell may be copied to the host: it is there as well, or the caller gets it.
+    pub(crate) leaves: Vec<bool>,
 }
 
 /// What a step of the host itself reads and writes: kernels and copies are not among
@@ -66,8 +66,6 @@ struct Touched {
     device: Vec<u32>,
     /// From and to.
     copies: Vec<(u32, u32)>,
-    /// Steps that are neither kernels nor copies.
-    others: usize,
 }
 
 impl Touched {
@@ -76,7 +74,6 @@ impl Touched {
             let (reads, writes) = host_access(step);
             self.host.extend(reads);
             self.host.extend(writes);
-            self.others += !matches!(step, Step::Launch(_) | Step::Copy { .. }) as usize;
             match step {
                 Step::Launch(l) => self.device.extend(l.args.iter().map(|a| a.0)),
                 Step::Copy { from, to, .. } => self.copies.push((*from, *to)),
@@ -156,7 +153,11 @@ impl Spaces {
         for space in s.of.iter_mut().filter(|c| c.nowhere()) {
             space.host = true;
         }
-        s.pure = touched.others == 0 && copies.iter().all(|&(a, b)| s.both_on_device(a, b));
+        s.leaves = s.of.iter().map(|space| space.host).collect();
+        for p in &e.outputs {
+            let c = cell(&s, p.buffer);
+            s.leaves[c] = true;
+        }
         s
     }
 
@@ -180,10 +181,6 @@ impl Spaces {
                 return;
             }
         }
-    }
-
-    fn both_on_device(&self, a: usize, b: usize) -> bool {
-        self.of[a].device && self.of[b].device
     }
 
     /// Where a buffer is.
@@ -265,7 +262,7 @@ mod tests {
             names,
             ["both", "device", "device", "device", "device", "host"]
         );
-        assert!(s.pure && s.cell == [0, 1, 1, 2, 3, 4]);
+        assert_eq!(s.cell, [0, 1, 1, 2, 3, 4]);
     }
 
     #[test]
@@ -294,10 +291,9 @@ mod tests {
             to: 1,
             values: vec![],
         };
-        let (s, names) = spaces(places, vec![dims, Step::Loop(l)]);
+        let (_, names) = spaces(places, vec![dims, Step::Loop(l)]);
         let want = ["host", "host", "both", "host", "device", "device", "host"];
         assert_eq!(names, want);
-        assert!(!s.pure);
     }
 
     #[test]
@@ -312,6 +308,5 @@ mod tests {
         assert_eq!(s.cell, [0, 1, 0, 2]);
         assert_eq!(names, ["device", "device", "device", "both"]);
         assert_eq!(s.global, [Some(1), None, Some(0)]);
-        assert!(s.pure);
     }
 }

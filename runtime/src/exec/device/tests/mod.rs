@@ -2,12 +2,14 @@
 
 mod control;
 mod files;
+mod lanes;
 mod runs;
+mod tune;
 
 use crate::device::Name;
 use crate::plan::{
     Buffer, Entry, Global, GlobalData, Gpu, GpuKernel, Launch, PLAN_VERSION, Pass, Place, Port,
-    Program, Step, Tile, Variant,
+    Program, Step, Tile, Variant, Work,
 };
 use crate::{Artifact, ArtifactWriter, Model, Session, TensorRef};
 use kiln_ir::{DType, Dim};
@@ -37,6 +39,7 @@ fn kernels() -> Vec<Vec<GpuKernel>> {
             shared: 0,
         }],
         scratch: dim(scratch),
+        work: Work::default(),
     };
     let all = [
         of("(p0 + 63) / 64", 64, "0"),
@@ -61,6 +64,7 @@ fn program(entries: Vec<Entry>) -> Program {
             target: "sm_80".into(),
             section: 1,
             kernels: kernels(),
+            tuned: vec![],
         }],
         entries,
         ..Program::default()

@@ -84,7 +84,7 @@ def main():
         for name, model, options, feeds, bound in cases(folder):
             wants = []
             # Kernels of f32 are the same for all targets.
-            for target in TARGETS if any(t in name for t in ("bf16", "int8", "classify")) else TARGETS[:1]:
+            for target in TARGETS if any(t in name for t in ("bf16", "tf32", "int8", "classify")) else TARGETS[:1]:
                 artifact = folder / f"model.{target}.kiln"
                 compiled = subprocess.run([KILN, "compile", str(model), "--target", target, *options, "-o", str(artifact)],
                                           capture_output=True, text=True)

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::memory::ALIGN;
 use crate::plan::{self, GlobalData, Program, Tuned, Versioned};
 use crate::strings::Constants;
+use crate::tuned;
 use kiln_ir::DType;
 use memmap2::{Mmap, MmapMut};
 use serde_json::Value;
@@ -222,18 +223,16 @@ impl Artifact {
     /// targets. K0703 if they refer to what is not there, K0707 if it cannot be written; a
     /// file of that name stays as it was until the new one is whole.
     pub fn retuned(&self, gpu: usize, rows: &[Tuned], out: &Path) -> Result<u64> {
-        let mut program = (*self.program).clone();
-        if let Some(g) = program.gpu.get_mut(gpu) {
-            g.tuned = rows.to_vec();
-        }
-        let lengths: Vec<usize> = self.rows.iter().map(|r| r.1).collect();
-        program.validate(&lengths)?;
+        let wrong = |what: String| Error::input("K0703", format!("what was measured: {what}"));
+        let code = self.program.gpu.get(gpu);
+        let code = code.ok_or_else(|| wrong(format!("there is no GPU target {gpu}")))?;
+        tuned::validate(rows, &code.kernels).map_err(wrong)?;
         let mut writer = ArtifactWriter::create(out)?;
         for section in 1..self.rows.len() as u32 {
             writer.section(self.section(section))?;
         }
         // The text of the plan is changed, not written from the plan: so the runtime alone
-        // need not be able to write one (it is 0.1 MB smaller).
+        // need not be able to write one.
         let failed = |e| Error::run("K0707", format!("the plan does not serialize: {e}"));
         let mut plan: Value = serde_json::from_slice(self.section(0)).map_err(failed)?;
         plan["gpu"][gpu]["tuned"] = serde_json::to_value(rows).map_err(failed)?;

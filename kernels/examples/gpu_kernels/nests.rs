@@ -239,6 +239,56 @@ fn sum(dtype: DType, [m, k]: [i64; 2], columns: bool) -> Case {
     case(what, dtype, &shape, nest, buffers)
 }
 
+/// A softmax that keeps no temporaries, as the compiler writes it: few rows go in parts.
+fn plain_softmax(dtype: DType, [m, k]: [i64; 2]) -> Case {
+    let mut e = Exprs::new();
+    let index = Index::strided([c(k), c(1)]);
+    let x = e.load(0, dtype, index.clone()).unwrap();
+    let x = e.cast(F, x).unwrap();
+    let top = e.acc(0, F).unwrap();
+    let less = e.binary(BinaryFn::Sub, x, top).unwrap();
+    let exp = e.unary(UnaryFn::Exp, less).unwrap();
+    let total = e.acc(1, F).unwrap();
+    let y = e.binary(BinaryFn::Div, exp, total).unwrap();
+    let y = e.cast(dtype, y).unwrap();
+    let stages = vec![
+        Stage::new(&[1], vec![Effect::reduce(0, Reducer::Max, x)]),
+        Stage::new(&[1], vec![Effect::reduce(1, Reducer::Sum, exp)]),
+        Stage::new(&[1], vec![Effect::store(1, index, y)]),
+    ];
+    let buffers = ["x", "out"].map(|role| Buffer::dense(role, dtype, &[m, k]));
+    let mut nest = over_rows(e, &buffers, [m, k], stages);
+    nest.temps.clear();
+    case("softmax", dtype, &[m, k], nest, buffers.to_vec())
+}
+
+/// Where the largest element of each row is.
+fn arg_max(dtype: DType, [m, k]: [i64; 2]) -> Case {
+    let mut e = Exprs::new();
+    let value = e.load(0, dtype, Index::strided([c(k), c(1)])).unwrap();
+    let position = e.axis(1);
+    let at = e.acc(1, DType::I64).unwrap();
+    let find = Effect::ArgReduce {
+        best: 0,
+        at: 1,
+        largest: true,
+        last: false,
+        value,
+        position,
+    };
+    let buffers = vec![
+        Buffer::dense("x", dtype, &[m, k]),
+        Buffer::dense("out", DType::I64, &[m]),
+    ];
+    let stages = vec![
+        Stage::new(&[1], vec![find]),
+        Stage::new(&[], vec![Effect::store(1, Index::strided([c(1)]), at)]),
+    ];
+    let mut nest = over_rows(e, &buffers, [m, k], stages);
+    nest.temps.clear();
+    case("arg_max", dtype, &[m, k], nest, buffers)
+}
+
 /// Nests to check, then those to time.
 pub fn cases() -> Vec<Case> {
     use DType::{BF16, F16, F32, I8};
@@ -258,6 +308,10 @@ pub fn cases() -> Vec<Case> {
             transpose(dtype, [37, 45]),
             sum(dtype, [5, 300], false),
             sum(dtype, [70, 33], true),
+            sum(dtype, [3, 70001], false),
+            sum(dtype, [70, 1500], true),
+            plain_softmax(dtype, [2, 66000]),
+            arg_max(dtype, [3, 70001]),
         ]);
     }
     cases.extend([
@@ -273,6 +327,9 @@ pub fn cases() -> Vec<Case> {
             cases.push(softmax(dtype, shape).timed(0));
             cases.push(layer_norm(dtype, shape).timed(0));
         }
+        cases.push(sum(dtype, [1, 10_000_000], false).timed(0));
+        cases.push(sum(dtype, [4096, 32768], true).timed(0));
+        cases.push(plain_softmax(dtype, [1, 250_000]).timed(0));
         cases.push(add(dtype, large).timed(0));
         cases.push(gelu(dtype, large).timed(0));
     }

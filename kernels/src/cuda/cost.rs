@@ -79,19 +79,38 @@ fn rate(spec: &KernelSpec, unit: Unit, target: &GpuTarget) -> f64 {
     }
 }
 
-/// Predicts a launch with these parameters. An error where a size has no value.
+/// Predicts a launch with these parameters: all passes of its form, one after the other.
+/// Blocks, waves and rate are the first one's. An error where a size has no value.
 pub fn predict(
     spec: &KernelSpec,
     kernel: &GpuKernel,
     params: &[i64],
     target: &GpuTarget,
 ) -> Result<Prediction, DimError> {
+    let dims: Vec<Dim> = params.iter().map(|&p| Dim::from(p)).collect();
+    let mut all = pass(spec, kernel, spec.cost(&dims), params, target)?;
+    for next in &kernel.then {
+        let p = pass(spec, next, (Dim::ZERO, Dim::ZERO), params, target)?;
+        all.seconds += p.seconds;
+        all.flops += p.flops;
+        all.bytes += p.bytes;
+    }
+    Ok(all)
+}
+
+/// Predicts one pass, of this much arithmetic and so many bytes if it does not say itself.
+fn pass(
+    spec: &KernelSpec,
+    kernel: &GpuKernel,
+    work: (Dim, Dim),
+    params: &[i64],
+    target: &GpuTarget,
+) -> Result<Prediction, DimError> {
     let names = (0..).map(|i| format!("p{i}").into());
     let binding: Binding = names.zip(params.iter().copied()).collect();
-    let dims: Vec<Dim> = params.iter().map(|&p| Dim::from(p)).collect();
-    let (flops, bytes) = spec.cost(&dims);
     let value = |d: &Dim| d.eval(&binding).map(|n| n as f64);
-    let (flops, bytes) = (value(&flops)?, value(&bytes)?);
+    let (flops, bytes) = kernel.work.as_ref().unwrap_or(&work);
+    let (flops, bytes) = (value(flops)?, value(bytes)?);
     let mut blocks = value(&kernel.grid[0])? * value(&kernel.grid[1])? * value(&kernel.grid[2])?;
     if let Some(parts) = &kernel.parts {
         blocks = value(parts)? * f64::from(kernel.cluster.iter().product::<u32>());

@@ -21,6 +21,7 @@ mod halves;
 mod matmul;
 mod nest;
 mod panels;
+mod parts;
 mod skinny;
 mod skinny_lanes;
 mod skinny_words;
@@ -36,7 +37,7 @@ use crate::nest::SpecError;
 use crate::{KernelSpec, Size};
 use kiln_codegen::ptx::{self, Kernel};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
-use kiln_ir::{Binding, DType, Dim};
+use kiln_ir::{Binding, DType, Dim, Tri};
 
 /// Bytes of a status block. Behind its first four there are zeros, which loads that are
 /// not wanted read instead of memory that may not be there.
@@ -75,6 +76,9 @@ pub struct GpuKernel {
     pub shared: u32,
     /// Bytes of global scratch that the launch needs, of any contents.
     pub scratch: Dim,
+    /// Arithmetic operations and bytes of this launch, where the launches of a form share
+    /// the problem's otherwise than that the first one has it all.
+    pub work: Option<(Dim, Dim)>,
     /// What is launched after it, with the same parameters.
     pub then: Vec<GpuKernel>,
 }
@@ -119,7 +123,7 @@ pub fn emit(
 ) -> Result<Vec<GpuKernel>, SpecError> {
     spec.check()?;
     match spec {
-        KernelSpec::Nest(nest) => Ok(vec![nest::emit(nest, entry, target)?]),
+        KernelSpec::Nest(nest) => Ok(nest::emit(nest, entry, target)),
         KernelSpec::MatMul(product) => Ok(matmul::emit(product, entry, target)),
         KernelSpec::Attention(attention) => attention::emit(attention, entry, target),
         KernelSpec::Conv(conv) => Ok(vec![conv::emit(conv, entry, target)?]),
@@ -184,6 +188,16 @@ fn dim(size: Size) -> Dim {
         Size::Const(c) => c.into(),
         Size::Param(i) => Dim::sym(format!("p{i}")),
     }
+}
+
+/// Asks that left ≤ right; none where that can never be, and nothing where it always is.
+fn ask(when: &mut Vec<(Dim, Dim)>, left: &Dim, right: &Dim) -> Option<()> {
+    match left.le(right) {
+        Tri::Yes => {}
+        Tri::No => return None,
+        Tri::Unknown => when.push((left.clone(), right.clone())),
+    }
+    Some(())
 }
 
 /// The name of a form of a kernel.

@@ -8,12 +8,13 @@
 //!   where that keeps them apart.
 
 use super::group::{Group, WARP};
+use super::parts::{self, Cut};
 use super::vectors;
 use super::{GpuKernel, Ports, THREADS, dim, entry};
 use crate::Size;
 use crate::emit_nest::NestEmitter;
 use crate::lower::ExprCx;
-use crate::nest::{Effect, LoopNest, SpecError, temp_element_bytes};
+use crate::nest::{Effect, LoopNest, temp_element_bytes};
 use crate::schedule::Schedule;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
@@ -36,11 +37,20 @@ enum Deal {
     Serial { across: bool },
 }
 
-pub(super) fn emit(
-    nest: &LoopNest,
-    name: &str,
-    target: &GpuTarget,
-) -> Result<GpuKernel, SpecError> {
+/// The forms of a nest, the general one last.
+pub(super) fn emit(nest: &LoopNest, name: &str, target: &GpuTarget) -> Vec<GpuKernel> {
+    let mut forms = vec![];
+    forms.extend(parts::emit(nest, Cut::Rows, name, target));
+    // Where threads have neighbouring columns; a row's points are dealt out to a block.
+    if matches!(deal(nest), Deal::Thread { .. }) {
+        forms.extend(parts::emit(nest, Cut::Columns, name, target));
+    }
+    forms.push(general(nest, name, target));
+    forms
+}
+
+/// The form that serves every launch.
+fn general(nest: &LoopNest, name: &str, target: &GpuTarget) -> GpuKernel {
     let deal = deal(nest);
     let outer = &nest.axes[..nest.outer as usize];
     let points = |axes: &[Size]| axes.iter().fold(Dim::ONE, |n, &s| n * dim(s));
@@ -59,7 +69,7 @@ pub(super) fn emit(
         }
     };
     let (body, _) = entry(name, target, THREADS, |e| write(e, nest, deal));
-    Ok(GpuKernel {
+    GpuKernel {
         entry: name.to_string(),
         body,
         scratch: scratch(nest, deal, &blocks),
@@ -67,7 +77,7 @@ pub(super) fn emit(
         block: [THREADS, 1, 1],
         cluster: [1; 3],
         ..GpuKernel::default()
-    })
+    }
 }
 
 fn deal(nest: &LoopNest) -> Deal {

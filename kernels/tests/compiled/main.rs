@@ -9,5 +9,6 @@ mod gpu;
 mod math;
 mod matmul;
 mod nest;
+mod parts;
 mod random;
 mod support;

@@ -41,6 +41,8 @@ def draw(buffer, mask, rng):
         return stored(dtype, seen)
     if dtype in FLOATS:
         return stored(dtype, rng.uniform(-2, 2, shape))
+    if buffer["role"] == "ids":  # Of 40 rows, counted from either end.
+        return stored(dtype, rng.integers(-40, 40, shape))
     low, high = {"i8": (-128, 128), "u8": (0, 256), "bool": (0, 2)}.get(dtype, (-1000, 1000))
     return stored(dtype, rng.integers(low, high, shape))
 
@@ -183,9 +185,16 @@ def add(_, v, out):
     return (x + 128) % 256 - 128 if out["dtype"] == "i8" else x
 
 
+def scatter_rows(_, v, out):
+    y = strided(out, poison(out)).astype(np.int64)
+    np.add.at(y, v["ids"].astype(np.int64), v["x"].astype(np.int64))
+    return y
+
+
 REFERENCES = {
     "matmul": matmul, "attention": attention, "conv": conv, "softmax": softmax, "layer_norm": layer_norm,
     "rms_norm": rms_norm, "add": add,
+    "scatter_rows": scatter_rows,
     "gelu": lambda op, v, out: gelu(v["x"]),
     "copy": lambda op, v, out: v["x"],
     "transpose": lambda op, v, out: v["x"],

@@ -3,7 +3,7 @@
 use crate::case::{Buffer, Case, dense_strides};
 use kiln_ir::{BinaryFn, DType, UnaryFn};
 use kiln_kernels::{
-    Effect, ExprId, Exprs, Index, KernelSpec, LoopNest, Reducer, Size, Stage, Temp,
+    Effect, ExprId, Exprs, Gathered, Index, KernelSpec, LoopNest, Reducer, Size, Stage, Temp,
 };
 use serde_json::json;
 
@@ -289,6 +289,47 @@ fn arg_max(dtype: DType, [m, k]: [i64; 2]) -> Case {
     case("arg_max", dtype, &[m, k], nest, buffers)
 }
 
+/// Rows added to those of a table that indices name, in order; integers, as the table is
+/// what a result holds before.
+fn scatter_rows([count, rows, width]: [i64; 3]) -> Case {
+    let mut e = Exprs::new();
+    let id = e.load(0, DType::I32, Index::strided([c(1)])).unwrap();
+    let row = Index::strided([c(width), c(1)]);
+    let value = e.load(1, DType::I32, row).unwrap();
+    let gathered = Gathered {
+        index: id,
+        stride: c(width),
+        extent: c(rows),
+    };
+    let add = Effect::Store {
+        arg: 2,
+        index: Index {
+            gathers: vec![gathered],
+            ..Index::strided([c(0), c(1)])
+        },
+        value,
+        update: Some(Reducer::Sum),
+        when: None,
+    };
+    let buffers = vec![
+        Buffer::dense("ids", DType::I32, &[count]),
+        Buffer::dense("x", DType::I32, &[count, width]),
+        Buffer::dense("out", DType::I32, &[rows, width]),
+    ];
+    let nest = LoopNest {
+        outer: 2,
+        temps: vec![],
+        ..over_rows(
+            e,
+            &buffers,
+            [count, width],
+            vec![Stage::new(&[], vec![add])],
+        )
+    };
+    let shape = [count, rows, width];
+    case("scatter_rows", DType::I32, &shape, nest, buffers)
+}
+
 /// Nests to check, then those to time.
 pub fn cases() -> Vec<Case> {
     use DType::{BF16, F16, F32, I8};
@@ -320,6 +361,8 @@ pub fn cases() -> Vec<Case> {
         transpose(I8, [37, 45]),
         sum(I8, [5, 300], false),
         quantize(1003),
+        scatter_rows([300, 40, 70]),
+        scatter_rows([5000, 40, 1]),
     ]);
     let large = 1 << 26;
     for dtype in [F32, BF16] {

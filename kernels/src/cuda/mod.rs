@@ -5,6 +5,7 @@
 //! of which a kernel that fails sets the first four to its status); the address of global
 //! scratch; the launch's integer parameters as i64; and the tensor maps of its tiles.
 
+mod apart;
 mod attention;
 mod attention_groups;
 mod attention_halves;

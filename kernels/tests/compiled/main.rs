@@ -11,4 +11,5 @@ mod matmul;
 mod nest;
 mod parts;
 mod random;
+mod scatter;
 mod support;

@@ -161,6 +161,7 @@ def peers_of_nest(kernel, rounds, compiled):
         "gelu": (F.gelu, lambda i: [rounds[i]["x"]]),
         "copy": (torch.clone, lambda i: [rounds[i]["x"]]),
         "sum_rows": (lambda x: torch.sum(x, 1, dtype=torch.float32), lambda i: [rounds[i]["x"]]),
+        "cumulate": (lambda x: torch.cumsum(x, 1, dtype=torch.float32), lambda i: [rounds[i]["x"]]),
         "sum_columns": (lambda x: torch.sum(x, 0, dtype=torch.float32), lambda i: [rounds[i]["x"]]),
     }
     function, args = given[op["kind"]]
@@ -196,7 +197,8 @@ def want(kernel, r, rows):
     if kind == "layer_norm":
         return F.layer_norm(x, x.shape[-1:], v["gamma"], v["beta"], op["epsilon"]), pick
     whole = {"softmax": lambda: torch.softmax(x, -1), "add": lambda: x + v["y"][rows], "gelu": lambda: F.gelu(x),
-             "copy": lambda: x, "sum_rows": lambda: x.sum(1)}
+             "copy": lambda: x, "sum_rows": lambda: x.sum(1),
+             "cumulate": lambda: x.cumsum(1)}
     return whole[kind](), pick
 
 

@@ -330,6 +330,30 @@ fn scatter_rows([count, rows, width]: [i64; 3]) -> Case {
     case("scatter_rows", DType::I32, &shape, nest, buffers)
 }
 
+/// Sums of each element and those before it in its row.
+fn cumulate(dtype: DType, [m, k]: [i64; 2]) -> Case {
+    let mut e = Exprs::new();
+    let index = Index::strided([c(k), c(1)]);
+    let x = e.load(0, dtype, index.clone()).unwrap();
+    let x = e.cast(F, x).unwrap();
+    let sum = e.acc(0, F).unwrap();
+    let scan = Effect::Scan {
+        acc: 0,
+        by: Reducer::Sum,
+        value: x,
+        exclusive: false,
+    };
+    let buffers = vec![
+        Buffer::dense("x", dtype, &[m, k]),
+        Buffer::dense("out", F, &[m, k]),
+    ];
+    let store = Effect::store(1, index, sum);
+    let stages = vec![Stage::new(&[1], vec![scan, store])];
+    let mut nest = over_rows(e, &buffers, [m, k], stages);
+    nest.temps.clear();
+    case("cumulate", dtype, &[m, k], nest, buffers)
+}
+
 /// Nests to check, then those to time.
 pub fn cases() -> Vec<Case> {
     use DType::{BF16, F16, F32, I8};
@@ -353,6 +377,8 @@ pub fn cases() -> Vec<Case> {
             sum(dtype, [70, 1500], true),
             plain_softmax(dtype, [2, 66000]),
             arg_max(dtype, [3, 70001]),
+            cumulate(dtype, [3, 2047]),
+            cumulate(dtype, [2, 66000]),
         ]);
     }
     cases.extend([
@@ -373,6 +399,7 @@ pub fn cases() -> Vec<Case> {
         cases.push(sum(dtype, [1, 10_000_000], false).timed(0));
         cases.push(sum(dtype, [4096, 32768], true).timed(0));
         cases.push(plain_softmax(dtype, [1, 250_000]).timed(0));
+        cases.push(cumulate(dtype, [1, 10_000_000]).timed(0));
         cases.push(add(dtype, large).timed(0));
         cases.push(gelu(dtype, large).timed(0));
     }

@@ -23,6 +23,7 @@ mod matmul;
 mod nest;
 mod panels;
 mod parts;
+mod scan;
 mod skinny;
 mod skinny_lanes;
 mod skinny_words;

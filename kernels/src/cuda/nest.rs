@@ -5,11 +5,13 @@
 //! - Another: a thread for each work unit; without inner axes, for a few neighbouring
 //!   ones that it reads and writes 16 bytes at a time ([`super::vectors`]).
 //! - Few rows or columns of many points: parts of them ([`super::parts`]).
+//! - Running reductions along long rows: blocks of threads ([`super::scan`]).
 //! - Stores that may meet: a thread for what cannot ([`super::apart`]), else one for all.
 
 use super::apart;
 use super::group::{Group, WARP};
 use super::parts::{self, Cut};
+use super::scan;
 use super::vectors;
 use super::{GpuKernel, Ports, THREADS, dim, entry};
 use crate::Size;
@@ -54,6 +56,7 @@ pub(super) fn emit(nest: &LoopNest, name: &str, target: &GpuTarget) -> Vec<GpuKe
     if matches!(deal(nest), Deal::Thread { .. }) {
         forms.extend(parts::emit(nest, Cut::Columns, name, target));
     }
+    forms.extend(scan::emit(nest, name, target));
     forms.push(general(nest, name, target));
     forms
 }

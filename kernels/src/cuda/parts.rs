@@ -45,7 +45,7 @@ impl Cut {
     /// of 4 bytes), a fifth of what its multiprocessor could: up to about as many rows as
     /// there are multiprocessors, parts are read faster. A column is a thread's, which needs
     /// about 1,000 others beside it on each of 100 multiprocessors.
-    fn most_units(self) -> i64 {
+    pub(super) fn most_units(self) -> i64 {
         match self {
             Cut::Rows => 128,
             Cut::Columns => 32 << 10,
@@ -54,7 +54,7 @@ impl Cut {
 
     /// Points that it asks for. A block alone reads 256 KB in about as long as two launches
     /// take (37 GB/s, a 54th of an A100's bandwidth); a thread 1,000 numbers likewise.
-    fn least_points(self) -> i64 {
+    pub(super) fn least_points(self) -> i64 {
         match self {
             Cut::Rows => 64 << 10,
             Cut::Columns => 1 << 10,
@@ -92,7 +92,7 @@ impl Cut {
     }
 
     /// Points of a part, of so many in all.
-    fn part(self, points: &Dim) -> Dim {
+    pub(super) fn part(self, points: &Dim) -> Dim {
         let each = points.ceil_div(&self.most_parts().into());
         let grains = each.ceil_div(&self.grain().into());
         grains.maximum(&2.into()) * self.grain().into()
@@ -123,9 +123,9 @@ fn up(e: &mut Emitter, x: Val, by: Val) -> Val {
 }
 
 /// The stages of one launch, and the accumulators of earlier ones that they read.
-struct Step<'a> {
-    stages: Vec<&'a Stage>,
-    reads: Vec<Effect>,
+pub(super) struct Step<'a> {
+    pub stages: Vec<&'a Stage>,
+    pub reads: Vec<Effect>,
 }
 
 impl Step<'_> {
@@ -136,11 +136,11 @@ impl Step<'_> {
 }
 
 /// The accumulators that an effect fills.
-fn fills(effect: &Effect) -> Vec<u16> {
+pub(super) fn fills(effect: &Effect) -> Vec<u16> {
     match effect {
-        Effect::Reduce { acc, .. } => vec![*acc],
+        Effect::Reduce { acc, .. } | Effect::Scan { acc, .. } => vec![*acc],
         Effect::ArgReduce { best, at, .. } => vec![*best, *at],
-        Effect::Scan { .. } | Effect::Store { .. } | Effect::Keep { .. } => vec![],
+        Effect::Store { .. } | Effect::Keep { .. } => vec![],
     }
 }
 
@@ -251,17 +251,17 @@ fn work(nest: &LoopNest, step: &Step) -> (Dim, Dim) {
 }
 
 /// Where a thread is.
-struct Place {
+pub(super) struct Place {
     cut: Cut,
-    thread: Val,
+    pub thread: Val,
     /// The result's number, and how many there are.
-    unit: Val,
+    pub unit: Val,
     units: Val,
     /// The part's number, and how many there are.
-    part: Val,
+    pub part: Val,
     parts: Val,
     /// The points of the part, from and to.
-    points: (Val, Val),
+    pub points: (Val, Val),
     scratch: Val,
 }
 
@@ -284,7 +284,7 @@ impl Place {
     }
 }
 
-fn write(e: &mut Emitter, nest: &LoopNest, cut: Cut, step: &Step) {
+pub(super) fn write(e: &mut Emitter, nest: &LoopNest, cut: Cut, step: &Step) {
     let ports = Ports::declare(e, nest.args.len(), nest.params);
     let mut cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
     cx.axes = vec![None; nest.axes.len()];
@@ -309,7 +309,7 @@ fn write(e: &mut Emitter, nest: &LoopNest, cut: Cut, step: &Step) {
     // Of a row's block all threads are there.
     e.kernel_mut().exit_if(none);
     n.group = Some(group(e, nest, &p, step));
-    join(e, &mut n, &p, &step.reads);
+    join(e, &mut n, &p, &step.reads, p.parts);
     for stage in &step.stages {
         n.cx.push();
         match stage.axes.is_empty() {
@@ -322,7 +322,7 @@ fn write(e: &mut Emitter, nest: &LoopNest, cut: Cut, step: &Step) {
     }
 }
 
-fn place(e: &mut Emitter, n: &NestEmitter, cut: Cut, scratch: Val) -> Place {
+pub(super) fn place(e: &mut Emitter, n: &NestEmitter, cut: Cut, scratch: Val) -> Place {
     let k = e.kernel_mut();
     let (thread, x, part) = (k.thread(), k.block(0), k.block(1));
     let (thread, x, part) = (long(e, thread), long(e, x), long(e, part));
@@ -357,7 +357,7 @@ fn place(e: &mut Emitter, n: &NestEmitter, cut: Cut, scratch: Val) -> Place {
 
 /// The threads of a row's block; of columns, each thread by itself. What belongs to no
 /// point, the first part's first thread stores.
-fn group(e: &mut Emitter, nest: &LoopNest, p: &Place, step: &Step) -> Group {
+pub(super) fn group(e: &mut Emitter, nest: &LoopNest, p: &Place, step: &Step) -> Group {
     let zero = e.i64(0);
     let mut leads = e.cmp(Cmp::Eq, p.part, zero, false);
     let (mut warps, mut told) = ((1, zero), None);
@@ -416,8 +416,9 @@ fn types(nest: &LoopNest, effect: &Effect) -> Vec<Ty> {
     }
 }
 
-/// Joins what the launches before found: every thread that asks has the whole.
-fn join(e: &mut Emitter, n: &mut NestEmitter, p: &Place, reads: &[Effect]) {
+/// Joins what the launches before found in the first so many parts: every thread that asks
+/// has the whole.
+pub(super) fn join(e: &mut Emitter, n: &mut NestEmitter, p: &Place, reads: &[Effect], parts: Val) {
     for effect in reads {
         let stage = Stage::new(&[n.nest.outer], vec![effect.clone()]);
         let accs = Accs::of(&stage);
@@ -427,7 +428,7 @@ fn join(e: &mut Emitter, n: &mut NestEmitter, p: &Place, reads: &[Effect]) {
                 .map(|i| {
                     let skip = e.i64(i * step);
                     let part = e.add(first, skip);
-                    let exists = e.cmp(Cmp::Lt, part, p.parts, false);
+                    let exists = e.cmp(Cmp::Lt, part, parts, false);
                     let values = (accs.numbers.iter().zip(types(n.nest, effect)))
                         .map(|(&acc, ty)| {
                             let from = p.at(e, acc, n.nest, part);
@@ -451,7 +452,7 @@ fn join(e: &mut Emitter, n: &mut NestEmitter, p: &Place, reads: &[Effect]) {
             }
             Cut::Columns => {
                 let (zero, step) = (e.i64(0), e.i64(JOINED));
-                e.for_loop(zero, p.parts, step, &start, |e, part, old| {
+                e.for_loop(zero, parts, step, &start, |e, part, old| {
                     few(e, old, part, 1, JOINED)
                 })
             }

@@ -11,5 +11,6 @@ mod matmul;
 mod nest;
 mod parts;
 mod random;
+mod scan;
 mod scatter;
 mod support;

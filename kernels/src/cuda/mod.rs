@@ -27,6 +27,7 @@ mod scan;
 mod skinny;
 mod skinny_lanes;
 mod skinny_words;
+mod sort;
 mod tail;
 mod thin;
 mod tiles;
@@ -34,6 +35,7 @@ mod vectors;
 mod words;
 
 pub(crate) use group::Group;
+pub use sort::{SortSpec, emit_sort};
 
 use crate::nest::SpecError;
 use crate::{KernelSpec, Size};

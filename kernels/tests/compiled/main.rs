@@ -13,4 +13,5 @@ mod parts;
 mod random;
 mod scan;
 mod scatter;
+mod sort;
 mod support;

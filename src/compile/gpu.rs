@@ -78,6 +78,8 @@ pub fn compile(lowered: &Lowered, target: &GpuTarget) -> Result<GpuCode, Vec<Gpu
     if !errors.is_empty() {
         return Err(errors);
     }
+    let selections = lowered.selections.iter();
+    emitted.extend(selections.map(|(symbol, spec)| cuda::emit_sort(spec, symbol, target)));
     let text = cuda::module(emitted.iter().flatten(), target);
     let planned = |forms: Vec<cuda::GpuKernel>| forms.into_iter().map(planned).collect();
     Ok(GpuCode {
@@ -124,7 +126,9 @@ fn labels(lowered: &Lowered, kernel: u32) -> Vec<String> {
 fn walk(steps: &[Step], kernel: u32, seen: &mut BTreeSet<String>) {
     for step in steps {
         match step {
-            Step::Launch(l) if l.variants.iter().any(|v| v.kernel == kernel) => {
+            Step::Launch(l) | Step::TopK { launch: l, .. }
+                if l.variants.iter().any(|v| v.kernel == kernel) =>
+            {
                 seen.insert(l.label.clone());
             }
             Step::If {

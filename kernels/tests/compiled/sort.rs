@@ -76,7 +76,7 @@ fn check(rng: &mut Rng, types: &[DType], shapes: &[[usize; 4]], forms: usize) {
         let gpu = Gpu::selections(target, &specs);
         for (name, spec) in &specs {
             for shape in shapes {
-                let [outer, n, inner, k] = *shape;
+                let [outer, n, inner, _] = *shape;
                 let from = data(rng, spec.dtype, outer * n * inner);
                 let want = taken(spec, &from, *shape);
                 let room = |b: &Vec<u8>| vec![0xa5; b.len()];

@@ -191,10 +191,16 @@ def scatter_rows(_, v, out):
     return y
 
 
+def select(op, v, _):
+    """Indices of the best along axis 1, the lower one first among equals."""
+    x = -v["x"] if op["largest"] else v["x"]
+    return np.argsort(x, axis=1, kind="stable")[:, :op["k"]]
+
+
 REFERENCES = {
     "matmul": matmul, "attention": attention, "conv": conv, "softmax": softmax, "layer_norm": layer_norm,
     "rms_norm": rms_norm, "add": add,
-    "scatter_rows": scatter_rows,
+    "scatter_rows": scatter_rows, "select": select,
     "gelu": lambda op, v, out: gelu(v["x"]),
     "copy": lambda op, v, out: v["x"],
     "transpose": lambda op, v, out: v["x"],

@@ -2,6 +2,7 @@
 
 use crate::case::{Buffer, Case, dense_strides};
 use kiln_ir::{BinaryFn, DType, UnaryFn};
+use kiln_kernels::cuda::SortSpec;
 use kiln_kernels::{
     Effect, ExprId, Exprs, Gathered, Index, KernelSpec, LoopNest, Reducer, Size, Stage, Temp,
 };
@@ -354,6 +355,21 @@ fn cumulate(dtype: DType, [m, k]: [i64; 2]) -> Case {
     case("cumulate", dtype, &[m, k], nest, buffers)
 }
 
+/// The places of the `k` best of `[outer, n, inner]` along `n`: a block for each lane, or
+/// several launches.
+fn select(dtype: DType, [outer, n, inner, k]: [i64; 4], largest: bool) -> Case {
+    let buffers = vec![
+        Buffer::dense("x", dtype, &[outer, n, inner]),
+        Buffer::dense("taken", dtype, &[outer, k, inner]),
+        Buffer::dense("out", DType::I64, &[outer, k, inner]),
+    ];
+    let name = format!("select_{dtype}_{outer}x{n}x{inner}_{k}");
+    let op = json!({"kind": "select", "k": k, "largest": largest});
+    let params = vec![outer, n, inner, k];
+    let spec = SortSpec { dtype, largest };
+    Case::new((name, "selection"), op, spec, buffers, params)
+}
+
 /// Nests to check, then those to time.
 pub fn cases() -> Vec<Case> {
     use DType::{BF16, F16, F32, I8};
@@ -379,6 +395,8 @@ pub fn cases() -> Vec<Case> {
             arg_max(dtype, [3, 70001]),
             cumulate(dtype, [3, 2047]),
             cumulate(dtype, [2, 66000]),
+            select(dtype, [3, 1000, 2, 9], true),
+            select(dtype, [2, 5000, 1, 300], false),
         ]);
     }
     cases.extend([
@@ -387,6 +405,8 @@ pub fn cases() -> Vec<Case> {
         transpose(I8, [37, 45]),
         sum(I8, [5, 300], false),
         quantize(1003),
+        select(I8, [2, 2048, 3, 2048], true),
+        select(I8, [1, 9000, 2, 500], false),
         scatter_rows([300, 40, 70]),
         scatter_rows([5000, 40, 1]),
     ]);

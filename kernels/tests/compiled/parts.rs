@@ -26,13 +26,16 @@ fn check_parts(cases: Vec<Case>, form: &str) {
     check(cases);
 }
 
+/// What a stage does with an element, and the results with their types.
+type Reduced = (Vec<Effect>, Vec<(DType, ExprId)>);
+
 /// A reduction of `[m, k]` to `[m]` where elements lie by these strides.
 fn reduced(
     (name, t): (String, DType),
     sizes: [Size; 2],
     strides: [Size; 2],
     (data, params): (Vec<u8>, Vec<i64>),
-    effects: fn(&mut Exprs, ExprId) -> (Vec<Effect>, Vec<(DType, ExprId)>),
+    effects: fn(&mut Exprs, ExprId) -> Reduced,
 ) -> Case {
     let m = sizes[0].eval(&params);
     let mut e = Exprs::new();
@@ -62,7 +65,7 @@ fn reduced(
 }
 
 /// Sum and largest value, computed and kept in the elements' own type.
-fn sum_and_max(e: &mut Exprs, x: ExprId) -> (Vec<Effect>, Vec<(DType, ExprId)>) {
+fn sum_and_max(e: &mut Exprs, x: ExprId) -> Reduced {
     let t = e.dtype(x);
     let wide = if t.is_float() && t != DType::F64 {
         F
@@ -79,7 +82,7 @@ fn sum_and_max(e: &mut Exprs, x: ExprId) -> (Vec<Effect>, Vec<(DType, ExprId)>) 
 }
 
 /// The place of the largest value, the first one, and that of the least, the last one.
-fn places(e: &mut Exprs, x: ExprId) -> (Vec<Effect>, Vec<(DType, ExprId)>) {
+fn places(e: &mut Exprs, x: ExprId) -> Reduced {
     let t = e.dtype(x);
     let position = e.axis(1);
     let arg = |acc: u16, largest| Effect::ArgReduce {
@@ -180,7 +183,7 @@ fn columns_are_reduced_in_parts() {
         let (m, k) = [(70i64, 1500i64), (33, 1024), (129, 1281), (1, 40000)][i];
         let data = rng.data(t, (m * k) as usize);
         for (what, effects) in [
-            ("sum", sum_and_max as fn(&mut _, _) -> _),
+            ("sum", sum_and_max as fn(&mut Exprs, ExprId) -> Reduced),
             ("place", places),
         ] {
             cases.push(reduced(

@@ -189,7 +189,7 @@ fn sums_of_fractions_are_near_the_exact_ones() {
         temps: vec![],
         stages: vec![Stage::new(&[1], effects)],
     };
-    let buffers = vec![bytes(F, &values), vec![0; 4 * k as usize]];
+    let buffers = [bytes(F, &values), vec![0; 4 * k as usize]];
     let name = "fractions".to_string();
     let kernels = [(name.clone(), KernelSpec::Nest(nest.clone()))];
     let gpu = Gpu::on("sm_80", &kernels);

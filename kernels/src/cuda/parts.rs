@@ -13,10 +13,11 @@
 //! the number of rows.
 
 use super::group::{Group, WARP};
-use super::nest::{divide, long};
+use super::nest::long;
+use super::points;
 use super::{GpuKernel, Ports, THREADS, ask, dim, entry, entry_of};
 use crate::emit_nest::{Accs, NestEmitter, beats, combine};
-use crate::expr::{Index, Node, Size};
+use crate::expr::{Node, Size};
 use crate::lower::{ExprCx, compute_elem};
 use crate::nest::{Effect, LoopNest, Stage};
 use crate::schedule::Schedule;
@@ -471,7 +472,7 @@ fn walk<'a>(e: &mut Emitter, n: &mut NestEmitter<'a>, p: &Place, stage: &'a Stag
     let roots: Vec<_> = stage.effects.iter().flat_map(Effect::roots).collect();
     n.cx.hoist(e, &roots);
     let accs = Accs::of(stage);
-    let runs = runs(n.nest);
+    let runs = points::runs(n.nest);
     let start = accs.start(e, n.nest, 0);
     let width = start.len();
     let each = match p.cut {
@@ -488,7 +489,7 @@ fn walk<'a>(e: &mut Emitter, n: &mut NestEmitter<'a>, p: &Place, stage: &'a Stag
     let whole = e.op2("arith.andi", count, mask);
     let (middle, end) = (e.add(from, whole), e.add(own, whole));
     let point = |e: &mut Emitter, n: &mut NestEmitter<'a>, at: Val, old: &[Val]| {
-        bind(e, n, &runs, at);
+        points::bind(e, n, &runs, at);
         n.cx.push();
         let new = n.loops(e, stage, &[], &accs, old);
         n.cx.pop();
@@ -540,58 +541,4 @@ fn walk<'a>(e: &mut Emitter, n: &mut NestEmitter<'a>, p: &Place, stage: &'a Stag
             e.store(n.cx.accs[&acc], to);
         }
     });
-}
-
-/// The inner axes in runs that every access walks as if they were one axis.
-pub(super) fn runs(nest: &LoopNest) -> Vec<Vec<u8>> {
-    let accesses = nest.accesses();
-    let named = |a: u8| {
-        let is = |id| matches!(nest.exprs.node(id), Node::Axis(b) if *b == a);
-        nest.live().into_iter().any(is)
-    };
-    let joins = |a: u8, b: u8| {
-        let extent = nest.axes[b as usize];
-        !named(a) && !named(b) && accesses.iter().all(|(_, i)| follow(i, (a, b), extent))
-    };
-    let mut runs: Vec<Vec<u8>> = vec![];
-    for axis in nest.outer..nest.axes.len() as u8 {
-        match runs.last_mut() {
-            Some(run) if joins(axis - 1, axis) => run.push(axis),
-            _ => runs.push(vec![axis]),
-        }
-    }
-    runs
-}
-
-/// Whether an index goes on along axis `a` where axis `b` ends.
-fn follow(index: &Index, (a, b): (u8, u8), extent: Size) -> bool {
-    match (index.stride(a), index.stride(b), extent) {
-        (Size::Const(x), Size::Const(y), Size::Const(n)) => y.checked_mul(n) == Some(x),
-        (x, Size::ONE, n) => x == n,
-        (x, y, _) => (x, y) == (Size::ZERO, Size::ZERO),
-    }
-}
-
-/// Binds the inner axes to a point's coordinates.
-pub(super) fn bind(e: &mut Emitter, n: &mut NestEmitter, runs: &[Vec<u8>], point: Val) {
-    let (zero, one) = (e.i64(0), e.i64(1));
-    let mut rest = point;
-    for (i, run) in runs.iter().enumerate().rev() {
-        let known = (run.iter()).try_fold(1i64, |k, &a| {
-            k.checked_mul(n.nest.axes[a as usize].as_const()?)
-        });
-        let mut own = rest;
-        if i > 0 {
-            let all = run
-                .iter()
-                .fold(one, |k, &a| e.mul(k, n.extents[a as usize]));
-            (rest, own) = divide(e, rest, all, known);
-        }
-        for &axis in run {
-            n.cx.axes[axis as usize] = Some(zero);
-        }
-        if let Some(&last) = run.last() {
-            n.cx.axes[last as usize] = Some(own);
-        }
-    }
 }

@@ -10,6 +10,7 @@
 
 use super::group::WARP;
 use super::parts::{self, Cut, Place, Step};
+use super::points;
 use super::{GpuKernel, Ports, THREADS, ask, dim, entry, entry_of};
 use crate::Size;
 use crate::emit_nest::{Accs, NestEmitter, combine};
@@ -215,7 +216,7 @@ fn write(e: &mut Emitter, nest: &LoopNest, stage: &Stage, totals: &[Effect]) {
                 _ => None,
             })
             .collect(),
-        runs: parts::runs(nest),
+        runs: points::runs(nest),
         start,
         told,
     };
@@ -270,7 +271,7 @@ impl<'a> Scan<'a> {
                 let exists = e.cmp(Cmp::Lt, at, p.points.1, false);
                 // Beyond the end the last point stands in, for nothing.
                 let at = e.min(at, last, false);
-                parts::bind(e, n, &self.runs, at);
+                points::bind(e, n, &self.runs, at);
                 n.cx.push();
                 let values: Vec<Val> = (self.stage.effects.iter())
                     .filter_map(|effect| match effect {
@@ -289,7 +290,7 @@ impl<'a> Scan<'a> {
         let mut running = self.sum(e, before, &in_block);
         let accs = Accs::of(self.stage);
         for (at, exists, values, scope) in read {
-            parts::bind(e, n, &self.runs, at);
+            points::bind(e, n, &self.runs, at);
             n.cx.enter(scope);
             e.if_then(exists, |e| {
                 n.cx.push();

@@ -6,7 +6,7 @@
 //! of it, and `k`. An element becomes an integer that orders as it does (NaN above all
 //! numbers, −0 as 0), turned over where the largest come first; its index settles ties.
 //!
-//! - Up to 2,048 elements: a block for each lane sorts them in shared memory (bitonic).
+//! - Up to 2,048 elements: a block for each lane ([`super::sort_rows`]).
 //! - Any number: four bits at a time from the lowest ones on, each time stable:
 //!
 //! ```text
@@ -35,7 +35,7 @@ pub struct SortSpec {
 }
 
 /// Elements of a lane that a block sorts by itself: 24 KB of keys and indices.
-const IN_BLOCK: i64 = 2048;
+pub(super) const IN_BLOCK: i64 = 2048;
 
 /// Neighbouring elements of a thread, and elements of a block.
 const RUN: i64 = 8;
@@ -48,8 +48,8 @@ const BITS: i64 = 4;
 /// Bytes at the start of scratch: the digit that is counted, and the one that is moved by.
 const HEAD: i64 = 64;
 
-const WORD: Ty = Ty::scalar(Elem::I32);
-const LONG: Ty = Ty::scalar(Elem::I64);
+pub(super) const WORD: Ty = Ty::scalar(Elem::I32);
+pub(super) const LONG: Ty = Ty::scalar(Elem::I64);
 
 /// The forms of a selection, the one for any number of elements last.
 pub fn emit_sort(spec: &SortSpec, name: &str, target: &GpuTarget) -> Vec<GpuKernel> {
@@ -117,7 +117,7 @@ impl SortSpec {
     }
 
     /// The key of an element as it lies in memory: less is sooner, by unsigned comparison.
-    fn key(self, e: &mut Emitter, raw: Val) -> Val {
+    pub(super) fn key(self, e: &mut Emitter, raw: Val) -> Val {
         let elem = memory_elem(self.dtype);
         let x = match elem {
             Elem::I1 => e.cast(raw, elem, true, true),
@@ -164,16 +164,16 @@ impl SortSpec {
 }
 
 /// A selection while a launch of it is written.
-struct Sort {
-    spec: SortSpec,
+pub(super) struct Sort {
+    pub spec: SortSpec,
     args: Vec<Val>,
     scratch: Val,
     outer: Val,
-    n: Val,
+    pub n: Val,
     inner: Val,
-    k: Val,
-    thread: Val,
-    block: Val,
+    pub k: Val,
+    pub thread: Val,
+    pub block: Val,
 }
 
 /// Where a thread of a part is.
@@ -205,7 +205,7 @@ impl Sort {
     }
 
     /// Where a lane begins among so many elements along the axis.
-    fn start(&self, e: &mut Emitter, lane: Val, along: Val) -> Val {
+    pub(super) fn start(&self, e: &mut Emitter, lane: Val, along: Val) -> Val {
         let (outer, inner) = divide(e, lane, self.inner, None);
         let at = e.mul(outer, along);
         let at = e.mul(at, self.inner);
@@ -217,7 +217,7 @@ impl Sort {
     }
 
     /// Element number `i` of a lane that begins there, as it lies in memory.
-    fn element(&self, e: &mut Emitter, start: Val, i: Val) -> Val {
+    pub(super) fn element(&self, e: &mut Emitter, start: Val, i: Val) -> Val {
         let at = e.mul(i, self.inner);
         let at = e.add(start, at);
         let from = e.offset(self.args[0], at, self.raw());
@@ -225,7 +225,7 @@ impl Sort {
     }
 
     /// Takes an element as a lane's number `rank`.
-    fn put(&self, e: &mut Emitter, lane: Val, rank: Val, index: Val) {
+    pub(super) fn put(&self, e: &mut Emitter, lane: Val, rank: Val, index: Val) {
         let start = self.start(e, lane, self.n);
         let raw = self.element(e, start, index);
         let out = self.start(e, lane, self.k);
@@ -235,60 +235,6 @@ impl Sort {
         e.store(raw, to);
         let to = e.offset(self.args[2], at, Elem::I64);
         e.store(index, to);
-    }
-
-    /// A block sorts a lane.
-    fn in_block(&self, e: &mut Emitter) {
-        let keys = e.kernel_mut().shared(8 * IN_BLOCK as u32, 8);
-        let places = e.kernel_mut().shared(4 * IN_BLOCK as u32, 4);
-        let (keys, places) = (e.from_word(keys, Elem::Ptr), e.from_word(places, Elem::Ptr));
-        let (zero, one, step) = (e.i64(0), e.i64(1), e.i64(i64::from(THREADS)));
-        // Bits of the least power of two that is no less, of two at least.
-        let log = (1..IN_BLOCK.ilog2()).fold(one, |log, bits| {
-            let power = e.i64(1 << bits);
-            let more = e.cmp(Cmp::Lt, power, self.n, false);
-            let up = e.add(log, one);
-            e.select(more, up, log)
-        });
-        let all = e.op2("arith.shli", one, log);
-        let start = self.start(e, self.block, self.n);
-        let last = e.sub(self.n, one);
-        e.for_loop(self.thread, all, step, &[], |e, i, _| {
-            let exists = e.cmp(Cmp::Lt, i, self.n, false);
-            let from = e.min(i, last, false);
-            let raw = self.element(e, start, from);
-            let (key, none) = (self.spec.key(e, raw), e.i64(-1));
-            // What is not there comes last.
-            let (key, index) = (e.select(exists, key, none), e.select(exists, i, none));
-            let to = e.offset(keys, i, Elem::I64);
-            e.store(key, to);
-            let index = e.cast(index, Elem::I32, true, true);
-            let to = e.offset(places, i, Elem::I32);
-            e.store(index, to);
-            vec![]
-        });
-        e.kernel_mut().barrier();
-        let (end, half) = (e.add(log, one), e.op2("arith.shrui", all, one));
-        e.for_loop(one, end, one, &[], |e, size, _| {
-            e.for_loop(zero, size, one, &[], |e, less, _| {
-                let bits = e.sub(size, one);
-                let bits = e.sub(bits, less);
-                e.for_loop(self.thread, half, step, &[], |e, i, _| {
-                    exchange(e, (keys, places), i, (size, bits));
-                    vec![]
-                });
-                e.kernel_mut().barrier();
-                vec![]
-            });
-            vec![]
-        });
-        e.for_loop(self.thread, self.k, step, &[], |e, rank, _| {
-            let from = e.offset(places, rank, Elem::I32);
-            let index = e.load(from, WORD);
-            let index = e.cast(index, Elem::I64, true, true);
-            self.put(e, self.block, rank, index);
-            vec![]
-        });
     }
 
     fn part(&self, e: &mut Emitter) -> Part {
@@ -608,36 +554,4 @@ impl Sort {
             self.put(e, lane, rank, index);
         });
     }
-}
-
-/// Puts two elements in order that differ in bit `bits` of their place: ascending where bit
-/// `size` of it is 0.
-fn exchange(e: &mut Emitter, (keys, places): (Val, Val), i: Val, (size, bits): (Val, Val)) {
-    let (zero, one) = (e.i64(0), e.i64(1));
-    let apart = e.op2("arith.shli", one, bits);
-    let below = e.sub(apart, one);
-    let low = e.op2("arith.andi", i, below);
-    let high = e.sub(i, low);
-    let high = e.add(high, high);
-    let a = e.add(high, low);
-    let b = e.add(a, apart);
-    let side = e.op2("arith.shrui", a, size);
-    let side = e.op2("arith.andi", side, one);
-    let up = e.cmp(Cmp::Eq, side, zero, false);
-    let at = [a, b].map(|x| (e.offset(keys, x, Elem::I64), e.offset(places, x, Elem::I32)));
-    let [(ka, ia), (kb, ib)] = at.map(|(k, i)| (e.load(k, LONG), e.load(i, WORD)));
-    let less = e.cmp(Cmp::Lt, kb, ka, true);
-    let same = e.cmp(Cmp::Eq, kb, ka, false);
-    let sooner = e.cmp(Cmp::Lt, ib, ia, true);
-    let tie = e.op2("arith.andi", same, sooner);
-    let falls = e.op2("arith.ori", less, tie);
-    let yes = e.cmp(Cmp::Eq, zero, zero, false);
-    let rises = e.op2("arith.xori", falls, yes);
-    let swap = e.select(up, falls, rises);
-    let (low, high) = (e.select(swap, kb, ka), e.select(swap, ka, kb));
-    e.store(low, at[0].0);
-    e.store(high, at[1].0);
-    let (low, high) = (e.select(swap, ib, ia), e.select(swap, ia, ib));
-    e.store(low, at[0].1);
-    e.store(high, at[1].1);
 }

@@ -71,6 +71,8 @@ def draw(buffer, op, rng):
     if dtype in FLOATS:
         values = rng.uniform(-2, 2, shape)
         return stored(dtype, tf32(values) if op.get("tf32") and buffer["role"] in ("a", "b") else values)
+    if buffer["role"] == "ids":  # Of 40 rows, counted from either end.
+        return stored(dtype, rng.integers(-40, 40, shape))
     low, high = {"i8": (-128, 128), "u8": (0, 256), "bool": (0, 2)}.get(dtype, (-1000, 1000))
     return stored(dtype, rng.integers(low, high, shape))
 
@@ -228,13 +230,28 @@ def add(_, v, out):
     return (x + 128) % 256 - 128 if out["dtype"] == "i8" else x
 
 
+def scatter_rows(_, v, out):
+    y = strided(out, poison(out)).astype(np.int64)
+    np.add.at(y, v["ids"].astype(np.int64), v["x"].astype(np.int64))
+    return y
+
+
+def select(op, v, _):
+    """Indices of the best along axis 1, the lower one first among equals."""
+    x = -v["x"] if op["largest"] else v["x"]
+    return np.argsort(x, axis=1, kind="stable")[:, :op["k"]]
+
+
 REFERENCES = {
     "matmul": matmul, "block_matmul": block_matmul, "attention": attention, "conv": conv, "softmax": softmax, "layer_norm": layer_norm,
     "rms_norm": rms_norm, "add": add,
+    "scatter_rows": scatter_rows, "select": select,
     "gelu": lambda op, v, out: gelu(v["x"]),
     "copy": lambda op, v, out: v["x"],
     "transpose": lambda op, v, out: v["x"],
     "quantize": lambda op, v, out: np.clip(np.rint(v["x"] * 64), -128, 127),
+    "arg_max": lambda op, v, out: v["x"].argmax(1),
+    "cumulate": lambda op, v, out: v["x"].cumsum(1),
     "sum_rows": lambda op, v, out: v["x"].sum(1),
     "sum_columns": lambda op, v, out: v["x"].sum(0),
 }

@@ -197,6 +197,9 @@ def peers_of_nest(kernel, rounds, compiled):
         "add": (torch.add, lambda i: [rounds[i]["x"], rounds[i]["y"]]),
         "gelu": (F.gelu, lambda i: [rounds[i]["x"]]),
         "copy": (torch.clone, lambda i: [rounds[i]["x"]]),
+        "sum_rows": (lambda x: torch.sum(x, 1, dtype=torch.float32), lambda i: [rounds[i]["x"]]),
+        "cumulate": (lambda x: torch.cumsum(x, 1, dtype=torch.float32), lambda i: [rounds[i]["x"]]),
+        "sum_columns": (lambda x: torch.sum(x, 0, dtype=torch.float32), lambda i: [rounds[i]["x"]]),
     }
     function, args = given[op["kind"]]
     return both(function, args, compiled if op["kind"] != "copy" else None)
@@ -228,11 +231,14 @@ def want(kernel, r, rows):
         if op["mask"] == "Causal":
             scores.masked_fill_(torch.arange(k.shape[0], device=DEVICE) > rows[:, None], float("-inf"))
         return torch.softmax(scores, -1) @ value, lambda out: out[-1, -1][rows]
+    if kind == "sum_columns":
+        return v["x"][:, rows].sum(0), pick
     x = v["x"][rows]
     if kind == "layer_norm":
         return F.layer_norm(x, x.shape[-1:], v["gamma"], v["beta"], op["epsilon"]), pick
     whole = {"softmax": lambda: torch.softmax(x, -1), "add": lambda: x + v["y"][rows], "gelu": lambda: F.gelu(x),
-             "copy": lambda: x}
+             "copy": lambda: x, "sum_rows": lambda: x.sum(1),
+             "cumulate": lambda: x.cumsum(1)}
     return whole[kind](), pick
 
 

@@ -6,7 +6,7 @@ use kiln_ir::{Binding, Dim};
 use kiln_kernels::cuda::Unit;
 use kiln_kernels::cuda::cost::{Factors, Load, Prediction, time};
 use kiln_runtime::exec::schedule::{Scheduled, Sizes, schedule};
-use kiln_runtime::plan::{self, Gpu, GpuKernel, Program};
+use kiln_runtime::plan::{self, Gpu, GpuKernel, Pass, Program};
 use kiln_runtime::{Error, Result};
 use serde::Serialize;
 
@@ -93,6 +93,11 @@ pub fn explain(program: &Program, entry: usize, binding: &Binding, gpu: &Gpu) ->
 
 fn launch(program: &Program, gpu: &Gpu, target: &GpuTarget, s: &Scheduled) -> Launch {
     let label = s.launch.label.clone();
+    // The numbers of kernels that devices alone have go on behind the others'.
+    let name = |k: u32| {
+        let mut all = program.kernels.iter().chain(&program.device_kernels);
+        all.nth(k as usize).cloned()
+    };
     match &s.sizes {
         Err(why) => Launch {
             label,
@@ -104,7 +109,7 @@ fn launch(program: &Program, gpu: &Gpu, target: &GpuTarget, s: &Scheduled) -> La
         Ok(sizes) => Launch {
             label,
             unknown: None,
-            kernel: Some(program.kernels[sizes.kernel as usize].clone()),
+            kernel: name(sizes.kernel),
             params: sizes.params.clone(),
             forms: forms(&gpu.kernels[sizes.kernel as usize], sizes, target),
         },
@@ -142,38 +147,45 @@ fn predict(form: &GpuKernel, sizes: &Sizes, target: &GpuTarget) -> Option<Predic
     let names = (0..).map(|i| format!("p{i}").into());
     let binding: Binding = names.zip(sizes.params.iter().copied()).collect();
     let value = |d: &Dim| d.eval(&binding).ok().map(|n| n as f64);
-    let pass = &form.passes[0];
-    let grid = pass.grid.iter().map(value);
-    let blocks = match &form.work.parts {
-        Some(parts) => value(parts)? * f64::from(pass.cluster.iter().product::<u32>()),
-        None => grid.collect::<Option<Vec<f64>>>()?.iter().product(),
-    };
     let rows = match &form.work.rows {
         Some((rows, height)) => Some(value(rows)? / f64::from((*height).max(1))),
         None => None,
     };
-    let load = Load {
-        flops: sizes.flops as f64,
-        bytes: sizes.bytes as f64,
-        blocks,
-        threads: pass.block.iter().product(),
-        shared: pass.shared,
-        unit: match form.work.unit {
-            plan::Unit::Lanes => Unit::Lanes,
-            plan::Unit::Mma => Unit::Mma,
-            plan::Unit::Wgmma => Unit::Wgmma,
-        },
-        factors: match form.work.factors {
-            plan::Factors::Halves => Factors::Halves,
-            plan::Factors::Tf32 => Factors::Tf32,
-            plan::Factors::Eights => Factors::Eights,
-            plan::Factors::Bytes => Factors::Bytes,
-        },
-        rows,
-        passes: form.passes.len(),
-        scratch: value(&form.scratch)?,
+    let load = |(i, pass): (usize, &Pass)| {
+        let blocks = match &form.work.parts {
+            Some(parts) if i == 0 => {
+                value(parts)? * f64::from(pass.cluster.iter().product::<u32>())
+            }
+            _ => (pass.grid.iter().map(value)).try_fold(1.0, |all, n| Some(all * n?))?,
+        };
+        let (flops, bytes) = match &pass.work {
+            Some((flops, bytes)) => (value(flops)?, value(bytes)?),
+            None if i == 0 => (sizes.flops as f64, sizes.bytes as f64),
+            None => (0.0, 0.0),
+        };
+        Some(Load {
+            flops,
+            bytes,
+            blocks,
+            threads: pass.block.iter().product(),
+            shared: pass.shared,
+            unit: match form.work.unit {
+                plan::Unit::Lanes => Unit::Lanes,
+                plan::Unit::Mma => Unit::Mma,
+                plan::Unit::Wgmma => Unit::Wgmma,
+            },
+            factors: match form.work.factors {
+                plan::Factors::Halves => Factors::Halves,
+                plan::Factors::Tf32 => Factors::Tf32,
+                plan::Factors::Eights => Factors::Eights,
+                plan::Factors::Bytes => Factors::Bytes,
+            },
+            rows,
+        })
     };
-    Some(time(&load, target))
+    let passes = form.passes.iter().enumerate().map(load);
+    let loads = passes.collect::<Option<Vec<Load>>>()?;
+    Some(time(&loads, target))
 }
 
 impl Schedule {

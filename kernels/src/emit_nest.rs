@@ -522,11 +522,11 @@ impl<'a> NestEmitter<'a> {
 
 /// The accumulators that one stage fills.
 pub(crate) struct Accs {
-    numbers: Vec<u16>,
+    pub(crate) numbers: Vec<u16>,
 }
 
 impl Accs {
-    fn of(stage: &Stage) -> Accs {
+    pub(crate) fn of(stage: &Stage) -> Accs {
         let mut numbers = vec![];
         for effect in &stage.effects {
             match effect {

@@ -127,6 +127,16 @@ impl<'a> ExprCx<'a> {
         self.scopes.pop();
     }
 
+    /// Leaves a loop body, and gives what was emitted in it.
+    pub(crate) fn leave(&mut self) -> HashMap<ExprId, Val> {
+        self.scopes.pop().unwrap_or_default()
+    }
+
+    /// Enters a loop body of which this was emitted before.
+    pub(crate) fn enter(&mut self, emitted: HashMap<ExprId, Val>) {
+        self.scopes.push(emitted);
+    }
+
     /// Stores 0 as the status.
     pub fn clear_status(&self, e: &mut Emitter) {
         let zero = e.int(Ty::scalar(Elem::I32), 0);

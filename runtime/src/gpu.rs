@@ -108,6 +108,10 @@ pub struct Pass {
     pub cluster: [u32; 3],
     /// Dynamic shared memory of a block, in bytes.
     pub shared: u32,
+    /// Its floating-point operations and the bytes that it moves, where the passes of a form
+    /// share the launch's otherwise than that the first one has it all. For predictions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<(Dim, Dim)>,
 }
 
 /// How a kernel reads an argument by tiles, which the tensor memory accelerator copies:
@@ -496,6 +500,7 @@ mod tests {
                 block: [128, 1, 1],
                 cluster: [1; 3],
                 shared: 0,
+                work: None,
             }],
             scratch: scratch.parse().unwrap(),
             work: Work::default(),

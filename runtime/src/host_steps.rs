@@ -3,12 +3,24 @@
 
 use crate::error::{Error, Result};
 use crate::exec::Run;
-use crate::plan::Step;
+use crate::plan::{Launch, Step};
 use crate::top_k::{Keys, TopK};
 use kiln_ir::{DType, Dim};
 
 /// Elements below which a selection is not worth a second thread.
 const SERIAL_ELEMENTS: usize = 8_000;
+
+/// A selection's sizes.
+pub(crate) struct Selection<'a> {
+    launch: &'a Launch,
+    dtype: DType,
+    largest: bool,
+    /// Lanes, elements along the axis, lanes inside of it, and how many are taken.
+    lanes: usize,
+    n: usize,
+    inner: usize,
+    k: usize,
+}
 
 impl Run<'_> {
     /// Packs elements of less than a byte, or gives each its own.
@@ -109,22 +121,20 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Selects the best elements of every lane, lanes on all threads.
-    pub(crate) fn top_k(&mut self, step: &Step) -> Result<()> {
+    /// The sizes of a selection, wherever it is computed; K0716 where `k` is too large.
+    pub(crate) fn selection<'s>(&self, step: &'s Step) -> Result<Selection<'s>> {
         let Step::TopK {
-            from,
+            launch,
             dtype,
             dims,
             axis,
             k,
             largest,
-            values,
-            indices,
-            label,
         } = step
         else {
             return Err(Error::run("K0720", "a step is not what it was taken for"));
         };
+        let label = &launch.label;
         let size = |d: &Dim| {
             let n = d
                 .eval(&self.binding)
@@ -140,17 +150,40 @@ impl Run<'_> {
             return Err(Error::run("K0716", message).help("give a smaller k"));
         }
         let inner: usize = shape[axis + 1..].iter().product();
-        let lanes = shape[..axis].iter().product::<usize>() * inner;
+        Ok(Selection {
+            launch,
+            dtype: *dtype,
+            largest: *largest,
+            lanes: shape[..axis].iter().product::<usize>() * inner,
+            n,
+            inner,
+            k,
+        })
+    }
+
+    /// Selects the best elements of every lane, lanes on all threads.
+    pub(crate) fn top_k(&mut self, s: &Selection) -> Result<()> {
+        let Selection {
+            launch,
+            dtype,
+            largest,
+            lanes,
+            n,
+            inner,
+            k,
+        } = *s;
+        let label = &launch.label;
+        let [from, values, indices] = [0, 1, 2].map(|i: usize| launch.args[i].0);
         let width = dtype.size().unwrap_or(1);
         let (source, to, at) = (
-            self.pointer(*from)?,
-            self.pointer(*values)?,
-            self.pointer(*indices)?,
+            self.pointer(from)?,
+            self.pointer(values)?,
+            self.pointer(indices)?,
         );
         let holds = |b: u32, bytes: usize| self.sizes[b as usize].is_none_or(|s| s >= bytes);
-        let planned = holds(*from, lanes * n * width)
-            && holds(*values, lanes * k * width)
-            && holds(*indices, lanes * k * 8);
+        let planned = holds(from, lanes * n * width)
+            && holds(values, lanes * k * width)
+            && holds(indices, lanes * k * 8);
         if !planned {
             return Err(Error::run(
                 "K0725",
@@ -162,13 +195,13 @@ impl Run<'_> {
         unsafe impl Sync for Places {}
         let places = &Places(to, at);
         let top = TopK {
-            dtype: *dtype,
+            dtype,
             // SAFETY: the buffer holds this many bytes, as was just checked.
             from: unsafe { std::slice::from_raw_parts(source, lanes * n * width) },
             n,
             inner: inner.max(1),
             k,
-            largest: *largest,
+            largest,
         };
         let watch = self.watch();
         let serial = lanes * n < SERIAL_ELEMENTS;

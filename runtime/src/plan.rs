@@ -39,6 +39,10 @@ pub struct Program {
     pub globals: Vec<Global>,
     /// Kernel symbols; the code for every level and GPU target defines all of them.
     pub kernels: Vec<String>,
+    /// Symbols of kernels that GPU targets alone define, for steps that the runtime computes
+    /// where it runs on a CPU. Their numbers go on behind those of `kernels`.
+    #[serde(default)]
+    pub device_kernels: Vec<String>,
     /// Objects by CPU level, best first.
     pub objects: Vec<Object>,
     /// PTX by GPU target, best first. One plan serves CPUs and GPUs.
@@ -235,11 +239,13 @@ pub enum Step {
         /// The name of `count`.
         symbol: String,
     },
-    /// The best elements along an axis, and where they were.
+    /// The best elements along an axis, and where they were: a kernel on a device, the
+    /// runtime's own work on a CPU.
     TopK {
-        /// The elements.
-        from: u32,
-        /// Their type.
+        /// The elements; the elements taken, best first; i64 indices along the axis: one
+        /// variant, of a kernel among the [`device_kernels`](Program::device_kernels).
+        launch: Launch,
+        /// The elements' type.
         dtype: DType,
         /// Their extents.
         dims: Vec<Dim>,
@@ -249,12 +255,6 @@ pub enum Step {
         k: Dim,
         /// The largest, not the smallest.
         largest: bool,
-        /// The elements taken, best first.
-        values: u32,
-        /// i64 indices along the axis.
-        indices: u32,
-        /// What it stems from, for errors and profiles.
-        label: String,
     },
     /// Strings made of strings or numbers, or the other way round, one by one.
     Strings {
@@ -415,7 +415,8 @@ impl Program {
             return bad("an object lies in a section that is not there".into());
         }
         for g in &self.gpu {
-            g.validate(self.kernels.len(), sections).or_else(bad)?;
+            let kernels = self.kernels.len() + self.device_kernels.len();
+            g.validate(kernels, sections).or_else(bad)?;
         }
         for e in &self.entries {
             for (i, b) in e.buffers.iter().enumerate() {
@@ -484,15 +485,23 @@ impl Program {
                     }
                 }
                 Step::TopK {
-                    from,
+                    launch,
                     dtype,
                     dims,
                     axis,
-                    values,
-                    indices,
                     ..
                 } => {
-                    buffers.extend([*from, *values, *indices]);
+                    buffers.extend(launch.args.iter().map(|a| a.0));
+                    let own = self.kernels.len()..self.kernels.len() + self.device_kernels.len();
+                    let known = |v: &Variant| own.contains(&(v.kernel as usize));
+                    let [variant] = &launch.variants[..] else {
+                        return bad("a selection has not one kernel");
+                    };
+                    let here = |a: &(u32, Dim)| a.1 == Dim::ZERO;
+                    let plain = variant.guards.is_empty() && launch.args.iter().all(here);
+                    if !plain || !known(variant) || launch.args.len() != 3 || launch.writes != 2 {
+                        return bad("a selection is launched as something else");
+                    }
                     let ordered = dtype.size().is_some() && *dtype != DType::Str;
                     if !ordered || *axis as usize >= dims.len() {
                         return bad(

@@ -79,10 +79,15 @@ pub fn compile(lowered: &Lowered, target: &GpuTarget) -> Result<GpuCode, Vec<Gpu
     if !errors.is_empty() {
         return Err(errors);
     }
+    let selections = lowered.selections.iter();
+    emitted.extend(selections.map(|(symbol, spec)| cuda::emit_sort(spec, symbol, target)));
     let text = cuda::module(emitted.iter().flatten(), target);
-    let specs = lowered.kernels.iter().map(|k| &k.1);
-    let planned = |(spec, forms): (&KernelSpec, Vec<cuda::GpuKernel>)| {
-        forms.into_iter().map(|k| planned(spec, k)).collect()
+    // Selections, which come last, are no problem of the kernel families.
+    let specs = lowered.kernels.iter().map(|k| Some(&k.1));
+    let specs = specs.chain(std::iter::repeat(None));
+    let planned = |(spec, forms): (Option<&KernelSpec>, Vec<cuda::GpuKernel>)| {
+        let work = |k: &cuda::GpuKernel| spec.map_or_else(Work::default, |s| work(s, k));
+        forms.into_iter().map(|k| planned(work(&k), k)).collect()
     };
     Ok(GpuCode {
         target: target.clone(),
@@ -111,7 +116,7 @@ fn work(spec: &KernelSpec, k: &cuda::GpuKernel) -> Work {
 }
 
 /// A form as plans have it.
-fn planned(spec: &KernelSpec, k: cuda::GpuKernel) -> GpuKernel {
+fn planned(work: Work, k: cuda::GpuKernel) -> GpuKernel {
     let tile = |t: cuda::Tile| Tile {
         arg: t.arg.into(),
         dtype: t.dtype,
@@ -126,12 +131,13 @@ fn planned(spec: &KernelSpec, k: cuda::GpuKernel) -> GpuKernel {
         block: k.block,
         cluster: k.cluster,
         shared: k.shared,
+        work: k.work,
     };
     GpuKernel {
         when: k.when.clone(),
         tiles: k.tiles.iter().cloned().map(tile).collect(),
         scratch: k.scratch.clone(),
-        work: work(spec, &k),
+        work,
         passes: [k].into_iter().chain(then).map(pass).collect(),
     }
 }
@@ -148,7 +154,9 @@ fn labels(lowered: &Lowered, kernel: u32) -> Vec<String> {
 fn walk(steps: &[Step], kernel: u32, seen: &mut BTreeSet<String>) {
     for step in steps {
         match step {
-            Step::Launch(l) if l.variants.iter().any(|v| v.kernel == kernel) => {
+            Step::Launch(l) | Step::TopK { launch: l, .. }
+                if l.variants.iter().any(|v| v.kernel == kernel) =>
+            {
                 seen.insert(l.label.clone());
             }
             Step::If {

@@ -29,7 +29,7 @@ impl FunctionLowerer<'_, '_> {
                 bs.iter().for_each(|&b| self.touch(b, at, live));
             };
             match step {
-                Step::Launch(l) => {
+                Step::Launch(l) | Step::TopK { launch: l, .. } => {
                     let bs: Vec<u32> = l.args.iter().map(|a| a.0).collect();
                     touch(&bs, *at, live);
                 }
@@ -39,12 +39,6 @@ impl FunctionLowerer<'_, '_> {
                 Step::Repack { from, to, .. } => touch(&[*from, *to], *at, live),
                 Step::BindDim { from, .. } => touch(&[*from], *at, live),
                 Step::NonZero { from, to, .. } => touch(&[*from, *to], *at, live),
-                Step::TopK {
-                    from,
-                    values,
-                    indices,
-                    ..
-                } => touch(&[*from, *values, *indices], *at, live),
                 Step::Strings { args, to, .. } => {
                     touch(args, *at, live);
                     touch(&[*to], *at, live);

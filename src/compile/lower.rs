@@ -7,6 +7,7 @@ use kiln_ir::{
     Value,
 };
 use kiln_kernels::KernelSpec;
+use kiln_kernels::cuda::SortSpec;
 use kiln_runtime::plan::{
     self, Buffer, Entry, Global, GlobalData, Launch, PLAN_VERSION, Place, Port, Program, Step,
     Variant,
@@ -48,6 +49,8 @@ pub struct Lowered {
     pub program: Program,
     /// Each kernel's symbol and problem, in the plan's order.
     pub kernels: Vec<(String, KernelSpec)>,
+    /// Each device kernel's symbol and problem, in the plan's order.
+    pub selections: Vec<(String, SortSpec)>,
     /// Where each of the plan's globals comes from.
     pub contents: Vec<Contents>,
 }
@@ -62,6 +65,7 @@ pub fn lower(module: &Module) -> Result<Lowered, Vec<LowerError>> {
         },
         kernels: vec![],
         by_spec: HashMap::new(),
+        selections: vec![],
         contents: vec![],
         globals: BTreeMap::new(),
         errors: vec![],
@@ -74,11 +78,44 @@ pub fn lower(module: &Module) -> Result<Lowered, Vec<LowerError>> {
         return Err(l.errors);
     }
     l.program.kernels = l.kernels.iter().map(|k| k.0.clone()).collect();
+    l.program.device_kernels = l.selections.iter().map(|k| k.0.clone()).collect();
+    for e in &mut l.program.entries {
+        number_selections(&mut e.steps, l.kernels.len() as u32);
+    }
     Ok(Lowered {
         program: l.program,
         kernels: l.kernels,
+        selections: l.selections,
         contents: l.contents,
     })
+}
+
+/// Device kernels are numbered behind the others, whose number is known now.
+fn number_selections(steps: &mut [Step], behind: u32) {
+    for step in steps {
+        match step {
+            Step::TopK { launch, .. } => {
+                launch.variants.iter_mut().for_each(|v| v.kernel += behind);
+            }
+            Step::If {
+                then, otherwise, ..
+            } => {
+                number_selections(then, behind);
+                number_selections(otherwise, behind);
+            }
+            Step::Loop(l) => number_selections(&mut l.body, behind),
+            Step::Launch(_)
+            | Step::WriteDims { .. }
+            | Step::Copy { .. }
+            | Step::BindDim { .. }
+            | Step::SetDims { .. }
+            | Step::Check { .. }
+            | Step::Repack { .. }
+            | Step::NonZero { .. }
+            | Step::Strings { .. }
+            | Step::SplitStrings { .. } => {}
+        }
+    }
 }
 
 pub(super) struct Lowerer<'m> {
@@ -86,6 +123,7 @@ pub(super) struct Lowerer<'m> {
     program: Program,
     kernels: Vec<(String, KernelSpec)>,
     by_spec: HashMap<KernelSpec, u32>,
+    selections: Vec<(String, SortSpec)>,
     contents: Vec<Contents>,
     globals: BTreeMap<Arc<str>, u32>,
     errors: Vec<LowerError>,
@@ -112,6 +150,17 @@ impl Lowerer<'_> {
         ));
         self.by_spec.insert(spec, index);
         index
+    }
+
+    /// The number of a selection among those of the plan.
+    fn selection(&mut self, spec: SortSpec) -> u32 {
+        let found = self.selections.iter().position(|s| s.1 == spec);
+        found.unwrap_or_else(|| {
+            let first = if spec.largest { "largest" } else { "smallest" };
+            let name = format!("kiln_{first}_{}", spec.dtype);
+            self.selections.push((name, spec));
+            self.selections.len() - 1
+        }) as u32
     }
 
     /// The number of a module's global in the plan.
@@ -462,18 +511,38 @@ impl<'a, 'm> FunctionLowerer<'a, 'm> {
                 if ty.dtype.size().is_none() {
                     return self.fail(Some(n), "elements of less than a byte have no kernel");
                 }
-                let (values, indices) =
-                    (self.result(node.results[0]), self.result(node.results[1]));
+                let to = [node.results[0], node.results[1]].map(|v| self.result(v));
+                let kernel = self.outer.selection(SortSpec {
+                    dtype: ty.dtype,
+                    largest: t.largest,
+                });
+                let width = Dim::from(ty.dtype.size().unwrap_or(1));
+                let (outer, inner) = ty.shape.split_at(t.axis);
+                let outer = Dim::product(outer);
+                let inner = Dim::product(&inner[1..]);
+                let taken = outer.clone() * inner.clone() * t.k.clone();
+                let all = [args[0], to[0], to[1]];
+                let launch = Launch {
+                    variants: vec![Variant {
+                        guards: vec![],
+                        kernel,
+                        params: vec![outer, ty.shape[t.axis].clone(), inner, t.k.clone()],
+                        tiles: Dim::ZERO,
+                        scratch: Dim::ZERO,
+                    }],
+                    args: all.map(|b| (b, Dim::ZERO)).to_vec(),
+                    writes: 2,
+                    label: describe(self.graph, n),
+                    flops: Dim::ZERO,
+                    bytes: ty.elements() * width.clone() + taken * (width + 8.into()),
+                };
                 steps.push(Step::TopK {
-                    from: args[0],
+                    launch,
                     dtype: ty.dtype,
                     dims: ty.shape,
                     axis: t.axis as u32,
                     k: t.k.clone(),
                     largest: t.largest,
-                    values,
-                    indices,
-                    label: describe(self.graph, n),
                 });
             }
             Op::StringMap(m) => {

@@ -11,6 +11,7 @@ use kiln::ir::{DType, Module, Tensor};
 use kiln::runtime::device::Name;
 use kiln::runtime::exec::schedule::schedule;
 use kiln::runtime::plan::Tuned;
+use kiln::runtime::profile::Lane;
 use kiln::runtime::{Artifact, Model, Session};
 use kiln_codegen::GpuTarget;
 use std::cell::RefCell;
@@ -102,6 +103,53 @@ fn entries_share_weights_and_a_cache_on_the_device() {
     }
 }
 
+/// Nothing crosses but what goes in and comes out: a selection is a kernel between others,
+/// of few elements and of many.
+#[test]
+fn selections_stay_on_the_device() {
+    let module = program("run/top_k.kir");
+    let mut session = session(module.clone(), &GpuTarget::sm_80(), "select");
+    for n in [6usize, 2100] {
+        // Ties and NaN, in an order of their own.
+        let values: Vec<f32> = (0..2 * n * 3)
+            .map(|i| match i % 97 {
+                5 => f32::NAN,
+                j => (j * 31 % 23) as f32,
+            })
+            .collect();
+        let x = Tensor::from_f32([2, n, 3], &values).unwrap();
+        let want = Interpreter::new(&module)
+            .unwrap()
+            .run("inner", std::slice::from_ref(&x))
+            .unwrap();
+        // The third run is the one that was recorded.
+        for turn in 0..3 {
+            session.set_profiling(turn == 0);
+            let got = run(&mut session, "inner", &[("x", &x)]);
+            assert_eq!(
+                got[1].bytes(),
+                want[1].bytes(),
+                "indices of {n}, run {turn}"
+            );
+            let same = |(a, b): (&f64, &f64)| a == b || a.is_nan() && b.is_nan();
+            let (values, wanted) = (got[0].to_f64(), want[0].to_f64());
+            assert!(
+                values.iter().zip(&wanted).all(same),
+                "values of {n}, run {turn}"
+            );
+            if let Some(profile) = session.take_profile() {
+                let bytes = 2 * n * 3 * 4;
+                assert_eq!(profile.crossings(Lane::ToDevice), (1, bytes as i64));
+                assert_eq!(profile.crossings(Lane::ToHost), (2, 3 * bytes as i64));
+                let on_device = profile.steps.iter().filter(|s| s.lane == Lane::Device);
+                let kernels: Vec<&str> = on_device.map(|s| &s.kernel[..]).collect();
+                let rows = kernels.iter().any(|k| k.ends_with("_f32_rows"));
+                assert_eq!(rows, n <= 2048, "{kernels:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn files_run_on_the_device_as_they_run_interpreted() {
     files_compute_what_they_say(&|_, module, function, inputs| {
@@ -149,7 +197,9 @@ fn targets_lie_best_first_whatever_their_order_and_bytes_repeat() {
         assert!(text.contains(&format!(".target {}\n", gpu.target)));
         // A kernel is there under the name that the plan has for it.
         let there = |k: &String| text.contains(&format!(".entry {k}"));
-        assert!(artifact.program.kernels.iter().all(there));
+        let program = &artifact.program;
+        let mut kernels = program.kernels.iter().chain(&program.device_kernels);
+        assert!(kernels.all(there));
     }
     // The CPU has no code in this file.
     let refused = Model::from_artifact(artifact).err().unwrap();

@@ -6,7 +6,8 @@
 
 use super::{Cmp, Elem, Ty, Val, WHOLE};
 use crate::ptx::{
-    self, Address, B32, B64, F32, F64, Fn1, Kernel, Order, Pred, Reg, Rounding, Space, Vector,
+    self, Address, B32, B64, F32, F64, Fn1, Kernel, Order, Pred, Reg, Rounding, Shuffle, Space,
+    Vector,
 };
 
 /// A register of some type.
@@ -457,25 +458,25 @@ impl Gpu {
     }
 
     /// Lane `lane ^ mask`'s value.
-    pub(super) fn shuffle_xor(&mut self, x: Val, mask: u32) -> Val {
+    pub(super) fn shuffle(&mut self, x: Val, from: Shuffle) -> Val {
         let any = self.any(x);
         let k = &mut self.kernel;
         let any = match any {
-            Any::Word(r) => Any::Word(k.shuffle_xor(r, mask)),
+            Any::Word(r) => Any::Word(k.shuffle(r, from)),
             Any::Single(r) => {
                 let bits = k.bits_of(r);
-                let bits = k.shuffle_xor(bits, mask);
+                let bits = k.shuffle(bits, from);
                 Any::Single(k.float_of(bits))
             }
-            Any::Long(r) => Any::Long(k.shuffle_xor_long(r, mask)),
+            Any::Long(r) => Any::Long(k.shuffle_long(r, from)),
             Any::Double(r) => {
                 let bits = k.bits_of_double(r);
-                let bits = k.shuffle_xor_long(bits, mask);
+                let bits = k.shuffle_long(bits, from);
                 Any::Double(k.double_of(bits))
             }
             Any::Pred(p) => {
                 let word = k.truth(p);
-                let word = k.shuffle_xor(word, mask);
+                let word = k.shuffle(word, from);
                 Any::Pred(k.compare(Order::Ne, word, 0, false))
             }
         };

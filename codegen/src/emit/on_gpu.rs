@@ -2,7 +2,7 @@
 
 use super::gpu::Gpu;
 use super::{Cmp, Elem, Emitter, Ty, Val};
-use crate::ptx::{B32, B64, F32, F64, Kernel, Pred, Reg};
+use crate::ptx::{B32, B64, F32, F64, Kernel, Pred, Reg, Shuffle};
 
 impl Emitter {
     /// Writes to a GPU's kernel while `body` runs: scalars only.
@@ -32,7 +32,12 @@ impl Emitter {
 
     /// The value that lane `lane ^ mask` of the warp has.
     pub fn shuffle_xor(&mut self, x: Val, mask: u32) -> Val {
-        self.on().shuffle_xor(x, mask)
+        self.on().shuffle(x, Shuffle::Xor(mask))
+    }
+
+    /// The value that lane `lane - by` of the warp has; its own where there is none.
+    pub fn shuffle_up(&mut self, x: Val, by: u32) -> Val {
+        self.on().shuffle(x, Shuffle::Up(by))
     }
 
     pub(super) fn on(&mut self) -> &mut Gpu {

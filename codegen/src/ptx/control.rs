@@ -3,6 +3,15 @@
 use super::reg::{Arith, B32, B64, Int, Pred, Reg, Src, Type};
 use super::{Kernel, Order};
 
+/// Which lane's value a lane gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shuffle {
+    /// That of `lane ^ mask`.
+    Xor(u32),
+    /// That of `lane - by`; its own where there is none.
+    Up(u32),
+}
+
 impl Kernel {
     fn label(&mut self) -> String {
         self.labels += 1;
@@ -58,16 +67,26 @@ impl Kernel {
 
     /// Lane `lane ^ mask`'s value, in every lane of the warp.
     pub fn shuffle_xor(&mut self, x: Reg<B32>, mask: u32) -> Reg<B32> {
+        self.shuffle(x, Shuffle::Xor(mask))
+    }
+
+    /// Another lane's value, in every lane of the warp.
+    pub fn shuffle(&mut self, x: Reg<B32>, from: Shuffle) -> Reg<B32> {
         let to = self.reg();
-        self.line(format_args!("shfl.sync.bfly.b32 {to}, {x}, {mask}, 31, -1"));
+        match from {
+            Shuffle::Xor(mask) => {
+                self.line(format_args!("shfl.sync.bfly.b32 {to}, {x}, {mask}, 31, -1"))
+            }
+            Shuffle::Up(by) => self.line(format_args!("shfl.sync.up.b32 {to}, {x}, {by}, 0, -1")),
+        }
         to
     }
 
     /// The same of 64 bits, half by half.
-    pub fn shuffle_xor_long(&mut self, x: Reg<B64>, mask: u32) -> Reg<B64> {
+    pub fn shuffle_long(&mut self, x: Reg<B64>, from: Shuffle) -> Reg<B64> {
         let (low, high): (Reg<B32>, Reg<B32>) = (self.reg(), self.reg());
         self.line(format_args!("mov.b64 {{{low}, {high}}}, {x}"));
-        let (low, high) = (self.shuffle_xor(low, mask), self.shuffle_xor(high, mask));
+        let (low, high) = (self.shuffle(low, from), self.shuffle(high, from));
         let to = self.reg();
         self.line(format_args!("mov.b64 {to}, {{{low}, {high}}}"));
         to

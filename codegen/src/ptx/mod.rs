@@ -17,6 +17,7 @@ mod memory;
 mod reg;
 
 pub use alu::{Fn1, Order, Rounding};
+pub use control::Shuffle;
 pub use matrix::{Byte, Eight, Floats, Half, Sum};
 pub use memory::{Address, Space, Vector};
 pub use reg::{Arith, B16, B32, B64, F32, F64, Float, Int, Pred, Reg, Src, Type};

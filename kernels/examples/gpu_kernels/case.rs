@@ -3,7 +3,7 @@
 use kiln_codegen::GpuTarget;
 use kiln_ir::{Binding, DType, Dim};
 use kiln_kernels::cuda::cost::predict;
-use kiln_kernels::cuda::{self, GpuKernel, STATUS_BYTES, Tile};
+use kiln_kernels::cuda::{self, GpuKernel, STATUS_BYTES, SortSpec, Tile};
 use kiln_kernels::{KernelSpec, Size};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -116,6 +116,26 @@ impl Sizes {
     }
 }
 
+/// What a kernel computes.
+pub enum Problem {
+    /// What CPUs have a kernel for as well.
+    Kernel(Box<KernelSpec>),
+    /// A selection, for which devices alone have one; nothing is predicted.
+    Selection(SortSpec),
+}
+
+impl From<KernelSpec> for Problem {
+    fn from(spec: KernelSpec) -> Problem {
+        Problem::Kernel(Box::new(spec))
+    }
+}
+
+impl From<SortSpec> for Problem {
+    fn from(spec: SortSpec) -> Problem {
+        Problem::Selection(spec)
+    }
+}
+
 /// A kernel of the check.
 pub struct Case {
     /// The entry's name.
@@ -127,7 +147,7 @@ pub struct Case {
     pub op: Value,
     pub buffers: Vec<Buffer>,
     pub params: Vec<i64>,
-    pub spec: KernelSpec,
+    pub problem: Problem,
     /// Arithmetic operations, and bytes that must move at least.
     pub work: (i64, i64),
     launches: BTreeMap<String, Value>,
@@ -138,7 +158,7 @@ impl Case {
     pub fn new(
         (name, family): (String, &'static str),
         op: Value,
-        spec: KernelSpec,
+        problem: impl Into<Problem>,
         buffers: Vec<Buffer>,
         params: Vec<i64>,
     ) -> Case {
@@ -151,7 +171,7 @@ impl Case {
             op,
             buffers,
             params,
-            spec,
+            problem: problem.into(),
             work: (0, moved),
             launches: BTreeMap::new(),
         }
@@ -169,13 +189,22 @@ impl Case {
     /// Emits it for a target and notes how it is launched there.
     pub fn emit(&mut self, target: &GpuTarget) -> Result<GpuKernel, String> {
         let wrong = |what: String| format!("{} for {}: {what}", self.name, target.name);
-        let forms = cuda::emit(&self.spec, &self.name, target).map_err(|e| wrong(e.to_string()))?;
+        let forms = match &self.problem {
+            Problem::Kernel(spec) => cuda::emit(spec, &self.name, target),
+            Problem::Selection(spec) => Ok(cuda::emit_sort(spec, &self.name, target)),
+        };
+        let forms = forms.map_err(|e| wrong(e.to_string()))?;
         let kernel = cuda::form(&forms, &self.params).ok_or(wrong("no form serves".into()))?;
         let names = (0..).map(|i| format!("p{i}").into());
         let binding: Binding = names.zip(self.params.iter().copied()).collect();
         let size = |d: &Dim| d.eval(&binding).map_err(|e| wrong(e.to_string()));
-        let predicted =
-            predict(&self.spec, kernel, &self.params, target).map_err(|e| wrong(e.to_string()))?;
+        let predicted = match &self.problem {
+            Problem::Kernel(spec) => {
+                let predicted = predict(spec, kernel, &self.params, target);
+                json!(predicted.map_err(|e| wrong(e.to_string()))?)
+            }
+            Problem::Selection(_) => Value::Null,
+        };
         let sizes = |dims: &[Dim]| dims.iter().map(size).collect::<Result<Vec<i64>, String>>();
         let tile = |t: &Tile| {
             Ok(json!({

@@ -2,8 +2,9 @@
 
 use crate::case::{Buffer, Case, dense_strides};
 use kiln_ir::{BinaryFn, DType, UnaryFn};
+use kiln_kernels::cuda::SortSpec;
 use kiln_kernels::{
-    Effect, ExprId, Exprs, Index, KernelSpec, LoopNest, Reducer, Size, Stage, Temp,
+    Effect, ExprId, Exprs, Gathered, Index, KernelSpec, LoopNest, Reducer, Size, Stage, Temp,
 };
 use serde_json::json;
 
@@ -239,6 +240,136 @@ fn sum(dtype: DType, [m, k]: [i64; 2], columns: bool) -> Case {
     case(what, dtype, &shape, nest, buffers)
 }
 
+/// A softmax that keeps no temporaries, as the compiler writes it: few rows go in parts.
+fn plain_softmax(dtype: DType, [m, k]: [i64; 2]) -> Case {
+    let mut e = Exprs::new();
+    let index = Index::strided([c(k), c(1)]);
+    let x = e.load(0, dtype, index.clone()).unwrap();
+    let x = e.cast(F, x).unwrap();
+    let top = e.acc(0, F).unwrap();
+    let less = e.binary(BinaryFn::Sub, x, top).unwrap();
+    let exp = e.unary(UnaryFn::Exp, less).unwrap();
+    let total = e.acc(1, F).unwrap();
+    let y = e.binary(BinaryFn::Div, exp, total).unwrap();
+    let y = e.cast(dtype, y).unwrap();
+    let stages = vec![
+        Stage::new(&[1], vec![Effect::reduce(0, Reducer::Max, x)]),
+        Stage::new(&[1], vec![Effect::reduce(1, Reducer::Sum, exp)]),
+        Stage::new(&[1], vec![Effect::store(1, index, y)]),
+    ];
+    let buffers = ["x", "out"].map(|role| Buffer::dense(role, dtype, &[m, k]));
+    let mut nest = over_rows(e, &buffers, [m, k], stages);
+    nest.temps.clear();
+    case("softmax", dtype, &[m, k], nest, buffers.to_vec())
+}
+
+/// Where the largest element of each row is.
+fn arg_max(dtype: DType, [m, k]: [i64; 2]) -> Case {
+    let mut e = Exprs::new();
+    let value = e.load(0, dtype, Index::strided([c(k), c(1)])).unwrap();
+    let position = e.axis(1);
+    let at = e.acc(1, DType::I64).unwrap();
+    let find = Effect::ArgReduce {
+        best: 0,
+        at: 1,
+        largest: true,
+        last: false,
+        value,
+        position,
+    };
+    let buffers = vec![
+        Buffer::dense("x", dtype, &[m, k]),
+        Buffer::dense("out", DType::I64, &[m]),
+    ];
+    let stages = vec![
+        Stage::new(&[1], vec![find]),
+        Stage::new(&[], vec![Effect::store(1, Index::strided([c(1)]), at)]),
+    ];
+    let mut nest = over_rows(e, &buffers, [m, k], stages);
+    nest.temps.clear();
+    case("arg_max", dtype, &[m, k], nest, buffers)
+}
+
+/// Rows added to those of a table that indices name, in order; integers, as the table is
+/// what a result holds before.
+fn scatter_rows([count, rows, width]: [i64; 3]) -> Case {
+    let mut e = Exprs::new();
+    let id = e.load(0, DType::I32, Index::strided([c(1)])).unwrap();
+    let row = Index::strided([c(width), c(1)]);
+    let value = e.load(1, DType::I32, row).unwrap();
+    let gathered = Gathered {
+        index: id,
+        stride: c(width),
+        extent: c(rows),
+    };
+    let add = Effect::Store {
+        arg: 2,
+        index: Index {
+            gathers: vec![gathered],
+            ..Index::strided([c(0), c(1)])
+        },
+        value,
+        update: Some(Reducer::Sum),
+        when: None,
+    };
+    let buffers = vec![
+        Buffer::dense("ids", DType::I32, &[count]),
+        Buffer::dense("x", DType::I32, &[count, width]),
+        Buffer::dense("out", DType::I32, &[rows, width]),
+    ];
+    let nest = LoopNest {
+        outer: 2,
+        temps: vec![],
+        ..over_rows(
+            e,
+            &buffers,
+            [count, width],
+            vec![Stage::new(&[], vec![add])],
+        )
+    };
+    let shape = [count, rows, width];
+    case("scatter_rows", DType::I32, &shape, nest, buffers)
+}
+
+/// Sums of each element and those before it in its row.
+fn cumulate(dtype: DType, [m, k]: [i64; 2]) -> Case {
+    let mut e = Exprs::new();
+    let index = Index::strided([c(k), c(1)]);
+    let x = e.load(0, dtype, index.clone()).unwrap();
+    let x = e.cast(F, x).unwrap();
+    let sum = e.acc(0, F).unwrap();
+    let scan = Effect::Scan {
+        acc: 0,
+        by: Reducer::Sum,
+        value: x,
+        exclusive: false,
+    };
+    let buffers = vec![
+        Buffer::dense("x", dtype, &[m, k]),
+        Buffer::dense("out", F, &[m, k]),
+    ];
+    let store = Effect::store(1, index, sum);
+    let stages = vec![Stage::new(&[1], vec![scan, store])];
+    let mut nest = over_rows(e, &buffers, [m, k], stages);
+    nest.temps.clear();
+    case("cumulate", dtype, &[m, k], nest, buffers)
+}
+
+/// The places of the `k` best of `[outer, n, inner]` along `n`: a block for each lane, or
+/// several launches.
+fn select(dtype: DType, [outer, n, inner, k]: [i64; 4], largest: bool) -> Case {
+    let buffers = vec![
+        Buffer::dense("x", dtype, &[outer, n, inner]),
+        Buffer::dense("taken", dtype, &[outer, k, inner]),
+        Buffer::dense("out", DType::I64, &[outer, k, inner]),
+    ];
+    let name = format!("select_{dtype}_{outer}x{n}x{inner}_{k}");
+    let op = json!({"kind": "select", "k": k, "largest": largest});
+    let params = vec![outer, n, inner, k];
+    let spec = SortSpec { dtype, largest };
+    Case::new((name, "selection"), op, spec, buffers, params)
+}
+
 /// Nests to check, then those to time.
 pub fn cases() -> Vec<Case> {
     use DType::{BF16, F16, F32, I8};
@@ -258,6 +389,14 @@ pub fn cases() -> Vec<Case> {
             transpose(dtype, [37, 45]),
             sum(dtype, [5, 300], false),
             sum(dtype, [70, 33], true),
+            sum(dtype, [3, 70001], false),
+            sum(dtype, [70, 1500], true),
+            plain_softmax(dtype, [2, 66000]),
+            arg_max(dtype, [3, 70001]),
+            cumulate(dtype, [3, 2047]),
+            cumulate(dtype, [2, 66000]),
+            select(dtype, [3, 1000, 2, 9], true),
+            select(dtype, [2, 5000, 1, 300], false),
         ]);
     }
     cases.extend([
@@ -266,6 +405,10 @@ pub fn cases() -> Vec<Case> {
         transpose(I8, [37, 45]),
         sum(I8, [5, 300], false),
         quantize(1003),
+        select(I8, [2, 2048, 3, 2048], true),
+        select(I8, [1, 9000, 2, 500], false),
+        scatter_rows([300, 40, 70]),
+        scatter_rows([5000, 40, 1]),
     ]);
     let large = 1 << 26;
     for dtype in [F32, BF16] {
@@ -273,6 +416,10 @@ pub fn cases() -> Vec<Case> {
             cases.push(softmax(dtype, shape).timed(0));
             cases.push(layer_norm(dtype, shape).timed(0));
         }
+        cases.push(sum(dtype, [1, 10_000_000], false).timed(0));
+        cases.push(sum(dtype, [4096, 32768], true).timed(0));
+        cases.push(plain_softmax(dtype, [1, 250_000]).timed(0));
+        cases.push(cumulate(dtype, [1, 10_000_000]).timed(0));
         cases.push(add(dtype, large).timed(0));
         cases.push(gelu(dtype, large).timed(0));
     }

@@ -131,7 +131,9 @@ impl Kernel<'_> {
             let path = data.join(format!("{}.{i}.bin", self.name));
             let bytes = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
             let is_out = buffer["role"] == "out";
-            let at = place(&mut memory, &bytes, is_out)?;
+            // Values that a selection takes: their indices are the result.
+            let is_written = is_out || buffer["role"] == "taken";
+            let at = place(&mut memory, &bytes, is_written)?;
             if is_out {
                 out = (at, bytes.len());
             }

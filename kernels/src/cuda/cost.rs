@@ -4,8 +4,7 @@
 //! ```text
 //! time = max(arithmetic / (peak · share of the chip at work), bytes / bandwidth) + launch
 //! ```
-//! and, of a form of several passes, a launch for each further one and its scratch, written
-//! and read.
+//! and, of a form of several passes, the sum of theirs.
 //!
 //! A prediction, to be held against measurements: rates are the data sheet's, what a
 //! product's kernel reaches of its unit's peak is a constant of its kind.
@@ -75,9 +74,9 @@ pub enum Factors {
 pub struct Load {
     /// Arithmetic operations.
     pub flops: f64,
-    /// Bytes from and to device memory at least, without scratch.
+    /// Bytes from and to device memory at least.
     pub bytes: f64,
-    /// Blocks of the first pass that have work.
+    /// Blocks that have work.
     pub blocks: f64,
     /// Threads of a block.
     pub threads: u32,
@@ -89,10 +88,6 @@ pub struct Load {
     pub factors: Factors,
     /// Of a form for few rows: the share of the rows that it multiplies that exist.
     pub rows: Option<f64>,
-    /// Launches, one after the other.
-    pub passes: usize,
-    /// Bytes of scratch, through which one pass hands on to the next.
-    pub scratch: f64,
 }
 
 /// Blocks that a multiprocessor holds.
@@ -123,8 +118,22 @@ fn rate(load: &Load, target: &GpuTarget) -> f64 {
     }
 }
 
-/// Predicts a launch on the target's chip.
-pub fn time(load: &Load, target: &GpuTarget) -> Prediction {
+/// Predicts launches in turn, the passes of a form, on the target's chip. Blocks, waves, rate
+/// and what binds are the first one's.
+pub fn time(passes: &[Load], target: &GpuTarget) -> Prediction {
+    let (first, then) = passes.split_first().expect("a form has a pass");
+    let mut all = one(first, target);
+    for next in then {
+        let p = one(next, target);
+        all.seconds += p.seconds;
+        all.flops += p.flops;
+        all.bytes += p.bytes;
+    }
+    all
+}
+
+/// Predicts a launch.
+fn one(load: &Load, target: &GpuTarget) -> Prediction {
     let at_once = f64::from(target.multiprocessors * resident(load, target));
     let waves = (load.blocks / at_once).ceil().max(1.0);
     // Of the last round part of the chip rests; a first one that is not full is all there is.
@@ -141,15 +150,8 @@ pub fn time(load: &Load, target: &GpuTarget) -> Prediction {
         load.flops / (rate * busy),
         load.bytes / (target.bandwidth * bandwidth * drawing.max(1e-6)),
     );
-    // A later pass starts anew and reads what the one before wrote.
-    let handed_on = match load.passes {
-        0 | 1 => 0.0,
-        passes => {
-            (passes - 1) as f64 * LAUNCH + 2.0 * load.scratch / (target.bandwidth * bandwidth)
-        }
-    };
     Prediction {
-        seconds: LAUNCH + compute.max(memory) + handed_on,
+        seconds: LAUNCH + compute.max(memory),
         flops: load.flops,
         bytes: load.bytes,
         blocks: load.blocks,
@@ -179,18 +181,34 @@ pub fn factors(spec: &KernelSpec) -> Factors {
     }
 }
 
-/// Predicts a launch with these parameters. An error where a size has no value.
+/// Predicts a launch with these parameters: all passes of its form, one after the other. An
+/// error where a size has no value.
 pub fn predict(
     spec: &KernelSpec,
     kernel: &GpuKernel,
     params: &[i64],
     target: &GpuTarget,
 ) -> Result<Prediction, DimError> {
+    let dims: Vec<Dim> = params.iter().map(|&p| Dim::from(p)).collect();
+    let mut passes = vec![pass(spec, kernel, spec.cost(&dims), params)?];
+    for next in &kernel.then {
+        passes.push(pass(spec, next, (Dim::ZERO, Dim::ZERO), params)?);
+    }
+    Ok(time(&passes, target))
+}
+
+/// What one pass asks of a chip: this much arithmetic and so many bytes if it does not say
+/// itself.
+fn pass(
+    spec: &KernelSpec,
+    kernel: &GpuKernel,
+    work: (Dim, Dim),
+    params: &[i64],
+) -> Result<Load, DimError> {
     let names = (0..).map(|i| format!("p{i}").into());
     let binding: Binding = names.zip(params.iter().copied()).collect();
-    let dims: Vec<Dim> = params.iter().map(|&p| Dim::from(p)).collect();
-    let (flops, bytes) = spec.cost(&dims);
     let value = |d: &Dim| d.eval(&binding).map(|n| n as f64);
+    let (flops, bytes) = kernel.work.as_ref().unwrap_or(&work);
     let mut blocks = value(&kernel.grid[0])? * value(&kernel.grid[1])? * value(&kernel.grid[2])?;
     if let Some(parts) = &kernel.parts {
         blocks = value(parts)? * f64::from(kernel.cluster.iter().product::<u32>());
@@ -199,19 +217,16 @@ pub fn predict(
         Some((rows, height)) => Some(value(&rows)? / height as f64),
         None => None,
     };
-    let load = Load {
-        flops: value(&flops)?,
-        bytes: value(&bytes)?,
+    Ok(Load {
+        flops: value(flops)?,
+        bytes: value(bytes)?,
         blocks,
         threads: kernel.block.iter().product(),
         shared: kernel.shared,
         unit: kernel.unit,
         factors: factors(spec),
         rows,
-        passes: 1 + kernel.then.len(),
-        scratch: value(&kernel.scratch)?,
-    };
-    Ok(time(&load, target))
+    })
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! of which a kernel that fails sets the first four to its status); the address of global
 //! scratch; the launch's integer parameters as i64; and the tensor maps of its tiles.
 
+mod apart;
 mod attention;
 mod attention_groups;
 mod attention_halves;
@@ -25,9 +26,14 @@ mod halves;
 mod matmul;
 mod nest;
 mod panels;
+mod parts;
+mod points;
+mod scan;
 mod skinny;
 mod skinny_lanes;
 mod skinny_words;
+mod sort;
+mod sort_rows;
 mod tail;
 mod thin;
 mod tiles;
@@ -35,12 +41,13 @@ mod vectors;
 mod words;
 
 pub(crate) use group::Group;
+pub use sort::{SortSpec, emit_sort};
 
 use crate::nest::SpecError;
 use crate::{KernelSpec, Size};
 use kiln_codegen::ptx::{self, Kernel};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
-use kiln_ir::{Binding, DType, Dim};
+use kiln_ir::{Binding, DType, Dim, Tri};
 
 /// Bytes of a status block. Behind its first four there are zeros, which loads that are
 /// not wanted read instead of memory that may not be there.
@@ -79,6 +86,9 @@ pub struct GpuKernel {
     pub shared: u32,
     /// Bytes of global scratch that the launch needs, of any contents.
     pub scratch: Dim,
+    /// Arithmetic operations and bytes of this launch, where the launches of a form share
+    /// the problem's otherwise than that the first one has it all.
+    pub work: Option<(Dim, Dim)>,
     /// What is launched after it, with the same parameters.
     pub then: Vec<GpuKernel>,
 }
@@ -123,7 +133,7 @@ pub fn emit(
 ) -> Result<Vec<GpuKernel>, SpecError> {
     spec.check()?;
     match spec {
-        KernelSpec::Nest(nest) => Ok(vec![nest::emit(nest, entry, target)?]),
+        KernelSpec::Nest(nest) => Ok(nest::emit(nest, entry, target)),
         KernelSpec::MatMul(product) => Ok(matmul::emit(product, entry, target)),
         KernelSpec::Attention(attention) => attention::emit(attention, entry, target),
         KernelSpec::Conv(conv) => Ok(vec![conv::emit(conv, entry, target)?]),
@@ -188,6 +198,16 @@ fn dim(size: Size) -> Dim {
         Size::Const(c) => c.into(),
         Size::Param(i) => Dim::sym(format!("p{i}")),
     }
+}
+
+/// Asks that left ≤ right; none where that can never be, and nothing where it always is.
+fn ask(when: &mut Vec<(Dim, Dim)>, left: &Dim, right: &Dim) -> Option<()> {
+    match left.le(right) {
+        Tri::Yes => {}
+        Tri::No => return None,
+        Tri::Unknown => when.push((left.clone(), right.clone())),
+    }
+    Some(())
 }
 
 /// The name of a form of a kernel.

@@ -4,16 +4,20 @@
 //!   work unit, its points dealt out to threads, reductions by shuffles.
 //! - Another: a thread for each work unit; without inner axes, for a few neighbouring
 //!   ones that it reads and writes 16 bytes at a time ([`super::vectors`]).
-//! - Stores that may meet: one thread, in order; or one for each point of the last axis
-//!   where that keeps them apart.
+//! - Few rows or columns of many points: parts of them ([`super::parts`]).
+//! - Running reductions along long rows: blocks of threads ([`super::scan`]).
+//! - Stores that may meet: a thread for what cannot ([`super::apart`]), else one for all.
 
+use super::apart;
 use super::group::{Group, WARP};
+use super::parts::{self, Cut};
+use super::scan;
 use super::vectors;
 use super::{GpuKernel, Ports, THREADS, dim, entry};
 use crate::Size;
 use crate::emit_nest::NestEmitter;
 use crate::lower::ExprCx;
-use crate::nest::{Effect, LoopNest, SpecError, temp_element_bytes};
+use crate::nest::{Effect, LoopNest, temp_element_bytes};
 use crate::schedule::Schedule;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
@@ -32,15 +36,33 @@ enum Deal {
     Group { threads: u32, axis: u8 },
     /// A thread for this many neighbouring work units.
     Thread { run: u32 },
-    /// One thread for everything, or one for each point of the last outer axis.
-    Serial { across: bool },
+    /// One thread for everything.
+    Serial,
 }
 
-pub(super) fn emit(
-    nest: &LoopNest,
-    name: &str,
-    target: &GpuTarget,
-) -> Result<GpuKernel, SpecError> {
+/// The forms of a nest, the general one last.
+pub(super) fn emit(nest: &LoopNest, name: &str, target: &GpuTarget) -> Vec<GpuKernel> {
+    let mut forms = vec![];
+    if nest.schedule().serial
+        && let Some(form) = apart::emit(nest, name, target)
+    {
+        if form.when.is_empty() {
+            return vec![form];
+        }
+        forms.push(form);
+    }
+    forms.extend(parts::emit(nest, Cut::Rows, name, target));
+    // Where threads have neighbouring columns; a row's points are dealt out to a block.
+    if matches!(deal(nest), Deal::Thread { .. }) {
+        forms.extend(parts::emit(nest, Cut::Columns, name, target));
+    }
+    forms.extend(scan::emit(nest, name, target));
+    forms.push(general(nest, name, target));
+    forms
+}
+
+/// The form that serves every launch.
+fn general(nest: &LoopNest, name: &str, target: &GpuTarget) -> GpuKernel {
     let deal = deal(nest);
     let outer = &nest.axes[..nest.outer as usize];
     let points = |axes: &[Size]| axes.iter().fold(Dim::ONE, |n, &s| n * dim(s));
@@ -52,14 +74,10 @@ pub(super) fn emit(
             let runs = points(rest) * dim(*last).ceil_div(&i64::from(run).into());
             runs.ceil_div(&i64::from(THREADS).into())
         }
-        Deal::Serial { across: false } => points(outer).minimum(&Dim::ONE),
-        Deal::Serial { across: true } => {
-            let last = outer.last().map_or(Dim::ONE, |&s| dim(s));
-            last.ceil_div(&i64::from(THREADS).into())
-        }
+        Deal::Serial => points(outer).minimum(&Dim::ONE),
     };
     let (body, _) = entry(name, target, THREADS, |e| write(e, nest, deal));
-    Ok(GpuKernel {
+    GpuKernel {
         entry: name.to_string(),
         body,
         scratch: scratch(nest, deal, &blocks),
@@ -67,15 +85,13 @@ pub(super) fn emit(
         block: [THREADS, 1, 1],
         cluster: [1; 3],
         ..GpuKernel::default()
-    })
+    }
 }
 
 fn deal(nest: &LoopNest) -> Deal {
     let schedule = nest.schedule();
     if schedule.serial {
-        let last = (nest.outer as usize).checked_sub(1).map(|a| a as u8);
-        let across = schedule.vector.is_some() && schedule.vector == last;
-        return Deal::Serial { across };
+        return Deal::Serial;
     }
     match schedule.vector {
         Some(axis) if nest.is_inner(axis) && shares(nest, axis) => {
@@ -116,7 +132,7 @@ fn const_temps(nest: &LoopNest) -> Option<i64> {
 fn units(deal: Deal) -> i64 {
     match deal {
         Deal::Group { threads, .. } => i64::from(THREADS / threads),
-        Deal::Thread { .. } | Deal::Serial { .. } => i64::from(THREADS),
+        Deal::Thread { .. } | Deal::Serial => i64::from(THREADS),
     }
 }
 
@@ -168,7 +184,7 @@ fn write(e: &mut Emitter, nest: &LoopNest, deal: Deal) {
             let threads = e.i64(i64::from(threads));
             e.op2("arith.divui", thread, threads)
         }
-        Deal::Thread { .. } | Deal::Serial { .. } => thread,
+        Deal::Thread { .. } | Deal::Serial => thread,
     };
     let unit = e.mul(block, size);
     let unit = e.add(unit, in_block);
@@ -177,7 +193,7 @@ fn write(e: &mut Emitter, nest: &LoopNest, deal: Deal) {
         Deal::Group { threads, axis } => n.rows(e, unit, thread, (threads, axis)),
         Deal::Thread { run: 1 } => n.points(e, unit),
         Deal::Thread { run } => vectors::points(&mut n, e, unit, run),
-        Deal::Serial { across } => n.in_order(e, unit, across),
+        Deal::Serial => n.in_order(e, unit),
     }
 }
 
@@ -289,22 +305,13 @@ impl NestEmitter<'_> {
         self.stages(e);
     }
 
-    /// Everything in order by one thread, or by one for each point of the last axis.
-    fn in_order(&mut self, e: &mut Emitter, unit: Val, across: bool) {
-        let outer = self.nest.outer as usize;
+    /// Everything in order by one thread.
+    fn in_order(&mut self, e: &mut Emitter, unit: Val) {
         let (zero, one) = (e.i64(0), e.i64(1));
-        let count = match (across, outer) {
-            (true, 1..) => self.extents[outer - 1],
-            _ => one,
-        };
-        let out = e.cmp(Cmp::Ge, unit, count, false);
+        let out = e.cmp(Cmp::Ge, unit, one, false);
         let out = e.pred(out);
         e.kernel_mut().exit_if(out);
-        let walked = if across { outer - 1 } else { outer };
-        if across {
-            self.cx.axes[outer - 1] = Some(unit);
-        }
-        self.walk(e, 0, walked, (zero, one));
+        self.walk(e, 0, self.nest.outer as usize, (zero, one));
     }
 
     fn walk(&mut self, e: &mut Emitter, axis: usize, walked: usize, (zero, one): (Val, Val)) {

@@ -63,7 +63,7 @@ fn element_bytes(t: DType) -> i64 {
 }
 
 /// The integer type of an element's bits in memory, where it is not read as itself.
-fn stored(elem: Elem) -> Elem {
+pub(super) fn stored(elem: Elem) -> Elem {
     match elem {
         Elem::I1 => Elem::I8,
         Elem::F16 | Elem::BF16 => Elem::I16,

@@ -4,11 +4,12 @@ use crate::support::numbers;
 use kiln_codegen::GpuTarget;
 use kiln_ir::{Binding, Dim};
 use kiln_kernels::KernelSpec;
-use kiln_kernels::cuda::{self, GpuKernel, STATUS_BYTES};
+use kiln_kernels::cuda::{self, GpuKernel, STATUS_BYTES, SortSpec};
 use kiln_runtime::device::MAP_ALIGN;
 use kiln_runtime::plan::Tile;
 use kiln_runtime::sim::{Launch, Memory, Module, TensorMap, Window, launch};
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
@@ -106,6 +107,30 @@ impl Gpu {
         }
     }
 
+    /// Selections for a target.
+    pub fn selections(name: &str, all: &[(String, SortSpec)]) -> Gpu {
+        let emitted = |target: &GpuTarget| -> Vec<Vec<GpuKernel>> {
+            let one = |(symbol, spec): &(String, SortSpec)| cuda::emit_sort(spec, symbol, target);
+            all.iter().map(one).collect()
+        };
+        let target = GpuTarget::named(name).expect("a target");
+        let kernels = emitted(&target);
+        let text = cuda::module(kernels.iter().flatten(), &target);
+        if let Some(folder) = std::env::var_os("KILN_TEST_PTX") {
+            for target in GpuTarget::all() {
+                let kernels = emitted(&target);
+                let text = cuda::module(kernels.iter().flatten(), &target);
+                let path = Path::new(&folder).join(format!("selections.{}.ptx", target.name));
+                std::fs::write(path, text).unwrap();
+            }
+        }
+        Gpu {
+            kernels,
+            refused: BTreeSet::new(),
+            module: Module::parse(&text).unwrap_or_else(|e| panic!("{e}")),
+        }
+    }
+
     /// Whether this kernel has no form for a GPU.
     pub fn refuses(&self, symbol: &str) -> bool {
         self.refused.contains(symbol)
@@ -113,7 +138,7 @@ impl Gpu {
 
     /// Runs every form of a kernel that serves these parameters, the last one first:
     /// `see` gets each one's name, buffers and status.
-    pub fn run(&self, symbol: &str, spec: &KernelSpec, launch: (&[Vec<u8>], &[i64]), see: See) {
+    pub fn run(&self, symbol: &str, spec: &dyn Debug, launch: (&[Vec<u8>], &[i64]), see: See) {
         let named = |forms: &&Vec<GpuKernel>| forms.last().is_some_and(|k| k.entry == symbol);
         let forms = self.kernels.iter().find(named);
         for form in forms.expect("a kernel of this name").iter().rev() {
@@ -128,7 +153,7 @@ impl Gpu {
     fn run_form(
         &self,
         kernel: &GpuKernel,
-        spec: &KernelSpec,
+        spec: &dyn Debug,
         buffers: &mut [Vec<u8>],
         params: &[i64],
     ) -> Option<i32> {

@@ -193,12 +193,18 @@ pub fn check(cases: Vec<Case>) {
             }
         }
     }
-    let gpu = Gpu::new(&kernels);
-    for (case, (symbol, spec)) in cases.iter().zip(&kernels) {
+    check_on(&Gpu::new(&kernels), &cases, &mut |_, _| {});
+}
+
+/// Runs every form of every case on a GPU and compares every buffer with the reference;
+/// `see` gets each form's name and buffers.
+pub fn check_on(gpu: &Gpu, cases: &[Case], see: &mut dyn FnMut(&str, &[Vec<u8>])) {
+    for case in cases {
+        let (symbol, spec) = (&case.name, KernelSpec::Nest(case.nest.clone()));
         let mut want = case.buffers.clone();
         let expected = reference::run(&case.nest, &mut want, &case.params);
         let launch = (&case.buffers[..], &case.params[..]);
-        gpu.run(symbol, spec, launch, &mut |name, got, status| {
+        gpu.run(symbol, &spec, launch, &mut |name, got, status| {
             assert_eq!(
                 status != 0,
                 expected.is_err(),
@@ -210,9 +216,10 @@ pub fn check(cases: Vec<Case>) {
                     compare(case.nest.args[i], g, w, &at);
                 }
                 if let (Some(g), Some(w)) = (got.last(), want.last()) {
-                    gpu::note(spec, g, w);
+                    gpu::note(&spec, g, w);
                 }
             }
+            see(name, got);
         });
     }
 }

@@ -60,7 +60,7 @@ fn inside(step: &Step) -> [&[Step]; 2] {
 /// Calls `f` with every launch, also those inside branches and loops.
 pub(super) fn each_launch<'a>(steps: &'a [Step], f: &mut dyn FnMut(&'a Launch)) {
     for step in steps {
-        if let Step::Launch(l) = step {
+        if let Step::Launch(l) | Step::TopK { launch: l, .. } = step {
             f(l);
         }
         inside(step).into_iter().for_each(|s| each_launch(s, f));

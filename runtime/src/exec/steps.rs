@@ -7,7 +7,7 @@ use super::launch::{Ready, count_launches, ready};
 use super::layout::{MAX_BYTES, memory, too_large};
 use crate::error::{Error, Result};
 use crate::memory::Block;
-use crate::plan::{Entry, Place, Step};
+use crate::plan::{Entry, Launch, Place, Step};
 use crate::pool::Pool;
 use crate::profile::{Facts, Profile, Watch};
 use crate::strings::Table;
@@ -56,14 +56,7 @@ impl Run<'_> {
                 Step::Launch(l) => {
                     let index = *launch;
                     *launch += 1;
-                    match self.ready.get(index).and_then(Option::as_ref) {
-                        // SAFETY of lifetimes: `ready` outlives the run.
-                        Some(r) => self.launch(l, r, index)?,
-                        None => {
-                            let r = ready(l, &self.binding, self.device_code())?;
-                            self.launch(l, &r, index)?;
-                        }
-                    }
+                    self.start(l, index)?;
                 }
                 Step::WriteDims { to, values } => {
                     let at = self.pointer(*to)?.cast::<i64>();
@@ -106,7 +99,15 @@ impl Run<'_> {
                     to,
                     symbol,
                 } => self.nonzero(*from, *dtype, dims, *to, symbol)?,
-                Step::TopK { .. } => self.top_k(step)?,
+                Step::TopK { launch: l, .. } => {
+                    let index = *launch;
+                    *launch += 1;
+                    let selection = self.selection(step)?;
+                    match self.device.is_some() {
+                        true => self.start(l, index)?,
+                        false => self.top_k(&selection)?,
+                    }
+                }
                 Step::Strings { .. } | Step::SplitStrings { .. } => self.string_step(step)?,
                 Step::If {
                     cond,
@@ -127,6 +128,18 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Starts the launch at this place among all of the entry's.
+    fn start(&mut self, l: &Launch, index: usize) -> Result<()> {
+        match self.ready.get(index).and_then(Option::as_ref) {
+            // SAFETY of lifetimes: `ready` outlives the run.
+            Some(r) => self.launch(l, r, index),
+            None => {
+                let r = ready(l, &self.binding, self.device_code())?;
+                self.launch(l, &r, index)
+            }
+        }
     }
 
     /// Where a buffer is; buffers of late sizes get memory here.

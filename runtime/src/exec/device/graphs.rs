@@ -141,7 +141,7 @@ impl Run<'_> {
         let mut begin = 0;
         for (i, step) in steps.iter().enumerate() {
             if self.repeats(step, launch) {
-                launch += matches!(step, Step::Launch(_)) as usize;
+                launch += matches!(step, Step::Launch(_) | Step::TopK { .. }) as usize;
                 continue;
             }
             if i - begin >= LEAST {
@@ -164,7 +164,7 @@ impl Run<'_> {
             d.spaces.space(b).device && d.base[b as usize] != 0 && bytes.eval(self.bound).is_ok()
         };
         match step {
-            Step::Launch(l) => {
+            Step::Launch(l) | Step::TopK { launch: l, .. } => {
                 let ready = self.ready.get(launch).is_some_and(Option::is_some);
                 ready && l.args.iter().all(|a| known(a.0))
             }
@@ -280,7 +280,7 @@ impl Run<'_> {
         let (mut copied, mut known) = (BTreeSet::new(), BTreeSet::new());
         for step in steps {
             match step {
-                Step::Launch(l) => {
+                Step::Launch(l) | Step::TopK { launch: l, .. } => {
                     touched.extend(l.args.iter().map(|a| a.0));
                     let first = l.args.len() - l.writes as usize;
                     written.extend(l.args[first..].iter().map(|a| a.0));

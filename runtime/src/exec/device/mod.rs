@@ -211,7 +211,7 @@ impl OnDevice {
             Error::input("K0703", message).help("compile the model again")
         })?;
         // A plan of copies alone has no kernels.
-        if program.kernels.is_empty() {
+        if gpu.kernels.is_empty() {
             return Ok(());
         }
         self.device.load(text)?;

@@ -34,18 +34,14 @@ pub(crate) struct Spaces {
 /// them, nor what is inside a block.
 pub(crate) fn host_access(step: &Step) -> (Vec<u32>, Vec<u32>) {
     match step {
-        Step::Launch(_) | Step::Copy { .. } | Step::SetDims { .. } | Step::Check { .. } => {
-            (vec![], vec![])
-        }
+        Step::Launch(_)
+        | Step::TopK { .. }
+        | Step::Copy { .. }
+        | Step::SetDims { .. }
+        | Step::Check { .. } => (vec![], vec![]),
         Step::WriteDims { to, .. } => (vec![], vec![*to]),
         Step::BindDim { from, .. } => (vec![*from], vec![]),
         Step::Repack { from, to, .. } | Step::NonZero { from, to, .. } => (vec![*from], vec![*to]),
-        Step::TopK {
-            from,
-            values,
-            indices,
-            ..
-        } => (vec![*from], vec![*values, *indices]),
         Step::Strings { args, to, .. } => (args.clone(), vec![*to]),
         Step::SplitStrings {
             from,
@@ -75,7 +71,9 @@ impl Touched {
             self.host.extend(reads);
             self.host.extend(writes);
             match step {
-                Step::Launch(l) => self.device.extend(l.args.iter().map(|a| a.0)),
+                Step::Launch(l) | Step::TopK { launch: l, .. } => {
+                    self.device.extend(l.args.iter().map(|a| a.0))
+                }
                 Step::Copy { from, to, .. } => self.copies.push((*from, *to)),
                 Step::If {
                     then, otherwise, ..
@@ -95,7 +93,6 @@ impl Touched {
                 | Step::Check { .. }
                 | Step::Repack { .. }
                 | Step::NonZero { .. }
-                | Step::TopK { .. }
                 | Step::Strings { .. }
                 | Step::SplitStrings { .. } => {}
             }

@@ -108,3 +108,53 @@ fn grids_that_no_device_has_are_errors() {
     assert_eq!(e.code, "K0720", "{e}");
     assert!(e.message.contains("first: 300000 blocks"), "{e}");
 }
+
+/// A selection's launch is of a kernel that devices alone have, and of what it takes.
+#[test]
+fn damaged_selections_are_refused() {
+    let selection = |change: fn(&mut Launch)| {
+        let Step::Launch(mut l) = launch(4, &[0, 1, 2], &["1", "n", "1", "n"], "best") else {
+            unreachable!("that is a launch");
+        };
+        l.writes = 2;
+        change(&mut l);
+        let mut p = program(vec![Entry {
+            buffers: vec![
+                buffer("n * 4", Place::Input),
+                buffer("n * 4", Place::Arena),
+                buffer("n * 8", Place::Output),
+            ],
+            inputs: vec![port("x", DType::F32, &["n"], 0)],
+            outputs: vec![port("i", DType::I64, &["n"], 2)],
+            steps: vec![Step::TopK {
+                launch: l,
+                dtype: DType::F32,
+                dims: vec![dim("n")],
+                axis: 0,
+                k: dim("n"),
+                largest: true,
+            }],
+            ..entry("best")
+        }]);
+        p.kernels.truncate(4);
+        p.device_kernels = vec![KERNELS[4].into()];
+        open(&p, PTX.as_bytes(), None).map(|_| ())
+    };
+    selection(|_| {}).unwrap();
+    type Change = fn(&mut Launch);
+    let changes: [Change; 6] = [
+        |l| l.variants[0].kernel = 3,
+        |l| l.variants[0].kernel = 5,
+        |l| l.variants.clear(),
+        |l| l.writes = 1,
+        |l| l.args[1].1 = Dim::ONE,
+        |l| l.args.truncate(2),
+    ];
+    for change in changes {
+        let e = selection(change).unwrap_err();
+        assert!(
+            e.code == "K0703" && e.message.contains("a selection"),
+            "{e}"
+        );
+    }
+}

@@ -37,6 +37,7 @@ fn kernels() -> Vec<Vec<GpuKernel>> {
             block: [threads, 1, 1],
             cluster: [1; 3],
             shared: 0,
+            work: None,
         }],
         scratch: dim(scratch),
         work: Work::default(),

@@ -47,6 +47,9 @@ class Bundle:
             sys.exit(f"kernels.json has format {said['format']}, this script reads 1")
         self.targets, self.status_bytes, self.kernels = said["targets"], said["status_bytes"], said["kernels"]
         self.by_name = {k["name"]: k for k in self.kernels}
+        for packed in (self.folder / "models").glob("*.kiln.gz"):
+            if not packed.with_suffix("").exists():
+                packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
         self.models = json.loads((self.folder / "models" / "models.json").read_text())
         self.probes = sorted((self.folder / "probes").glob("*.ptx"))
 

@@ -24,6 +24,8 @@ assemble() {
   "$program" write "$folder"
   gzip -n9 "$folder"/kernels.*.ptx
   "$python" scripts/gpu_bundle.py "$target/release/kiln" "$folder"
+  # An artifact's PTX is text: a good part of a small one.
+  gzip -n6 "$folder"/models/*.kiln
   cp "$target/dist/kiln-rt" "$folder/"
   cp runtime/tests/ptx/probes/*.ptx "$folder/probes/"
   for name in "${scripts[@]}"; do cp "scripts/$name" "$folder/"; done

@@ -48,8 +48,10 @@ class Bundle:
         self.targets, self.status_bytes, self.kernels = said["targets"], said["status_bytes"], said["kernels"]
         self.by_name = {k["name"]: k for k in self.kernels}
         for packed in (self.folder / "models").glob("*.kiln.gz"):
-            if not packed.with_suffix("").exists():
-                packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+            artifact, part = packed.with_suffix(""), packed.with_suffix(".part")
+            if not artifact.exists():
+                part.write_bytes(gzip.decompress(packed.read_bytes()))
+                part.rename(artifact)
         self.models = json.loads((self.folder / "models" / "models.json").read_text())
         self.probes = sorted((self.folder / "probes").glob("*.ptx"))
 

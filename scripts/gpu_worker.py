@@ -125,11 +125,12 @@ class Worker:
         return {**said, "wrong": "; ".join(wrong)} if wrong else said
 
     def probe_one(self, function, probe):
-        lanes = lambda rows: np.array([rows[i % len(rows)] for i in range(32)], np.uint32)
+        many = 128 if len(probe["out"]) > 32 else 32
+        lanes = lambda rows: np.array([rows[i % len(rows)] for i in range(many)], np.uint32)
         given, expected = lanes(probe["in"]), lanes(probe["out"])
         to_gpu = lambda words: torch.from_numpy(words.view(np.int32).copy()).cuda()
         source, out = to_gpu(given), to_gpu(np.full_like(expected, 0xA5A5A5A5))
-        how = {"passes": [{"grid": [1, 1, 1], "block": [32, 1, 1], "cluster": [1, 1, 1], "shared": 0}], "tiles": []}
+        how = {"passes": [{"grid": [1, 1, 1], "block": [many, 1, 1], "cluster": [1, 1, 1], "shared": 0}], "tiles": []}
         stream = torch.cuda.current_stream().cuda_stream
         self.driver.prepared([function], how, [source.data_ptr(), out.data_ptr()], stream)()
         torch.cuda.synchronize()

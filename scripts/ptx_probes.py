@@ -5,7 +5,8 @@ with exact fractions, NumPy and ml_dtypes, not by Kiln.
 
   scripts/ptx_probes.py [OUT_DIR]
 
-A probe is a kernel `NAME(in, out)` of one warp. Lane i reads its words at in + 4 * n_in * i
+A probe is a kernel `NAME(in, out)` of one warp, or of the four of a warpgroup where there are
+128 rows of words. Lane i reads its words at in + 4 * n_in * i
 and writes its words at out + 4 * n_out * i:
 
   // probe NAME
@@ -724,6 +725,28 @@ def atomics():
 # ---- matrices --------------------------------------------------------------------------
 
 
+WIDTH = {"f16": 16, "bf16": 16, "tf32": 32, "e4m3": 8, "e5m2": 8, "s8": 8, "u8": 8}
+
+
+def encode(v, ty):
+    if ty in ("s8", "u8"):
+        return int(v) & 255
+    if ty == "tf32":
+        return raw(float(v), "f32")
+    if ty in ("e4m3", "e5m2"):
+        kind = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}[ty]
+        return int(np.array([v], np.float32).astype(kind).view(np.uint8)[0])
+    return raw(float(v), ty)
+
+
+def fragments(matrix, place, lane, count, ty):
+    per = 32 // WIDTH[ty]
+    out = [0] * (count // per)
+    for i in range(count):
+        out[i // per] |= encode(matrix[place(lane, i)], ty) << (WIDTH[ty] * (i % per))
+    return out
+
+
 def matrices():
     """Fragments as the ISA's figures have them, one formula for each."""
     f = File("matrix", target="sm_89", version="8.4")
@@ -751,25 +774,6 @@ def matrices():
               ("m16n8k32", 16, 32, "e4m3", a16x32, b32x8), ("m16n8k32", 16, 32, "e5m2", a16x32, b32x8),
               ("m16n8k32", 16, 32, "s8", a16x32, b32x8), ("m16n8k32", 16, 32, "u8", a16x32, b32x8),
               ("m16n8k16", 16, 16, "s8", a16x16b, b16x8b), ("m8n8k16", 8, 16, "s8", a8x16, b16x8b)]
-    width = {"f16": 16, "bf16": 16, "tf32": 32, "e4m3": 8, "e5m2": 8, "s8": 8, "u8": 8}
-
-    def encode(v, ty):
-        if ty in ("s8", "u8"):
-            return int(v) & 255
-        if ty == "tf32":
-            return raw(float(v), "f32")
-        if ty in ("e4m3", "e5m2"):
-            kind = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}[ty]
-            return int(np.array([v], np.float32).astype(kind).view(np.uint8)[0])
-        return raw(float(v), ty)
-
-    def fragments(matrix, place, lane, count, ty):
-        per = 32 // width[ty]
-        out = [0] * (count // per)
-        for i in range(count):
-            out[i // per] |= encode(matrix[place(lane, i)], ty) << (width[ty] * (i % per))
-        return out
-
     for shape, m, k, ty, pa, pb in shapes:
         integer = ty in ("s8", "u8")
         low = 0 if ty == "u8" else -4
@@ -791,7 +795,7 @@ def matrices():
                     cs, ds = [enc(v) for v in cs], [enc(v) for v in ds]
                 ins.append(fragments(a, pa, lane, na, ty) + fragments(b, pb, lane, nb, ty) + cs)
                 outs.append(ds)
-            wa, wb, wc = na * width[ty] // 32, nb * width[ty] // 32, len(outs[0])
+            wa, wb, wc = na * WIDTH[ty] // 32, nb * WIDTH[ty] // 32, len(outs[0])
             regs, moves, names = "", "", [f"%a{wa + wb + i}" for i in range(wc)]
             results = [f"%d{i}" for i in range(wc)]
             after = ""
@@ -856,12 +860,53 @@ def stmatrix():
     return f
 
 
+def warpgroups():
+    """`wgmma` with A in registers and B, 8 columns of 32 bytes, in shared memory without a swizzle."""
+    f = File("wgmma", target="sm_90a", version="8.4")
+    isa = "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions: wgmma.mma_async"
+    row = lambda l, second: l // 32 * 16 + l % 32 // 4 + (8 if second else 0)
+    halves = lambda l, i: (row(l, i in (2, 3, 6, 7)), l % 4 * 2 + (i & 1) + (8 if i >= 4 else 0))
+    wholes = lambda l, i: (row(l, i in (1, 3)), l % 4 + (4 if i >= 2 else 0))
+    eights = lambda l, i: (row(l, i in (*range(4, 8), *range(12, 16))), l % 4 * 4 + (i & 3) + (16 if i >= 8 else 0))
+    sums = lambda l, i: (row(l, i >= 2), l % 4 * 2 + (i & 1))
+    kinds = [("f16", "f16", 16, halves), ("bf16", "bf16", 16, halves), ("tf32", "tf32", 8, wholes),
+             *((a, b, 32, eights) for a in ("e4m3", "e5m2") for b in ("e4m3", "e5m2")),
+             *((a, b, 32, eights) for a in ("s8", "u8") for b in ("s8", "u8"))]
+    for ta, tb, k, place in kinds:
+        low = lambda t: 0 if t == "u8" else -4
+        # Small integers: every sum is exact.
+        a = np.random.RandomState(1).randint(low(ta), 5, (64, k))
+        b = np.random.RandomState(2).randint(low(tb), 5, (k, 8))
+        c = np.random.RandomState(3).randint(-9, 9, (64, 8))
+        d, per = a @ b + c, 32 // WIDTH[tb]
+        # Core matrices of 8 columns of 16 bytes, the second one with the rest of k.
+        word = lambda i: sum(encode(b[(i // 32 * 4 + i % 4) * per + j, i % 32 // 4], tb) << (WIDTH[tb] * j) for j in range(per))
+        acc = "s32" if ta in ("s8", "u8") else "f32"
+        enc = (lambda v: int(v) & M32) if acc == "s32" else (lambda v: raw(float(v), "f32"))
+        four = lambda m, l: [enc(m[sums(l, i)]) for i in range(4)]
+        ins = [fragments(a, place, l, 64 * k // 128, ta) + [word(l % 64)] + four(c, l) for l in range(128)]
+        x = "%f" if acc == "f32" else "%i"
+        regs = (f".shared .align 128 .b8 t[256]; .reg .b32 %t, %i<4>; .reg .f32 %f<4>; .reg .b64 %m; .reg .pred %p;")
+        turned = ", 0" if WIDTH[tb] == 16 else ""
+        signs = "" if acc == "s32" else ", 1, 1"
+        text = ("mov.u32 %t, t; mad.lo.u32 %t, %lane, 4, %t; setp.lt.u32 %p, %lane, 64; @%p st.shared.b32 [%t], %a4; "
+                "fence.proxy.async; bar.sync 0; mov.u32 %t, t; shr.u32 %t, %t, 4; cvt.u64.u32 %m, %t; "
+                f"or.b64 %m, %m, {128 >> 4 << 16 | 256 >> 4 << 32}; "
+                + " ".join(f"mov.b32 {x}{i}, %a{5 + i};" for i in range(4))
+                + f" setp.eq.u32 %p, 0, 0; wgmma.fence.sync.aligned; wgmma.mma_async.sync.aligned.m64n8k{k}.{acc}.{ta}.{tb} "
+                + "{" + ", ".join(f"{x}{i}" for i in range(4)) + "}, {%a0, %a1, %a2, %a3}, %m, %p" + signs + turned
+                + "; wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; "
+                + " ".join(f"mov.b32 %d{i}, {x}{i};" for i in range(4)))
+        f.probe(f"wgmma_m64n8k{k}_{acc}_{ta}_{tb}", isa, regs, text, ins, [four(d, l) for l in range(128)])
+    return f
+
+
 def main():
     default = Path(__file__).resolve().parent.parent / "runtime/tests/ptx/probes"
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
-    for make in (integers, logic, float_probes, half_probes, compare, convert, lanes, atomics, matrices, stmatrix):
+    for make in (integers, logic, float_probes, half_probes, compare, convert, lanes, atomics, matrices, stmatrix, warpgroups):
         f = make()
         f.write(folder)
         total += len(f.names)

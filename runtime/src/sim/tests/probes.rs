@@ -48,16 +48,18 @@ fn run(module: &Module, probe: &Probe) -> Result<(), String> {
     let kernel = module.kernel(&probe.name).ok_or("no such kernel")?;
     let mut memory = Memory::new();
     let lane = |rows: &[Vec<u32>], i: usize| rows[i % rows.len()].clone();
-    let input: Vec<u8> = (0..32)
+    // A warp, or the four of a group.
+    let lanes = if probe.outs.len() > 32 { 128 } else { 32 };
+    let input: Vec<u8> = (0..lanes)
         .flat_map(|i| lane(&probe.ins, i))
         .flat_map(u32::to_le_bytes)
         .collect();
-    let expected: Vec<u32> = (0..32).flat_map(|i| lane(&probe.outs, i)).collect();
+    let expected: Vec<u32> = (0..lanes).flat_map(|i| lane(&probe.outs, i)).collect();
     let (from, to) = (memory.alloc(input.len()), memory.alloc(expected.len() * 4));
     memory.write(from, &input).unwrap();
     let params = [from.to_le_bytes(), to.to_le_bytes()].concat();
     let how = Launch {
-        block: [32, 1, 1],
+        block: [lanes as u32, 1, 1],
         threads: 1,
         ..Launch::default()
     };

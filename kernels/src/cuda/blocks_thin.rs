@@ -17,8 +17,10 @@ use crate::matmul::{Columns, MatMulSpec};
 use kiln_codegen::ptx::{B32, F32, Floats, Half, Reg, Sum};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 
-/// Runs of each column that a lane reads before it multiplies.
+/// Runs of each column that a lane reads before it multiplies: of 16 rows, and of more, which
+/// leave less room.
 const AHEAD: i64 = 2;
+const AHEAD_OF_MANY: i64 = 1;
 
 /// The forms for few rows, as [`thin::emit`] has them.
 pub(super) fn emit(
@@ -136,9 +138,13 @@ impl<'a> Lane<'a> {
 
     /// Adds the products of the warp's runs.
     fn runs(&self, e: &mut Emitter, cx: &ExprCx, p: &Place, sums: &[[Reg<F32>; 4]]) {
-        let step = e.i64(AHEAD * WARPS * 4 * RUN);
+        let ahead = match self.thin.rows {
+            16 => AHEAD,
+            _ => AHEAD_OF_MANY,
+        };
+        let step = e.i64(ahead * WARPS * 4 * RUN);
         e.for_loop(self.span.0, self.span.1, step, &[], |e, k0, _| {
-            let parts: Vec<(Val, Vec<Run>)> = (0..AHEAD)
+            let parts: Vec<(Val, Vec<Run>)> = (0..ahead)
                 .map(|i| {
                     let skip = e.i64(i * WARPS * 4 * RUN);
                     let at = e.add(k0, skip);
@@ -150,6 +156,11 @@ impl<'a> Lane<'a> {
                 for i in 0..RUN / 8 {
                     let skip = e.i64(8 * i);
                     let at = e.add(*at, skip);
+                    if self.thin.rows > 16 {
+                        // Else the assembler reads all chunks before it multiplies, and
+                        // has no room for them.
+                        e.kernel_mut().warp_barrier();
+                    }
                     let a = self.thin.chunks(e, &self.rows, at, p.k);
                     for step in [0, 2] {
                         let first = 4 * i as usize + step;

@@ -219,7 +219,9 @@ const TYPES: [(DType, DType); 6] = [
 fn blocks_match_in_every_type_and_width() {
     for bits in [2, 4, 8] {
         let of = |&t| Problem::of(5, 37, 288, bits, t);
-        let problems: Vec<Problem> = TYPES.iter().map(of).collect();
+        // What scales of another type take is the same for every width.
+        let types = if bits == 4 { &TYPES[..] } else { &TYPES[..3] };
+        let problems: Vec<Problem> = types.iter().map(of).collect();
         let served = check(&problems, bits as u64);
         let forms = ["", "_few", "_rows16", "_rows64"].map(String::from);
         assert_eq!(served, BTreeSet::from(forms), "{bits} bits");

@@ -6,8 +6,8 @@ Of real models (MiniLM in f32, tf32, bf16 and quantized; PP-OCR's classifier) fo
 sm_89 and sm_90a, and of the kernel tests' modules in FOLDER (`NAME.TARGET.ptx`, and
 `errors.txt`, which `KILN_TEST_PTX=FOLDER cargo test -p kiln-kernels` writes). Checks that everything
 assembles, that ptxas warns of nothing about wgmma or registers (C75xx), that no
-contraction, convolution or attention spills more than 16 bytes, and that the instructions of tensor cores and
-of asynchronous copies are where they belong. Prints a table by family and target.
+contraction, convolution or attention spills more than `FEW` bytes, and that the
+instructions of tensor cores and of asynchronous copies are where they belong. Prints a table by family and target.
 """
 import collections
 import concurrent.futures

@@ -148,7 +148,7 @@ fn weight(graph: &Graph, n: NodeId, exact: bool) -> Option<Weight> {
         return None;
     }
     let k = ty.shape[k_axis].as_const()?;
-    let fits = block > 0 && k % block as i64 == 0 && (block * bits).is_multiple_of(8);
+    let fits = k > 0 && block > 0 && k % block as i64 == 0 && (block * bits).is_multiple_of(8);
     fits.then(|| Weight {
         name: global.name.clone(),
         turned: k_axis == 0,

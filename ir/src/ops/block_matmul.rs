@@ -114,7 +114,8 @@ impl Composite for BlockMatMul {
         if !matches!(self.bits, 2 | 4 | 8) {
             return type_err(format!("there are no elements of {} bits", self.bits));
         }
-        if self.block == 0 || !(self.block * self.bits).is_multiple_of(8) {
+        let bits = self.block.checked_mul(self.bits).filter(|&n| n > 0);
+        if !bits.is_some_and(|n| n.is_multiple_of(8)) {
             return type_err(format!(
                 "a block of {} elements is no whole number of bytes",
                 self.block

@@ -10,13 +10,12 @@
 //! whether strides and extents make it so is the form's condition. Each element sees its
 //! points in the order of one thread, and so the same bits.
 
-use super::nest::{divide, long};
-use super::{GpuKernel, Ports, ask, dim, entry, entry_of};
+use super::nest::{divide, long, open};
+use super::{GpuKernel, ask, dim, entry, entry_of};
 use crate::emit_nest::{Accs, NestEmitter};
 use crate::expr::{Index, Node, Size};
-use crate::lower::{ExprCx, is_unsigned};
+use crate::lower::is_unsigned;
 use crate::nest::{Effect, LoopNest, Stage};
-use crate::schedule::Schedule;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 use kiln_ir::{DType, Dim, Tri};
@@ -147,23 +146,7 @@ fn digits(nest: &LoopNest, index: &Index) -> Option<Vec<(Dim, Dim)>> {
 }
 
 fn write(e: &mut Emitter, nest: &LoopNest, plan: &Plan) {
-    let ports = Ports::declare(e, nest.args.len(), nest.params);
-    let mut cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
-    cx.axes = vec![None; nest.axes.len()];
-    let extents: Vec<Val> = nest.axes.iter().map(|&s| cx.size(e, s)).collect();
-    let mut n = NestEmitter {
-        nest,
-        schedule: Schedule {
-            vector: None,
-            block: 1,
-            crossed: None,
-            serial: false,
-        },
-        extents,
-        temp_bases: vec![],
-        group: None,
-        cx,
-    };
+    let (mut n, _) = open(e, nest);
     let (thread, block) = (e.kernel_mut().thread(), e.kernel_mut().block(0));
     let (thread, block) = (long(e, thread), long(e, block));
     let (size, one, shares) = (e.i64(THREADS), e.i64(1), e.i64(plan.shares));

@@ -105,15 +105,7 @@ impl Wide<'_> {
             let next = e.add(k0, ahead);
             copies::copy(e, layout, (p, shared), &a, next, stages[1]);
             e.kernel_mut().end_copies();
-            let turned: Vec<Val> = stages
-                .iter()
-                .map(|&s| {
-                    let up = e.add(s, size);
-                    let over = e.cmp(Cmp::Gt, up, last, false);
-                    e.select(over, zero, up)
-                })
-                .collect();
-            e.assign(&stages, &turned);
+            copies::turn(e, &stages, (size, last));
             for (now, then) in now.iter().zip(&then) {
                 for (to, from) in now.registers().zip(then.registers()) {
                     e.kernel_mut().set(to, from);

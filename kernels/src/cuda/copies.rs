@@ -149,6 +149,21 @@ pub(super) fn aligned(e: &mut Emitter, bases: &[Val], strides: &[Val], size: i64
     e.cmp(Cmp::Eq, low, zero, false)
 }
 
+/// Moves on to the next stage of a ring, of `size` bytes each, after the last one to the
+/// first, at 0.
+pub(super) fn turn(e: &mut Emitter, stages: &[Val], (size, last): (Val, Val)) {
+    let zero = e.i64(0);
+    let turned: Vec<Val> = stages
+        .iter()
+        .map(|&s| {
+            let up = e.add(s, size);
+            let over = e.cmp(Cmp::Gt, up, last, false);
+            e.select(over, zero, up)
+        })
+        .collect();
+    e.assign(stages, &turned);
+}
+
 fn rows(
     e: &mut Emitter,
     base: Val,

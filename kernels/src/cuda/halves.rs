@@ -141,15 +141,7 @@ impl<T: Sum> Product<T> {
                 copies::copy(e, layout, (p, self.shared), side, next, stages[1]);
             }
             e.kernel_mut().end_copies();
-            let turned: Vec<Val> = stages
-                .iter()
-                .map(|&s| {
-                    let up = e.add(s, size);
-                    let over = e.cmp(Cmp::Gt, up, last, false);
-                    e.select(over, zero, up)
-                })
-                .collect();
-            e.assign(&stages, &turned);
+            copies::turn(e, &stages, (size, last));
             vec![]
         });
         // The sums take the place of the parts.

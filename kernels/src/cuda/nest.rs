@@ -157,15 +157,13 @@ fn scratch(nest: &LoopNest, deal: Deal, blocks: &Dim) -> Dim {
     }
 }
 
-fn write(e: &mut Emitter, nest: &LoopNest, deal: Deal) {
+/// What writes a nest point by point, and the address of the launch's scratch.
+pub(super) fn open<'a>(e: &mut Emitter, nest: &'a LoopNest) -> (NestEmitter<'a>, Val) {
     let ports = Ports::declare(e, nest.args.len(), nest.params);
     let mut cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
     cx.axes = vec![None; nest.axes.len()];
     let extents: Vec<Val> = nest.axes.iter().map(|&s| cx.size(e, s)).collect();
-    let (thread, block) = (e.kernel_mut().thread(), e.kernel_mut().block(0));
-    let thread = long(e, thread);
-    let block = long(e, block);
-    let mut n = NestEmitter {
+    let n = NestEmitter {
         nest,
         schedule: Schedule {
             vector: None,
@@ -178,6 +176,14 @@ fn write(e: &mut Emitter, nest: &LoopNest, deal: Deal) {
         group: None,
         cx,
     };
+    (n, ports.scratch)
+}
+
+fn write(e: &mut Emitter, nest: &LoopNest, deal: Deal) {
+    let (mut n, scratch) = open(e, nest);
+    let (thread, block) = (e.kernel_mut().thread(), e.kernel_mut().block(0));
+    let thread = long(e, thread);
+    let block = long(e, block);
     let size = e.i64(units(deal));
     let in_block = match deal {
         Deal::Group { threads, .. } => {
@@ -188,7 +194,7 @@ fn write(e: &mut Emitter, nest: &LoopNest, deal: Deal) {
     };
     let unit = e.mul(block, size);
     let unit = e.add(unit, in_block);
-    n.place_temps_on_gpu(e, (unit, in_block), deal, ports.scratch);
+    n.place_temps_on_gpu(e, (unit, in_block), deal, scratch);
     match deal {
         Deal::Group { threads, axis } => n.rows(e, unit, thread, (threads, axis)),
         Deal::Thread { run: 1 } => n.points(e, unit),

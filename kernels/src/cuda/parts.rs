@@ -13,14 +13,13 @@
 //! the number of rows.
 
 use super::group::{Group, WARP};
-use super::nest::long;
+use super::nest::{long, open};
 use super::points;
-use super::{GpuKernel, Ports, THREADS, ask, dim, entry, entry_of};
+use super::{GpuKernel, THREADS, ask, dim, entry, entry_of};
 use crate::emit_nest::{Accs, NestEmitter, beats, combine};
 use crate::expr::{Node, Size};
-use crate::lower::{ExprCx, compute_elem};
+use crate::lower::compute_elem;
 use crate::nest::{Effect, LoopNest, Stage};
-use crate::schedule::Schedule;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
 use kiln_ir::Dim;
@@ -286,24 +285,8 @@ impl Place {
 }
 
 pub(super) fn write(e: &mut Emitter, nest: &LoopNest, cut: Cut, step: &Step) {
-    let ports = Ports::declare(e, nest.args.len(), nest.params);
-    let mut cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
-    cx.axes = vec![None; nest.axes.len()];
-    let extents: Vec<Val> = nest.axes.iter().map(|&s| cx.size(e, s)).collect();
-    let mut n = NestEmitter {
-        nest,
-        schedule: Schedule {
-            vector: None,
-            block: 1,
-            crossed: None,
-            serial: false,
-        },
-        extents,
-        temp_bases: vec![],
-        group: None,
-        cx,
-    };
-    let p = place(e, &n, cut, ports.scratch);
+    let (mut n, scratch) = open(e, nest);
+    let p = place(e, &n, cut, scratch);
     let exists = n.bind_outer(e, p.unit);
     let exists = e.pred(exists);
     let none = e.kernel_mut().not(exists);

@@ -9,15 +9,14 @@
 //! shuffles, then over warps: one fixed order, which the row's length alone decides.
 
 use super::group::WARP;
+use super::nest::open;
 use super::parts::{self, Cut, Place, Step};
 use super::points;
-use super::{GpuKernel, Ports, THREADS, ask, dim, entry, entry_of};
+use super::{GpuKernel, THREADS, ask, dim, entry, entry_of};
 use crate::Size;
 use crate::emit_nest::{Accs, NestEmitter, combine};
 use crate::expr::Node;
-use crate::lower::ExprCx;
 use crate::nest::{Effect, LoopNest, Reducer, Stage};
-use crate::schedule::Schedule;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 use kiln_ir::{DType, Dim};
@@ -161,24 +160,8 @@ fn totals(nest: &LoopNest, stage: &Stage) -> LoopNest {
 
 /// Scans rows; or parts of them, behind what `totals` of the parts before join to.
 fn write(e: &mut Emitter, nest: &LoopNest, stage: &Stage, totals: &[Effect]) {
-    let ports = Ports::declare(e, nest.args.len(), nest.params);
-    let mut cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
-    cx.axes = vec![None; nest.axes.len()];
-    let extents: Vec<Val> = nest.axes.iter().map(|&s| cx.size(e, s)).collect();
-    let mut n = NestEmitter {
-        nest,
-        schedule: Schedule {
-            vector: None,
-            block: 1,
-            crossed: None,
-            serial: false,
-        },
-        extents,
-        temp_bases: vec![],
-        group: None,
-        cx,
-    };
-    let mut p = parts::place(e, &n, Cut::Rows, ports.scratch);
+    let (mut n, scratch) = open(e, nest);
+    let mut p = parts::place(e, &n, Cut::Rows, scratch);
     // A grid has as many blocks as there are rows.
     n.bind_outer(e, p.unit);
     let step = Step {

@@ -30,18 +30,28 @@ pub(super) fn emit(
     name: &str,
     target: &GpuTarget,
 ) -> Vec<GpuKernel> {
+    let Columns::Blocks(blocks) = &spec.b else {
+        unreachable!("`blocks::emit` looked");
+    };
     thin::forms(spec, name, |name, rows| {
+        let columns = match blocks.bits {
+            // As many bytes of B as of other widths, whose registers there are.
+            8 => thin::wide(16),
+            _ => thin::wide(rows),
+        };
         let shape = Shape {
             rows,
-            columns: thin::wide(rows),
+            columns,
             threads: 32 * WARPS,
         };
         let thin: Thin<F32> = Thin::new(spec, Floats::Halves(half), shape);
         let shared = thin.shared();
         block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
-            if rows == 16 {
-                // Else the assembler takes 64 registers, and spills some.
-                e.kernel_mut().set_resident(2);
+            // Else the assembler aims at twice as many, and spills registers for it.
+            match (rows, columns) {
+                (16, _) => e.kernel_mut().set_resident(2),
+                (_, 16) => e.kernel_mut().set_resident(1),
+                _ => {}
             }
             let shared = e.kernel_mut().dynamic_shared();
             let shared = e.from_word(shared, Elem::Ptr);

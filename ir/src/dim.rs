@@ -257,15 +257,16 @@ impl Dim {
         }
     }
 
-    /// How many terms the expression has, those inside divisions, maxima and
-    /// minima among them.
+    /// How many terms the expression has as it is written out, those inside divisions,
+    /// maxima and minima among them, once for each power. What is beyond the largest
+    /// number counts as that.
     pub fn term_count(&self) -> usize {
         self.count(&|_| 1)
     }
 
     /// How many factors stand in the expression as it is written out, a power once
-    /// for each time; a constant is one. What is beyond the largest number counts
-    /// as that.
+    /// for each time, with all that is inside it; a constant is one. What is beyond the
+    /// largest number counts as that.
     pub fn factor_count(&self) -> usize {
         self.count(&|powers: u64| usize::try_from(powers).unwrap_or(usize::MAX).max(1))
     }
@@ -295,7 +296,7 @@ impl Dim {
         };
         let each = terms.iter().map(|(mono, _)| {
             let powers = mono.iter().map(|(_, p)| u64::from(*p)).sum();
-            let nested = mono.iter().map(|(a, _)| inner(a));
+            let nested = (mono.iter()).map(|(a, p)| inner(a).saturating_mul(*p as usize));
             nested.fold(of_term(powers), usize::saturating_add)
         });
         each.fold(0, usize::saturating_add)
@@ -783,6 +784,7 @@ mod tests {
         assert_eq!(counts("7"), (1, 1));
         assert_eq!(counts("a*a*b + 1"), (2, 4));
         assert_eq!(counts("(a + 3) / b"), (4, 4));
+        assert_eq!(counts("((a + 3) / b) * ((a + 3) / b)"), (7, 8));
         let mut power = d("a");
         (0..24).for_each(|_| power = power.clone() * power.clone());
         assert_eq!((power.term_count(), power.factor_count()), (1, 1 << 24));

@@ -3,7 +3,7 @@
 use super::Model;
 use super::bind::{bind, check_guards};
 use super::device::tune::Tuning;
-use super::device::{DeviceRun, OnDevice};
+use super::device::{DeviceRun, GraphCounts, OnDevice};
 use super::launch::{Ready, max_scratch, prepare};
 use super::layout::{Layout, memory};
 use super::steps::Run;
@@ -169,13 +169,18 @@ impl Session {
         self.device.as_ref().map(|d| d.bytes())
     }
 
-    /// Whether runs that repeat are recorded and done again as a whole, on devices that
-    /// can; on at first. For debugging.
+    /// Whether runs of the same kernels are recorded and done again as a whole, on devices;
+    /// on at first. For debugging.
     pub fn set_graphs(&mut self, on: bool) {
         if let Some(d) = &mut self.device {
             d.graphs = on;
             d.forget_graphs();
         }
+    }
+
+    /// What its graphs did so far; none on the CPU.
+    pub fn graph_counts(&self) -> Option<GraphCounts> {
+        self.device.as_ref().map(|d| d.graph_counts())
     }
 
     #[cfg(all(test, feature = "sim"))]
@@ -188,6 +193,14 @@ impl Session {
     pub(super) fn leave_out_wait(&mut self, number: usize) {
         if let Some(d) = &mut self.device {
             d.leave_out_wait(number);
+        }
+    }
+
+    /// Leaves out one of the updates of nodes, by its number among all of the session's.
+    #[cfg(all(test, feature = "sim"))]
+    pub(super) fn leave_out_update(&mut self, number: usize) {
+        if let Some(d) = &mut self.device {
+            d.leave_out_update(number);
         }
     }
 
@@ -360,7 +373,7 @@ impl Session {
             device,
         };
         let _busy = Busy::begin();
-        let done = run.whole(&bound.key, outputs, &mut self.shapes, &mut self.texts);
+        let done = run.whole(outputs, &mut self.shapes, &mut self.texts);
         if let Some(d) = run.device.take() {
             d.end();
         }
@@ -481,15 +494,11 @@ impl Run<'_> {
     /// The entry's steps, and what the caller gets.
     fn whole(
         &mut self,
-        key: &[i64],
         outputs: &mut [Block],
         shapes: &mut Vec<Vec<usize>>,
         texts: &mut Vec<Vec<String>>,
     ) -> Result<()> {
         let mut launch = 0;
-        if let Some(d) = &mut self.device {
-            d.recall(key);
-        }
         self.steps(&self.entry.steps, &mut launch)?;
         shapes.clear();
         let entry = self.entry;

@@ -8,6 +8,9 @@ use crate::plan::{Entry, Place};
 use crate::tuned::Preferred;
 use kiln_ir::Binding;
 
+/// Bytes that a piece that grows gets at most beyond what it has and has to have.
+const MOST_AHEAD: usize = 256 << 20;
+
 /// A piece of device memory: where it is, and its bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Piece {
@@ -144,20 +147,58 @@ impl OnDevice {
     }
 
     /// The piece with room for so many bytes: it, or another one in its place, without
-    /// its contents.
+    /// its contents. One that grows gets more than it has to where there is that much, so
+    /// that sizes that grow bit by bit seldom move it: each time takes the device a wait,
+    /// and graphs their updates.
     pub(super) fn grown(&mut self, old: Piece, bytes: usize, what: &str) -> Result<Piece> {
         if old.at != 0 && old.room >= bytes {
             return Ok(old);
         }
-        if old.at != 0 {
-            self.device.free(old.at)?;
-            self.epoch += 1;
+        if old.at == 0 {
+            return self.piece(bytes, what);
+        }
+        self.device.free(old.at)?;
+        self.epoch += 1;
+        let more = old.room.saturating_add((old.room / 2).min(MOST_AHEAD));
+        if more > bytes {
+            match self.piece(more, what) {
+                Err(e) if e.code == "K0806" => {}
+                done => return done,
+            }
         }
         self.piece(bytes, what)
     }
 
-    /// Room for a run: arena, scratch, and inputs and outputs of known sizes.
+    /// Room for a run: arena, scratch, and inputs and outputs of known sizes. What pieces
+    /// have beyond their plan's is given back where the run would not fit otherwise.
     pub(super) fn make_room(
+        &mut self,
+        e: &Entry,
+        entry: usize,
+        layout: &Layout,
+        ready: &[Option<Ready>],
+    ) -> Result<()> {
+        match self.room_of(e, entry, layout, ready) {
+            Err(e) if e.code == "K0806" => self.give_back()?,
+            done => return done,
+        }
+        self.room_of(e, entry, layout, ready)
+    }
+
+    /// Gives back all that a run makes room for; between runs nothing in it is wanted.
+    fn give_back(&mut self) -> Result<()> {
+        let own = self.own.iter_mut().flatten().chain(&mut self.stacks);
+        for piece in own.chain([&mut self.arena, &mut self.scratch]) {
+            let old = std::mem::take(piece);
+            if old.at != 0 {
+                self.device.free(old.at)?;
+            }
+        }
+        self.epoch += 1;
+        Ok(())
+    }
+
+    fn room_of(
         &mut self,
         e: &Entry,
         entry: usize,

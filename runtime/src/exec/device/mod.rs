@@ -11,6 +11,7 @@ mod graphs;
 mod launch;
 mod memory;
 mod order;
+mod recorded;
 mod space;
 #[cfg(all(test, feature = "sim"))]
 mod tests;
@@ -26,13 +27,16 @@ use crate::gpu::STATUS_BYTES;
 use crate::memory::Block;
 use crate::plan::{Entry, GlobalData, Gpu, Place};
 use crate::tuned::Preferred;
-use graphs::Recorded;
+use graphs::Stretch;
 use kiln_ir::{Binding, Dim};
 pub use memory::DeviceMemory;
 use memory::Piece;
 pub(super) use memory::predict;
 use order::{Last, Order};
+pub use recorded::GraphCounts;
+use recorded::Noted;
 pub(crate) use space::{Spaces, host_access};
+use std::collections::HashMap;
 use std::sync::Arc;
 use tune::Tuner;
 
@@ -87,10 +91,17 @@ pub(super) struct OnDevice {
     own: Vec<Vec<Piece>>,
     /// What loops stack up, and values on their way into the next iteration.
     stacks: Vec<Piece>,
-    /// Grows when memory moves: what was recorded before is of no use then.
+    /// Grows when memory moves.
     epoch: u64,
     pub(super) graphs: bool,
-    recorded: Vec<Recorded>,
+    /// By where their first step lies in the plan, and how many they have.
+    stretches: HashMap<(usize, usize), Stretch>,
+    /// What the compute lane is given, while that is noted.
+    noted: Option<Noted>,
+    graph_counts: GraphCounts,
+    /// The update of a node that is left out: for tests of who notices.
+    #[cfg(all(test, feature = "sim"))]
+    left_out: Option<usize>,
     order: Order,
     /// What measures the forms of kernels, while that is asked for.
     tuner: Option<Tuner>,
@@ -182,7 +193,11 @@ impl OnDevice {
             stacks: vec![],
             epoch: 0,
             graphs: true,
-            recorded: vec![],
+            stretches: HashMap::new(),
+            noted: None,
+            graph_counts: GraphCounts::default(),
+            #[cfg(all(test, feature = "sim"))]
+            left_out: None,
             order: Order::default(),
             tuner: None,
         };
@@ -307,6 +322,11 @@ impl OnDevice {
         self.order.left_out = Some(number);
     }
 
+    #[cfg(all(test, feature = "sim"))]
+    pub(super) fn leave_out_update(&mut self, number: usize) {
+        self.left_out = Some(number);
+    }
+
     /// Bytes that are allocated on the device.
     pub(super) fn bytes(&self) -> usize {
         let own = self.own.iter().flatten().chain(&self.stacks);
@@ -343,8 +363,8 @@ pub(super) struct DeviceRun<'a> {
     started: bool,
     /// Stacks that loops have in use.
     stacks: usize,
-    /// Which of the remembered bindings this run's is.
-    recorded_at: usize,
+    /// The sizes that the inputs have, in the order of their names.
+    sizes: Vec<i64>,
     /// Steps of the profile whose times are between two marks.
     timed: Vec<(usize, Mark, Mark)>,
     params: Vec<u8>,
@@ -394,16 +414,11 @@ impl<'a> DeviceRun<'a> {
             valid,
             started: false,
             stacks: 0,
-            recorded_at: 0,
+            sizes: binding.values().copied().collect(),
             timed: vec![],
             params: vec![],
             windows: vec![],
         })
-    }
-
-    /// Finds what was recorded of earlier runs with this binding.
-    pub(super) fn recall(&mut self, key: &[i64]) {
-        self.recorded_at = self.on.recorded(self.entry, key);
     }
 
     /// The caller's memory holds this buffer.

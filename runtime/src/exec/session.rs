@@ -41,8 +41,6 @@ struct Bound {
     key: Vec<i64>,
     /// On the host.
     layout: Layout,
-    /// On the device, if kernels run there.
-    device: Option<Layout>,
     binding: Binding,
     /// By position among all launches in program order; `None`: not known before
     /// it runs.
@@ -313,15 +311,15 @@ impl Session {
         self.make_room(e, entry, at)?;
         let bound = &self.bounds[entry][at];
         let outputs = &mut self.outputs[entry];
-        let mut device = match (&mut self.device, &bound.device) {
-            (Some(on), Some(layout)) => Some(DeviceRun::begin(
+        let mut device = match &mut self.device {
+            Some(on) => Some(DeviceRun::begin(
                 on,
                 (e, entry),
-                layout,
+                &bound.layout.sizes,
                 &bound.ready,
                 &bound.binding,
             )?),
-            _ => None,
+            None => None,
         };
         let here = |b: u32| device.as_ref().is_none_or(|d| d.spaces().space(b).host);
         let mut base = places(&model, e, bound, &self.arena, &self.state, &here);
@@ -392,12 +390,6 @@ impl Session {
         let spaces = self.device.as_ref().map(|d| d.spaces(entry));
         let space = |b: u32| spaces.map(|s| s.space(b));
         let layout = Layout::of(e, &binding, &|b| space(b).is_none_or(|s| s.host))?;
-        let device = match &self.device {
-            Some(_) => Some(Layout::of(e, &binding, &|b| {
-                space(b).is_some_and(|s| s.device)
-            })?),
-            None => None,
-        };
         let code = self.device.as_ref().map(|d| d.code_of(&self.model));
         let mut ready = vec![];
         prepare(&e.steps, &binding, code, &mut ready);
@@ -407,7 +399,6 @@ impl Session {
         self.bounds[entry].push(Bound {
             key,
             layout,
-            device,
             binding,
             ready,
         });

@@ -2,14 +2,12 @@
 
 use super::super::layout::Layout;
 use super::super::{Model, Ready, launch};
+use super::arena::ahead;
 use super::{OnDevice, Spaces};
 use crate::error::{Error, Result};
 use crate::plan::{Entry, Place};
 use crate::tuned::Preferred;
 use kiln_ir::Binding;
-
-/// Bytes that a piece that grows gets at most beyond what it has and has to have.
-const MOST_AHEAD: usize = 256 << 20;
 
 /// A piece of device memory: where it is, and its bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -159,7 +157,7 @@ impl OnDevice {
         }
         self.device.free(old.at)?;
         self.epoch += 1;
-        let more = old.room.saturating_add((old.room / 2).min(MOST_AHEAD));
+        let more = ahead(old.room);
         if more > bytes {
             match self.piece(more, what) {
                 Err(e) if e.code == "K0806" => {}
@@ -175,14 +173,14 @@ impl OnDevice {
         &mut self,
         e: &Entry,
         entry: usize,
-        layout: &Layout,
+        sizes: &[Option<usize>],
         ready: &[Option<Ready>],
     ) -> Result<()> {
-        match self.room_of(e, entry, layout, ready) {
+        match self.room_of(e, entry, sizes, ready) {
             Err(e) if e.code == "K0806" => self.give_back()?,
             done => return done,
         }
-        self.room_of(e, entry, layout, ready)
+        self.room_of(e, entry, sizes, ready)
     }
 
     /// Gives back all that a run makes room for; between runs nothing in it is wanted.
@@ -194,6 +192,7 @@ impl OnDevice {
                 self.device.free(old.at)?;
             }
         }
+        self.standing.iter_mut().for_each(|s| *s = None);
         self.epoch += 1;
         Ok(())
     }
@@ -202,15 +201,22 @@ impl OnDevice {
         &mut self,
         e: &Entry,
         entry: usize,
-        layout: &Layout,
+        sizes: &[Option<usize>],
         ready: &[Option<Ready>],
     ) -> Result<()> {
-        let old = std::mem::take(&mut self.arena);
-        self.arena = self.grown(old, layout.arena, "temporaries")?;
+        self.stand(e, entry, sizes)?;
+        let arena = self.standing[entry].as_ref().map_or(0, |s| s.arena);
+        if self.arena.at == 0 || self.arena.room < arena {
+            let old = std::mem::take(&mut self.arena);
+            if old.at != 0 {
+                self.device.free(old.at)?;
+            }
+            self.arena = self.piece(arena, "temporaries")?;
+        }
         self.scratch_for(device_scratch(ready))?;
         for (i, b) in e.buffers.iter().enumerate() {
             let port = matches!(b.place, Place::Input | Place::Output);
-            if let (true, Some(size)) = (port, layout.sizes[i])
+            if let (true, Some(size)) = (port, sizes[i])
                 && self.spaces[entry].space(i as u32).device
             {
                 self.own_piece(entry, i, size)?;

@@ -6,6 +6,7 @@
 //! side reads what the other wrote. Kernels, copies up and copies down have a lane each and
 //! wait for each other where they meet ([`order`]); the host waits only where it reads.
 
+mod arena;
 mod cross;
 mod graphs;
 mod launch;
@@ -82,6 +83,8 @@ pub(super) struct OnDevice {
     valid: Vec<Valid>,
     weights: Piece,
     arena: Piece,
+    /// Where each entry's temporaries lie in it, and the room of each.
+    standing: Vec<Option<Layout>>,
     scratch: Piece,
     /// A block for each launch of an entry: kernels that fail write there.
     status: Piece,
@@ -91,7 +94,7 @@ pub(super) struct OnDevice {
     own: Vec<Vec<Piece>>,
     /// What loops stack up, and values on their way into the next iteration.
     stacks: Vec<Piece>,
-    /// Grows when memory moves.
+    /// Grows when memory moves, or what lies where in it.
     epoch: u64,
     pub(super) graphs: bool,
     /// By where their first step lies in the plan, and how many they have.
@@ -186,6 +189,7 @@ impl OnDevice {
             valid: vec![Valid::HOST; program.globals.len()],
             weights: Piece::default(),
             arena: Piece::default(),
+            standing: program.entries.iter().map(|_| None).collect(),
             scratch: Piece::default(),
             status: Piece::default(),
             failed: false,
@@ -376,14 +380,16 @@ impl<'a> DeviceRun<'a> {
     pub(super) fn begin(
         on: &'a mut OnDevice,
         (e, entry): (&Entry, usize),
-        layout: &Layout,
+        sizes: &[Option<usize>],
         ready: &[Option<Ready>],
         binding: &Binding,
     ) -> Result<DeviceRun<'a>> {
         let spaces = on.spaces[entry].clone();
         on.order.begin(&mut *on.device, spaces.of.len())?;
-        on.make_room(e, entry, layout, ready)
-            .map_err(|err| memory::with_plan(err, &on.needs(e, &spaces, layout, ready)))?;
+        if let Err(err) = on.make_room(e, entry, sizes, ready) {
+            let plan = Layout::placed(e, sizes.to_vec(), &|b| spaces.space(b).device)?;
+            return Err(memory::with_plan(err, &on.needs(e, &spaces, &plan, ready)));
+        }
         // Nothing of an earlier run is read in this one.
         on.device.discard(on.arena.at, on.arena.room)?;
         let mut base = vec![0; e.buffers.len()];
@@ -392,8 +398,8 @@ impl<'a> DeviceRun<'a> {
                 continue;
             }
             base[i] = match &b.place {
-                Place::Arena if layout.sizes[i].is_some() => on.arena.at + layout.offsets[i] as u64,
-                Place::Input | Place::Output if layout.sizes[i].is_some() => on.own[entry][i].at,
+                Place::Arena if sizes[i].is_some() => on.place_of(entry, i),
+                Place::Input | Place::Output if sizes[i].is_some() => on.own[entry][i].at,
                 Place::Global(g) => on.globals[*g as usize].unwrap_or(0),
                 Place::View { of, offset } => shifted(base[*of as usize], offset, binding),
                 Place::Arena | Place::Input | Place::Output => 0,

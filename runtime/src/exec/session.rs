@@ -363,7 +363,6 @@ impl Session {
             sizes: bound.layout.sizes.clone(),
             dynamic: (0..e.buffers.len()).map(|_| None).collect(),
             binding: bound.binding.clone(),
-            bound: &bound.binding,
             ready: &bound.ready,
             cancel: &self.cancel,
             profile: self.profile.as_mut(),

@@ -1,21 +1,23 @@
 //! Stretches of a run that a graph does as a whole.
 //!
 //! Kernels and copies on the device that follow each other are a stretch: what it does
-//! follows from the sizes of the inputs and from where memory is, as long as the same copies
-//! are current. Where a graph holds that, it is replayed; otherwise the stretch's steps are
+//! follows from the sizes that have values when it begins and from where memory is, as long
+//! as the same copies are current. Where a graph holds that, it is replayed; otherwise the stretch's steps are
 //! gone through, and what they would give the compute lane is noted, for a graph to be made
 //! or updated ([`recorded`](super::recorded)). What a stretch reads of the host's is copied
 //! up before. An entry whose every step is the device's is one stretch; steps of the host,
 //! and blocks, part others.
 
-use super::super::launch::count_launches;
+use super::super::launch::{count_launches, ready};
 use super::super::steps::Run;
 use super::Valid;
+use super::memory::scratch_of;
 use super::order::Bytes;
 use super::recorded::{Done, Kept, Noted};
 use crate::device::Node;
 use crate::error::{Error, Result};
-use crate::plan::Step;
+use crate::plan::{Launch, Place, Step};
+use kiln_ir::Dim;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
@@ -25,6 +27,8 @@ const LEAST: usize = 2;
 /// A stretch that came up.
 pub(super) struct Stretch {
     launches: usize,
+    /// Whether it touches buffers whose sizes came up in the run.
+    late: bool,
     buffers: Buffers,
     pub(super) kept: Kept,
 }
@@ -54,69 +58,102 @@ impl Run<'_> {
         }
         let mut rest = steps;
         while !rest.is_empty() {
-            let (alone, stretch) = self.split(rest, *launch);
-            let (these, others) = rest.split_at(alone);
-            let (stretch, others) = others.split_at(stretch);
-            self.one_by_one(these, launch)?;
-            if !stretch.is_empty() {
-                self.stretch(stretch, launch)?;
+            let length = self.length(rest, *launch);
+            let (these, others) = match length {
+                LEAST.. => rest.split_at(length),
+                // With the step that ends it: it may give a size its value.
+                n => rest.split_at((n + 1).min(rest.len())),
+            };
+            match length {
+                LEAST.. => self.stretch(these, launch)?,
+                _ => self.one_by_one(these, launch)?,
             }
             rest = others;
         }
         Ok(())
     }
 
-    /// How many steps come before the first stretch, and how many that has.
-    fn split(&self, steps: &[Step], mut launch: usize) -> (usize, usize) {
-        let mut begin = 0;
+    /// How many of the first steps are work of the device whose sizes have values.
+    fn length(&mut self, steps: &[Step], mut launch: usize) -> usize {
+        if let Some(d) = &mut self.device {
+            d.late.clear();
+        }
         for (i, step) in steps.iter().enumerate() {
-            if self.repeats(step, launch) {
-                launch += matches!(step, Step::Launch(_) | Step::TopK { .. }) as usize;
-                continue;
+            let fits = match step {
+                Step::Launch(l) | Step::TopK { launch: l, .. } => {
+                    launch += 1;
+                    self.has_sizes(l, launch - 1)
+                }
+                Step::Copy { from, to, bytes } => {
+                    self.has_place(*from)
+                        && self.has_place(*to)
+                        && bytes.eval(&self.binding).is_ok()
+                }
+                _ => false,
+            };
+            if !fits {
+                return i;
             }
-            if i - begin >= LEAST {
-                return (begin, i - begin);
-            }
-            begin = i + 1;
-            launch += count_launches(std::slice::from_ref(step));
         }
-        match steps.len() - begin {
-            n if n >= LEAST => (begin, n),
-            _ => (steps.len(), 0),
-        }
+        steps.len()
     }
 
-    /// Whether a step is work of the device whose sizes and places the binding decides.
-    /// Asked in each run, so sizes that the layout has are not evaluated again.
-    fn repeats(&self, step: &Step, launch: usize) -> bool {
-        let Some(d) = &self.device else { return false };
-        let known = |b: u32| {
-            let b = b as usize;
-            d.spaces.space(b as u32).device && d.base[b] != 0 && self.sizes[b].is_some()
-        };
-        match step {
-            Step::Launch(l) | Step::TopK { launch: l, .. } => {
-                let ready = self.ready.get(launch).is_some_and(Option::is_some);
-                ready && l.args.iter().all(|a| known(a.0))
-            }
-            Step::Copy { from, to, bytes } => {
-                known(*from) && known(*to) && bytes.eval(self.bound).is_ok()
+    /// Whether a launch's sizes have values; those that came up since the run began are
+    /// kept for when it starts.
+    fn has_sizes(&mut self, l: &Launch, index: usize) -> bool {
+        if !l.args.iter().all(|a| self.has_place(a.0)) {
+            return false;
+        }
+        if self.ready.get(index).is_some_and(Option::is_some) {
+            return true;
+        }
+        let late = ready(l, &self.binding, self.device_code());
+        match (late, &mut self.device) {
+            (Ok(r), Some(d)) => {
+                d.late.insert(index, r);
+                true
             }
             _ => false,
         }
     }
 
+    /// Whether a buffer is on the device, and its size and place have values. Asked in each
+    /// run, so those that the layout has are not evaluated again.
+    fn has_place(&self, mut buffer: u32) -> bool {
+        let Some(d) = self.device.as_ref() else {
+            return false;
+        };
+        if !d.spaces.space(buffer).device {
+            return false;
+        }
+        let known = |dim: &Dim| dim.eval(&self.binding).is_ok();
+        loop {
+            let i = buffer as usize;
+            let b = &self.entry.buffers[i];
+            if !(d.base[i] != 0 && self.sizes[i].is_some() || known(&b.bytes)) {
+                return false;
+            }
+            match &b.place {
+                _ if d.base[i] != 0 => return true,
+                Place::View { of, offset } if known(offset) => buffer = *of,
+                Place::View { .. } | Place::Global(_) => return false,
+                Place::Input | Place::Output | Place::Arena => return true,
+            }
+        }
+    }
+
     fn stretch(&mut self, steps: &[Step], launch: &mut usize) -> Result<()> {
-        // Sizes that no kernel serves may end one of the same beginning sooner.
+        // One ends sooner where sizes have no values yet, or no kernel serves them.
         let place = (steps.as_ptr() as usize, steps.len());
-        let known = self.device()?.on.stretches.remove(&place);
-        let mut s = known.unwrap_or_else(|| Stretch {
-            launches: count_launches(steps),
-            buffers: self.buffers(steps),
-            kept: Kept::default(),
-        });
+        let d = self.device()?;
+        let mut s = match d.on.stretches.remove(&place) {
+            Some(known) => known,
+            None => self.new_stretch(steps),
+        };
         let done = self.stretch_of(&mut s, steps, launch);
-        self.device()?.on.stretches.insert(place, s);
+        let d = self.device()?;
+        d.late.clear();
+        d.on.stretches.insert(place, s);
         done
     }
 
@@ -132,21 +169,30 @@ impl Run<'_> {
         if !copied.iter().all(|&b| d.valid(b).device) {
             return self.one_by_one(steps, launch);
         }
+        // What came up late may have to move, which nothing inside may.
+        let late = match s.late {
+            true => Some(self.places_of(touched)?),
+            false => None,
+        };
+        let d = self.device()?;
+        if let most @ 1.. = scratch_of(d.late.values()) {
+            d.on.scratch_for(most)?;
+        }
         if s.kept.done.is_empty() {
             // Nothing can be replayed yet: the lanes wait for as little as they have to.
-            let places = self.places_of(touched)?;
+            let places = late.map_or_else(|| self.places_of(touched), Ok)?;
             let nodes = self.noted(steps, launch, true)?;
             return self.recall(&mut s.kept, nodes, places);
         }
         if self.cancel.load(Ordering::Relaxed) {
             return Err(Error::run("K0721", "the run was cancelled"));
         }
-        let d = self.device()?;
-        if s.kept.holds(&d.sizes, d.on.epoch) {
+        let epoch = self.device()?.on.epoch;
+        if s.kept.holds(&self.binding, epoch) {
             *launch += s.launches;
-            d.on.wait_for(s.kept.places())?;
+            self.device()?.on.wait_for(s.kept.places())?;
         } else {
-            let places = self.places_of(touched)?;
+            let places = late.map_or_else(|| self.places_of(touched), Ok)?;
             self.device()?.on.wait_for(&places)?;
             let nodes = self.noted(steps, launch, false)?;
             self.recall(&mut s.kept, nodes, places)?;
@@ -160,20 +206,22 @@ impl Run<'_> {
 
     /// Keeps what a stretch does in this run, and finds its graph.
     fn recall(&mut self, kept: &mut Kept, nodes: Vec<Node>, places: Vec<Bytes>) -> Result<()> {
-        let d = self.device()?;
+        let sizes = self.binding.clone();
+        let on = &mut *self.device()?.on;
         let now = Done {
             nodes,
             graph: None,
-            sizes: d.sizes.clone(),
-            epoch: d.on.epoch,
+            sizes,
+            epoch: on.epoch,
             places,
         };
-        d.on.keep(kept, now)
+        on.keep(kept, now)
     }
 
     /// Runs steps one by one; what the compute lane was given, or would have been.
     fn noted(&mut self, steps: &[Step], launch: &mut usize, given: bool) -> Result<Vec<Node>> {
         let on = &mut *self.device()?.on;
+        let epoch = on.epoch;
         let nodes = vec![];
         on.noted = Some(Noted { nodes, given });
         on.order.hold(!given);
@@ -181,6 +229,10 @@ impl Run<'_> {
         let on = &mut *self.device()?.on;
         on.order.hold(false);
         let noted = on.noted.take();
+        if done.is_ok() && on.epoch != epoch {
+            let message = "memory moved while a graph's work was noted";
+            return Err(Error::run("K0725", message));
+        }
         done.map(|()| noted.map_or(vec![], |n| n.nodes))
     }
 
@@ -193,6 +245,18 @@ impl Run<'_> {
             places.push(at..at + self.bytes_of(root)? as u64);
         }
         Ok(places)
+    }
+
+    fn new_stretch(&self, steps: &[Step]) -> Stretch {
+        let buffers = self.buffers(steps);
+        let base = self.device.as_ref().map(|d| &d.base);
+        let late = |&b: &u32| base.is_none_or(|base| base[self.root(b) as usize] == 0);
+        Stretch {
+            launches: count_launches(steps),
+            late: buffers.touched.iter().any(late),
+            buffers,
+            kept: Kept::default(),
+        }
     }
 
     /// What a stretch does with buffers.

@@ -33,11 +33,16 @@ pub struct DeviceMemory {
     pub total: usize,
 }
 
-/// Bytes of scratch that the launches whose sizes are known need at most.
-fn device_scratch(ready: &[Option<Ready>]) -> usize {
-    let forms = ready.iter().flatten().filter_map(|r| r.forms.as_ref().ok());
+/// Bytes of scratch that launches need at most.
+pub(super) fn scratch_of<'r>(ready: impl Iterator<Item = &'r Ready>) -> usize {
+    let forms = ready.filter_map(|r| r.forms.as_ref().ok());
     let sizes = forms.flatten().map(|(_, extent)| extent.scratch);
     sizes.max().unwrap_or(0)
+}
+
+/// The same of those whose sizes are known before a run.
+fn device_scratch(ready: &[Option<Ready>]) -> usize {
+    scratch_of(ready.iter().flatten())
 }
 
 /// What running an entry under a binding takes on a device that runs this code.

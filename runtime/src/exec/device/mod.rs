@@ -367,8 +367,8 @@ pub(super) struct DeviceRun<'a> {
     started: bool,
     /// Stacks that loops have in use.
     stacks: usize,
-    /// The sizes that the inputs have, in the order of their names.
-    sizes: Vec<i64>,
+    /// By their places among all, launches of a stretch that have their sizes by now.
+    pub(super) late: HashMap<usize, Ready>,
     /// Steps of the profile whose times are between two marks.
     timed: Vec<(usize, Mark, Mark)>,
     params: Vec<u8>,
@@ -420,7 +420,7 @@ impl<'a> DeviceRun<'a> {
             valid,
             started: false,
             stacks: 0,
-            sizes: binding.values().copied().collect(),
+            late: HashMap::new(),
             timed: vec![],
             params: vec![],
             windows: vec![],

@@ -16,6 +16,7 @@ use super::OnDevice;
 use super::order::Bytes;
 use crate::device::{GraphId, Launch, Node};
 use crate::error::Result;
+use kiln_ir::Binding;
 use std::collections::VecDeque;
 
 /// How many graphs, and structures that came up once, a stretch keeps; and how many sizes
@@ -39,7 +40,7 @@ pub(super) struct Done {
     pub(super) nodes: Vec<Node>,
     /// None: it came up once.
     pub(super) graph: Option<GraphId>,
-    pub(super) sizes: Vec<i64>,
+    pub(super) sizes: Binding,
     /// What [`OnDevice`] said of its memory: the nodes hold while that is where it was.
     pub(super) epoch: u64,
     /// Where what it touches is.
@@ -59,13 +60,13 @@ pub(super) struct Kept {
     /// Used last stands last.
     pub(super) done: Vec<Done>,
     /// Sizes that came up and that no graph held, latest last.
-    sizes: VecDeque<Vec<i64>>,
+    sizes: VecDeque<Binding>,
 }
 
 impl Kept {
     /// Whether a graph holds these sizes, and addresses that are right; it stands last then.
-    pub(super) fn holds(&mut self, sizes: &[i64], epoch: u64) -> bool {
-        let holds = |d: &Done| d.graph.is_some() && d.epoch == epoch && d.sizes == sizes;
+    pub(super) fn holds(&mut self, sizes: &Binding, epoch: u64) -> bool {
+        let holds = |d: &Done| d.graph.is_some() && d.epoch == epoch && d.sizes == *sizes;
         let Some(at) = self.done.iter().position(holds) else {
             return false;
         };
@@ -79,14 +80,14 @@ impl Kept {
     }
 
     /// Notes sizes; whether they came up before.
-    fn again(&mut self, sizes: &[i64]) -> bool {
+    fn again(&mut self, sizes: &Binding) -> bool {
         if self.sizes.iter().any(|s| s == sizes) {
             return true;
         }
         if self.sizes.len() == REMEMBERED {
             self.sizes.pop_front();
         }
-        self.sizes.push_back(sizes.to_vec());
+        self.sizes.push_back(sizes.clone());
         false
     }
 }

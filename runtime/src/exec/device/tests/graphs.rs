@@ -1,6 +1,7 @@
 //! Graphs across sizes: what is recorded, what is updated, and that a node that is not
 //! updated is noticed.
 
+use super::control::found;
 use super::lanes::{repeated, used_again};
 use super::tune::{of_three_forms, row};
 use super::*;
@@ -348,6 +349,82 @@ fn loops_branches_and_stretches_take_other_sizes() {
     assert_eq!(
         (counts(&pair.s).recorded, counts(&pair.s).replayed),
         (2, 10)
+    );
+}
+
+/// A step of a text: x of `past` goes into the state, y = 2 (x + 1) for `past` + 1 numbers,
+/// and v = x + 1 for all.
+fn decode() -> Entry {
+    let mut write = launch(0, &[0, 4], &["1"], "write");
+    if let Step::Launch(l) = &mut write {
+        l.args.iter_mut().for_each(|a| a.1 = dim("past * 4"));
+    }
+    Entry {
+        inputs: vec![
+            port("x", DType::F32, &["n"], 0),
+            port("past", DType::I64, &[], 1),
+        ],
+        outputs: vec![
+            port("y", DType::F32, &["past + 1"], 3),
+            port("s", DType::F32, &["64"], 4),
+            port("v", DType::F32, &["n"], 5),
+        ],
+        buffers: vec![
+            buffer("n * 4", Place::Input),
+            buffer("8", Place::Input),
+            buffer("(past + 1) * 4", Place::Arena),
+            buffer("(past + 1) * 4", Place::Output),
+            buffer("256", Place::Global(0)),
+            buffer("n * 4", Place::Output),
+        ],
+        steps: vec![
+            Step::BindDim {
+                symbol: "past".into(),
+                from: 1,
+                max: Some(dim("n - 1")),
+            },
+            launch(0, &[0, 5], &["n"], "fixed"),
+            write,
+            launch(0, &[0, 2], &["past + 1"], "add"),
+            launch(2, &[2, 3], &["past + 1"], "double"),
+        ],
+        ..entry("decode")
+    }
+}
+
+#[test]
+fn sizes_that_come_up_in_a_run_are_taken_as_well() {
+    let mut p = program(vec![decode()]);
+    p.globals.push(state("s", 64));
+    let mut pair = Pair::of(&p);
+    for past in 0..20 {
+        pair.run(64, past, true);
+    }
+    // Three of four nodes have the size, one as an address.
+    let mut want = GraphCounts {
+        recorded: 1,
+        updated: 3 * 18,
+        replayed: 19,
+    };
+    assert_eq!(counts(&pair.s), want);
+    pair.run(64, 19, true);
+    want.replayed += 1;
+    assert_eq!(counts(&pair.s), want);
+    // Another text, shorter than memory by now.
+    pair.s.reset().unwrap();
+    pair.plain.reset().unwrap();
+    for past in 0..10 {
+        pair.run(64, past, true);
+    }
+    want.replayed += 10;
+    want.updated += 3 * 10;
+    assert_eq!(counts(&pair.s), want);
+    // What a kernel finds: the steps behind it.
+    let mut pair = Pair::of(&program(vec![found()]));
+    pair.sizes(1..=12);
+    assert_eq!(
+        (counts(&pair.s).recorded, counts(&pair.s).replayed),
+        (1, 11)
     );
 }
 

@@ -5,8 +5,7 @@
 //! as the same copies are current. Where a graph holds that, it is replayed; otherwise the stretch's steps are
 //! gone through, and what they would give the compute lane is noted, for a graph to be made
 //! or updated ([`recorded`](super::recorded)). What a stretch reads of the host's is copied
-//! up before. An entry whose every step is the device's is one stretch; steps of the host,
-//! and blocks, part others.
+//! up before. Steps of the host, and blocks, part stretches, and so does their length.
 
 use super::super::launch::{count_launches, ready};
 use super::super::steps::Run;
@@ -23,6 +22,8 @@ use std::sync::atomic::Ordering;
 
 /// Steps from which on a graph pays.
 const LEAST: usize = 2;
+/// Steps of one graph at most: the lane works on one while the next one's nodes are changed.
+const MOST: usize = 64;
 
 /// A stretch that came up.
 pub(super) struct Stretch {
@@ -73,12 +74,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// How many of the first steps are work of the device whose sizes have values.
+    /// How many of the first steps are work of the device whose sizes have values, as far
+    /// as one graph goes.
     fn length(&mut self, steps: &[Step], mut launch: usize) -> usize {
         if let Some(d) = &mut self.device {
             d.late.clear();
         }
-        for (i, step) in steps.iter().enumerate() {
+        for (i, step) in steps.iter().enumerate().take(MOST) {
             let fits = match step {
                 Step::Launch(l) | Step::TopK { launch: l, .. } => {
                     launch += 1;
@@ -95,7 +97,7 @@ impl Run<'_> {
                 return i;
             }
         }
-        steps.len()
+        steps.len().min(MOST)
     }
 
     /// Whether a launch's sizes have values; those that came up since the run began are

@@ -429,6 +429,36 @@ fn sizes_that_come_up_in_a_run_are_taken_as_well() {
 }
 
 #[test]
+fn a_long_run_is_several_graphs() {
+    // x + 1 to and fro, 129 times: two graphs, and the last step by itself.
+    let to = |i: u32| if i == 128 { 3 } else { 1 + i % 2 };
+    let from = |i: u32| if i == 0 { 0 } else { 2 - i % 2 };
+    let e = Entry {
+        inputs: vec![port("x", DType::F32, &["n"], 0)],
+        outputs: vec![port("y", DType::F32, &["n"], 3)],
+        buffers: vec![
+            buffer("n * 4", Place::Input),
+            buffer("n * 4", Place::Arena),
+            buffer("n * 4", Place::Arena),
+            buffer("n * 4", Place::Output),
+        ],
+        steps: (0..129)
+            .map(|i| launch(0, &[from(i), to(i)], &["n"], "add"))
+            .collect(),
+        ..entry("long")
+    };
+    let mut pair = Pair::of(&program(vec![e]));
+    pair.sizes(1..=5);
+    let want = GraphCounts {
+        recorded: 2,
+        updated: 3 * 128,
+        replayed: 2 * 4,
+    };
+    assert_eq!(counts(&pair.s), want);
+    assert_eq!(run(&mut pair.s, 0, &[1.0; 5]).unwrap(), [130.0; 5]);
+}
+
+#[test]
 fn a_launch_without_blocks_is_another_structure() {
     let mut pair = Pair::of(&program(vec![mixed()]));
     pair.sizes([3, 0, 4, 0, 5, 0, 0]);

@@ -1,5 +1,6 @@
 //! Sessions on the simulated device, with plans and kernels written by hand.
 
+mod arena;
 mod control;
 mod files;
 mod graphs;

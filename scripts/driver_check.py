@@ -33,9 +33,9 @@ def product(path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
 
 
-def two_sums(path):
-    """Sums of 60 and of 70 numbers, which nothing joins."""
-    shapes = {"x": 60, "y": 60, "z": 60, "u": 70, "v": 70, "w": 70}
+def two_sums(path, first=60, second=70):
+    """Sums of 60 and of 70 numbers, or of sizes by name, which nothing joins."""
+    shapes = {"x": first, "y": first, "z": first, "u": second, "v": second, "w": second}
     ports = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, [k]) for n, k in shapes.items()}
     nodes = [helper.make_node("Add", ["x", "y"], ["z"]), helper.make_node("Add", ["u", "v"], ["w"])]
     graph = helper.make_graph(nodes, "g", [ports[n] for n in "xyuv"], [ports["z"], ports["w"]])
@@ -103,6 +103,38 @@ def lanes(tmp, driver, wrong):
     pieces = [log(done).count(what) for what in ("from the host", "to the host")]
     if done.returncode or not np.array_equal(np.load(tmp / "large" / "z.npy"), x + y) or pieces != [6, 4]:
         wrong.append(f"large copies: {done.returncode} {pieces} {done.stderr[-500:]}")
+
+
+def growing(tmp, driver, wrong):
+    """Graphs across sizes: one is recorded and the node that has the size is changed, or
+    all is recorded again where the driver refuses that."""
+    source, artifact = tmp / "grows.onnx", tmp / "grows.kiln"
+    two_sums(source, "n", "m")
+    subprocess.run([KILN, "compile", source, "-o", artifact, "--target", "sm_80"], check=True, stdout=subprocess.DEVNULL)
+    at = ["--device", "cuda", "--dim", "m=70", "--json"]
+    for tool in (KILN, KILN_RT):
+        bench = [tool, "bench", artifact, *at]
+        # Nine runs, and those of the profile without graphs.
+        for fake, want in [({}, {"recorded": 1, "updated": 7, "replayed": 8}),
+                           ({"change": 0}, {"recorded": 8, "updated": 0, "replayed": 8})]:
+            done = run([*bench, "--dim", "n=61", "--grow", "n", "--runs", "5"], driver, log=1, **fake)
+            graphs = json.loads(done.stdout)["device"]["graphs"] if done.returncode == 0 else None
+            lines = done.stderr.splitlines()
+            seen = {"recorded": sum("a graph of 2" in x for x in lines), "updated": sum("a change" in x for x in lines),
+                    "replayed": sum("a graph starts" in x for x in lines)}
+            if graphs != want or seen != want or "all was given back" not in done.stderr:
+                wrong.append(f"growing, {fake}: {done.returncode} {graphs} {seen} {done.stderr[-500:]}")
+        # With memory for what the plan of the last size says, and for little more: first
+        # that is not there which pieces get beyond theirs, then what they have is given back.
+        done = run([*bench, "--dim", "n=1000", "--grow", "n", "--runs", "190"], driver, memory=16000, log=1)
+        lacked = [int(x.split()[-1]) for x in done.stderr.splitlines() if "no memory" in x]
+        beyond = [n >= 5000 for n in lacked]
+        if done.returncode or set(beyond) != {True, False}:
+            wrong.append(f"growing in little memory: {done.returncode} {lacked} {done.stderr[-500:]}")
+        for options, exits, code in [(["--grow", "k"], 2, "K0732"), (["--grow", "n", "--scaling"], 64, "--grow")]:
+            done = run([*bench, "--dim", "n=61", *options], driver)
+            if done.returncode != exits or code not in done.stderr:
+                wrong.append(f"bench {options}: {done.returncode} {done.stderr}")
 
 
 def tuning(tmp, driver, wrong):
@@ -222,6 +254,7 @@ def main():
             if ran != [*["to_device", "to_device", "device"] * 2, "to_host", "to_host"] or ("a graph" in done.stderr) != graphs:
                 wrong.append(f"bench {options}: {done.stdout} {done.stderr}")
     lanes(tmp, good, wrong)
+    growing(tmp, good, wrong)
     tuning(tmp, good, wrong)
     # A model that is compiled gets the device's own target.
     done = run([KILN, "run", source, *given, *cuda, "--json"], good, capability=86)

@@ -8,7 +8,7 @@ use crate::profile::{Lane, Profile};
 use crate::roofline::{FmaLoop, Roofline};
 use crate::scaling;
 use crate::trace::trace;
-use crate::{Input, Model, Session};
+use crate::{Model, Session};
 use kiln_ir::{Binding, DType};
 use std::sync::Arc;
 use std::time::Instant;
@@ -38,8 +38,8 @@ pub(crate) fn bench(
     entry: usize,
     loaded: &Loaded,
 ) -> Result<String> {
-    let arrays = synthetic(r, &model, entry)?;
-    let inputs = refs(&arrays);
+    let mut given = Given::of(r, &model, entry)?;
+    let inputs = refs(&given.arrays);
     if r.sessions > 0 {
         return scaling::sessions(r, model, entry, &inputs);
     }
@@ -60,7 +60,7 @@ pub(crate) fn bench(
     }
     let mut session = r.session(model.clone())?;
     let threads = session.threads();
-    let m = measure(r, &mut session, entry, fma, &inputs)?;
+    let m = measure(r, &mut session, fma, &mut given)?;
     if let Some(path) = &r.profile {
         let name = &model.program().entries[entry].name;
         let title = format!("{} @{name}", r.artifact.display());
@@ -73,43 +73,75 @@ pub(crate) fn bench(
     })
 }
 
+/// What runs are given: the same each time, or with a size that grows.
+struct Given<'a> {
+    r: &'a Request,
+    model: &'a Model,
+    entry: usize,
+    dims: Vec<(String, i64)>,
+    arrays: Vec<(String, Array)>,
+}
+
+impl<'a> Given<'a> {
+    fn of(r: &'a Request, model: &'a Model, entry: usize) -> Result<Given<'a>> {
+        Ok(Given {
+            r,
+            model,
+            entry,
+            dims: r.dims.clone(),
+            arrays: synthetic(r, &r.dims, model, entry)?,
+        })
+    }
+
+    /// Runs once; the seconds that it took.
+    fn run(&mut self, session: &mut Session) -> Result<f64> {
+        let inputs = refs(&self.arrays);
+        let start = Instant::now();
+        session.run_with(self.entry, &inputs)?;
+        let took = start.elapsed().as_secs_f64();
+        if let Some(name) = &self.r.grow {
+            let size = self.dims.iter_mut().find(|(n, _)| n == name);
+            let size = size.ok_or_else(|| {
+                let message = format!("the size `{name}` is to grow from nothing");
+                Error::input("K0732", message).help(format!("give it with --dim {name}=N"))
+            })?;
+            size.1 += 1;
+            self.arrays = synthetic(self.r, &self.dims, self.model, self.entry)?;
+        }
+        Ok(took)
+    }
+}
+
 fn measure(
     r: &Request,
     session: &mut Session,
-    entry: usize,
     fma: Option<&FmaLoop>,
-    inputs: &[(&str, Input)],
+    given: &mut Given,
 ) -> Result<Measured> {
-    session.run_with(entry, inputs)?;
-    session.run_with(entry, inputs)?;
+    given.run(session)?;
+    given.run(session)?;
     // Every buffer is there now; what the roofline reads is not the model's memory.
     let peak = peak_bytes();
     let roofline = fma.map(|fma| Roofline::measure(fma, session.threads()));
     // Not before: the threads that measure the roofline would be pinned as well.
     let _pinned = session.pin_caller()?;
     // Reading all that memory has emptied the caches.
-    session.run_with(entry, inputs)?;
-    let warm = Instant::now();
-    session.run_with(entry, inputs)?;
-    let once = warm.elapsed().as_secs_f64();
+    given.run(session)?;
+    let once = given.run(session)?;
     // About two seconds, ten runs at least.
     let runs = match r.runs {
         0 => ((2.0 / once.max(1e-6)) as usize).clamp(10, 10_000),
         n => n,
     };
     let mut times: Vec<f64> = (0..runs)
-        .map(|_| {
-            let start = Instant::now();
-            session.run_with(entry, inputs)?;
-            Ok(start.elapsed().as_secs_f64() * 1e3)
-        })
+        .map(|_| Ok(given.run(session)? * 1e3))
         .collect::<Result<_>>()?;
     times.sort_by(f64::total_cmp);
     // The fastest of a few: one run alone may have been interrupted.
     let mut profile: Option<Profile> = None;
     for _ in 0..runs.min(5) {
         session.set_profiling(true);
-        session.run_with(entry, inputs)?;
+        given.run(session)?;
         let next = session.take_profile();
         profile = profile.into_iter().chain(next).min_by_key(|p| p.ns());
     }
@@ -162,6 +194,7 @@ fn document(r: &Request, m: &Measured, session: &Session, loaded: &Loaded) -> St
         serde_json::json!({
             "name": r.device.to_string(), "bytes": bytes,
             "copies_up": up.0, "bytes_up": up.1, "copies_down": down.0, "bytes_down": down.1,
+            "graphs": session.graph_counts(),
         })
     });
     let mut doc = serde_json::json!({
@@ -208,6 +241,12 @@ fn text(m: &Measured, session: &Session, loaded: &Loaded) -> String {
             down.1 as f64 / 1e6
         );
     }
+    if let Some(g) = session.graph_counts().filter(|g| g.recorded > 0) {
+        text += &format!(
+            "{} graphs recorded and replayed {} times, {} of their nodes updated\n",
+            g.recorded, g.replayed, g.updated
+        );
+    }
     for s in order.iter().take(12) {
         let share = m.roofline.as_ref().map_or(String::new(), |roof| {
             let (share, bound) = roof.share(s.flops, s.bytes, s.ns);
@@ -228,13 +267,14 @@ fn text(m: &Measured, session: &Session, loaded: &Loaded) -> String {
 /// Inputs for a measurement: what was given, and for the rest seeded numbers of
 /// the right shape (integers 1, and strings that are this number: masks, types and
 /// small ids are all valid).
-pub(crate) fn synthetic(r: &Request, model: &Model, entry: usize) -> Result<Vec<(String, Array)>> {
+pub(crate) fn synthetic(
+    r: &Request,
+    dims: &[(String, i64)],
+    model: &Model,
+    entry: usize,
+) -> Result<Vec<(String, Array)>> {
     let mut arrays = gather(r)?;
-    let binding: Binding = r
-        .dims
-        .iter()
-        .map(|(n, v)| (n.as_str().into(), *v))
-        .collect();
+    let binding: Binding = dims.iter().map(|(n, v)| (n.as_str().into(), *v)).collect();
     for port in &model.program().entries[entry].inputs {
         if arrays.iter().any(|(n, _)| *n == port.name) {
             continue;

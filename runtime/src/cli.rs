@@ -25,7 +25,8 @@ usage:
   kiln-rt bench ARTIFACT [--dim NAME=N]... [--input NAME=FILE.npy]... [--inputs FILE.npz]
                        [--device cpu|cuda|cuda:N] [--target sm_NN] [--no-graphs]
                        [--entry NAME] [--threads N] [--pin none|auto|LIST] [--json]
-                       [--runs N] [--profile TRACE.json] | --scaling | --sessions N
+                       [--runs N] [--grow NAME] [--profile TRACE.json]
+                       | --scaling | --sessions N
   kiln-rt plan ARTIFACT [--dim NAME=N]... [--entry NAME] [--threads N] [--json]
                        [--device cpu|cuda|cuda:N] [--target sm_NN]
   kiln-rt tune ARTIFACT -o OUT.kiln --device cuda|cuda:N [--dim NAME=N]... [--seconds N]
@@ -35,9 +36,10 @@ usage:
 
 --device    where kernels run; cpu if not given
 --target    which of the artifact's GPU targets; the best that the device runs if not given
---no-graphs start every kernel by itself, also in runs that repeat
+--no-graphs start every kernel by itself, also in runs of the same kernels
 --threads   as many as the process may use, if not given
 --pin       keep threads on processors: auto, or a list such as 0,2-3
+--grow      bench: a size that is one more in each run than in the last one
 --scaling   bench: one thread against all, beside arithmetic in registers
 --sessions  bench: that many sessions at once, against one after the other
 --seconds   tune: how long the forms of kernels are measured at most; 30 if not given
@@ -77,6 +79,8 @@ pub struct Request {
     pub scaling: bool,
     /// `--sessions`; 0: not asked for.
     pub sessions: usize,
+    /// `--grow`: the size that grows from run to run of `bench`.
+    pub grow: Option<String>,
     /// `--profile`: where `bench` writes a trace of one run.
     pub profile: Option<PathBuf>,
     /// `--output`, of `tune`: where the tuned artifact goes.
@@ -184,6 +188,7 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
             }
             Long("target") => r.target = Some(text(parser.value().map_err(usage)?)?),
             Long("no-graphs") => r.no_graphs = true,
+            Long("grow") => r.grow = Some(text(parser.value().map_err(usage)?)?),
             Long("scaling") => r.scaling = true,
             Long("sessions") => {
                 let n = number(text(parser.value().map_err(usage)?)?)?;
@@ -220,6 +225,10 @@ fn parse(args: Vec<OsString>) -> std::result::Result<Request, Stop> {
     }
     if of_bench.iter().filter(|&&asked| asked).count() > 1 {
         let message = "`--profile`, `--scaling` and `--sessions` exclude each other";
+        return Err(Stop::Usage(message.into()));
+    }
+    if r.grow.is_some() && (r.command != "bench" || r.scaling || r.sessions > 0) {
+        let message = "`--grow` is for `bench`, without `--scaling` and `--sessions`";
         return Err(Stop::Usage(message.into()));
     }
     if r.command == "tune" && (r.output.is_none() || r.device == Name::Cpu) {

@@ -29,7 +29,7 @@ pub mod tuned;
 
 pub use artifact::{Artifact, ArtifactWriter};
 pub use error::{Error, Fault, Result};
-pub use exec::{MemoryReport, Model, Session, TensorRef};
+pub use exec::{GraphCounts, MemoryReport, Model, Session, TensorRef};
 pub use input::{Input, StringsRef};
 pub use profile::{Profile, StepTime, Work};
 pub use threads::{Pin, Threads};

@@ -53,7 +53,7 @@ pub fn tune(r: &Request, artifact: &Artifact, out: &Path) -> Result<Report> {
         let message = format!("no input of @{} has the size `{name}`", e.name);
         return Err(Error::input("K0732", message).help(format!("its sizes are: {have}")));
     }
-    let arrays = bench::synthetic(r, &model, entry)?;
+    let arrays = bench::synthetic(r, &r.dims, &model, entry)?;
     let mut session = r.session(Arc::clone(&model))?;
     let seconds = match r.seconds {
         0.0 => SECONDS,

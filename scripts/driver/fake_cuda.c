@@ -1,6 +1,7 @@
 // A stand-in for NVIDIA's driver, for driver_check.py: device memory is the host's, a
 // launch adds 60 (FAKE_ELEMENTS) numbers of its first two arguments into the third, and
-// environment variables make it old, small, or fail. Work is recorded and done again where a stream captures.
+// environment variables make it old, small, or fail. A graph does what its nodes hold when
+// it is started; FAKE_CHANGE=0 refuses to change them.
 // Work of a stream is done as late as the rules allow: when the host waits for it, or
 // another stream's work does that is waited for itself. So who forgets to wait reads what
 // is not there yet. FAKE_LOG prints what is done, in order. Time passes in launches: one
@@ -51,8 +52,8 @@ Result cuCtxSetCurrent(void *c) { return current = c == &current, OK; }
 typedef struct { char name[256]; } Function;
 typedef struct Stream Stream;
 
-// What a stream does, or records.
-enum { COPY, FILL, KERNEL, UP, DOWN, RECORD, WAIT, GRAPH };
+// What a stream does.
+enum { COPY, FILL, KERNEL, UP, DOWN, RECORD, WAIT };
 typedef struct Command {
   int kind;
   uint64_t a, b;
@@ -62,12 +63,9 @@ typedef struct Command {
   int owned;
 } Command;
 struct Stream {
-  int capturing;
-  Command *first, **last;            // recorded
   Command *head, **tail;             // given and not done
   uint64_t given, done;
 };
-typedef struct { Command *first; } Graph;
 typedef struct { double time; Stream *stream; uint64_t number; } Event;
 
 static Stream *all_streams[16];
@@ -90,13 +88,12 @@ static void run(const Command *c) {
     const float *x = (const float *)p[0], *y = (const float *)p[1];
     do_log(f->name, setting("FAKE_ELEMENTS", 60));
     for (long i = 0; i < setting("FAKE_ELEMENTS", 60); i++) ((float *)p[2])[i] = x[i] + y[i];
-    *(uint32_t *)p[3] = setting("FAKE_STATUS", 0);
+    // Where a kernel has three arguments; of one that has fewer it is no memory.
+    if (p[3]) *(uint32_t *)p[3] = setting("FAKE_STATUS", 0);
     now += slow && strstr(f->name, slow) ? 10 : 1;
   }
   if (c->kind == RECORD) ((Event *)c->a)->time = now;
   if (c->kind == WAIT) reach(c->other, c->a);
-  if (c->kind == GRAPH)
-    for (const Command *g = ((Graph *)c->a)->first; g; g = g->next) run(g);
 }
 
 // Does a stream's work up to its operation of this number.
@@ -129,12 +126,6 @@ static Result give(Stream *s, Command c) {
     kept->owned = 1;
     memcpy((void *)kept->a, (void *)c.a, c.n);
   }
-  if (s->capturing) {
-    must(c.kind <= KERNEL, "an event or a graph is recorded");
-    *s->last = kept;
-    s->last = &kept->next;
-    return OK;
-  }
   *s->tail = kept;
   s->tail = &kept->next;
   s->given++;
@@ -155,41 +146,98 @@ Result cuStreamDestroy_v2(Stream *s) {
   return free(s), streams--, OK;
 }
 Result cuStreamSynchronize(Stream *s) {
-  must(!s->capturing, "a wait is recorded");
   return reach(s, s->given), OK;
 }
 Result cuStreamWaitEvent(Stream *s, Event *e, unsigned flags) {
-  must(!s->capturing, "a wait for another stream is recorded");
 #ifdef DEAF
   return OK;
 #endif
   if (!e->stream) return OK;
   return give(s, (Command){WAIT, e->number, 0, 0, e->stream, NULL, 0});
 }
-Result cuStreamBeginCapture_v2(Stream *s, int mode) {
-  return s->capturing = 1, s->first = NULL, s->last = &s->first, OK;
+
+// A graph's nodes, and what starts it: copies of what they hold.
+typedef struct { Command nodes[4096]; int count, whole; } Graph;
+typedef struct { Graph *graph; Command held[4096]; } Exec;
+typedef struct { void *f; unsigned grid[3], block[3], shared; void **params, **extra, *kernel, *context; } Kernel;
+typedef struct { size_t x, y, z, lod; int type; void *host; uint64_t at; void *array, *zero; size_t pitch, height; } Side;
+typedef struct { Side from, to; size_t width, height, depth; } Copy;
+
+static Command kernel_of(const Kernel *k) {
+  must(k->f && !k->params && k->extra[0] == (void *)1 && k->extra[2] == (void *)2 && !k->extra[4], "parameters");
+  must(k->grid[0] && k->block[0] && k->block[0] <= 1024 && k->context == &current, "an empty launch");
+  size_t n = *(size_t *)k->extra[3];
+  return (Command){KERNEL, (uint64_t)memcpy(malloc(n), k->extra[1], n), (uint64_t)k->f, n, NULL, NULL, 0};
 }
-Result cuStreamEndCapture(Stream *s, void **g) {
-  if (!s->capturing) return INVALID;
-  Graph *graph = malloc(sizeof *graph);
-  graph->first = s->first;
-  return s->capturing = 0, *g = graph, OK;
+static Command copy_of(const Copy *c, void *context) {
+  must(c->from.type == 2 && c->to.type == 2 && context == &current, "a copy that leaves the device");
+  must(c->width && c->height == 1 && c->depth == 1, "a copy of no bytes, or of several rows");
+  return (Command){COPY, c->to.at, c->from.at, c->width, NULL, NULL, 0};
 }
-Result cuGraphInstantiateWithFlags(void **e, Graph *g, unsigned long long flags) {
-  Graph *exec = malloc(sizeof *exec);
-  return *exec = *g, *e = exec, graphs_alive++, OK;
+static Result add(Command **to, Graph *g, Command *const *before, size_t n, Command c) {
+  must(current && g->whole && g->count < 4096, "no context, or no graph");
+  must(n == (g->count > 0) && (!n || *before == &g->nodes[g->count - 1]), "nodes do not follow each other");
+  g->nodes[g->count] = c;
+  return *to = &g->nodes[g->count++], OK;
 }
-Result cuGraphDestroy(void *g) { return free(g), OK; }
-Result cuGraphExecDestroy(void *g) { return reach_all(), free(g), graphs_alive--, OK; }
-Result cuGraphLaunch(Graph *g, Stream *s) {
-  must(!s->capturing && current, "a graph is recorded");
-  fprintf(stderr, "fake driver: a graph\n");
-  return give(s, (Command){GRAPH, (uint64_t)g, 0, 0, NULL, NULL, 0});
+// A node is known by its place in the graph that was made to start.
+static Result change(Exec *e, Command *node, Command c) {
+  Command *held = &e->held[node - e->graph->nodes];
+  must(current && e->graph->whole && held->kind == c.kind, "a node of another graph, or kind");
+  if (setting("FAKE_CHANGE", 1) == 0) return INVALID;
+  if (held->kind == KERNEL) free((void *)held->a);
+  return *held = c, do_log("a change", c.n), OK;
+}
+static Command kept(Command c) {
+  if (c.kind == KERNEL) c.a = (uint64_t)memcpy(malloc(c.n), (void *)c.a, c.n);
+  return c;
+}
+Result cuGraphCreate(Graph **to, unsigned flags) {
+  Graph *g = calloc(1, sizeof *g);
+  return g->whole = 1, *to = g, graphs_alive++, OK;
+}
+Result cuGraphAddKernelNode_v2(Command **to, Graph *g, Command *const *before, size_t n, const Kernel *k) {
+  return add(to, g, before, n, kernel_of(k));
+}
+Result cuGraphAddMemcpyNode(Command **to, Graph *g, Command *const *before, size_t n, const Copy *c, void *context) {
+  return add(to, g, before, n, copy_of(c, context));
+}
+Result cuGraphKernelNodeSetAttribute(Command *node, int which, const unsigned *shape) {
+  must(node->kind == KERNEL && which == 4 && shape[0] * shape[1] * shape[2] > 1, "clusters");
+  return OK;
+}
+Result cuGraphInstantiateWithFlags(Exec **to, Graph *g, unsigned long long flags) {
+  Exec *e = calloc(1, sizeof *e);
+  e->graph = g;
+  for (int i = 0; i < g->count; i++) e->held[i] = kept(g->nodes[i]);
+  fprintf(stderr, "fake driver: a graph of %d\n", g->count);
+  return *to = e, graphs_alive++, OK;
+}
+Result cuGraphExecKernelNodeSetParams_v2(Exec *e, Command *node, const Kernel *k) {
+  return change(e, node, kernel_of(k));
+}
+Result cuGraphExecMemcpyNodeSetParams(Exec *e, Command *node, const Copy *c, void *context) {
+  return change(e, node, copy_of(c, context));
+}
+Result cuGraphLaunch(const Exec *e, Stream *s) {
+  fprintf(stderr, "fake driver: a graph starts\n");
+  for (int i = 0; i < e->graph->count; i++) give(s, e->held[i]);
+  return OK;
+}
+Result cuGraphExecDestroy(Exec *e) {
+  for (int i = 0; i < e->graph->count; i++)
+    if (e->held[i].kind == KERNEL) free((void *)e->held[i].a);
+  return free(e), graphs_alive--, OK;
+}
+Result cuGraphDestroy(Graph *g) {
+  for (int i = 0; i < g->count; i++)
+    if (g->nodes[i].kind == KERNEL) free((void *)g->nodes[i].a);
+  return g->whole = 0, free(g), graphs_alive--, OK;
 }
 
 Result cuMemAlloc_v2(uint64_t *at, size_t n) {
   must(current && n, "no context, or no bytes");
-  if (used + n > (size_t)setting("FAKE_MEMORY", 1 << 30)) return MEMORY;
+  if (used + n > (size_t)setting("FAKE_MEMORY", 1 << 30)) return do_log("no memory", n), MEMORY;
   uint64_t *block = aligned_alloc(256, (n + 511) / 256 * 256);
   memset(block, 0xff, (n + 511) / 256 * 256);
   block[0] = n;
@@ -224,14 +272,12 @@ Result cuMemGetInfo_v2(size_t *free_, size_t *all) {
   return *all = setting("FAKE_MEMORY", 1 << 30), *free_ = *all - used, OK;
 }
 Result cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, Stream *s) {
-  must(!s->capturing, "a copy from the host is recorded");
   if (on_host((uint64_t)from)) return give(s, (Command){UP, to, (uint64_t)from, n, NULL, NULL, 0});
   void *staged = malloc(n);
   memcpy(staged, from, n);
   return give(s, (Command){UP, to, (uint64_t)staged, n, NULL, NULL, 1});
 }
 Result cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, Stream *s) {
-  must(!s->capturing, "a copy to the host is recorded");
   Result done = give(s, (Command){DOWN, (uint64_t)to, from, n, NULL, NULL, 0});
   // To pageable memory the driver copies before it returns.
   if (!on_host((uint64_t)to)) reach(s, s->given);
@@ -277,7 +323,6 @@ Result cuLaunchKernelEx(const Config *c, void *f, void **params, void **extra) {
 
 Result cuEventCreate(void **e, unsigned flags) { return *e = calloc(1, sizeof(Event)), events++, OK; }
 Result cuEventRecord(Event *e, Stream *s) {
-  must(!s->capturing, "an event is recorded into a graph");
   give(s, (Command){RECORD, (uint64_t)e, 0, 0, NULL, NULL, 0});
   return e->stream = s, e->number = s->given, OK;
 }

@@ -231,6 +231,49 @@ fn sizes_change_from_run_to_run() {
     }
 }
 
+/// A text that grows by one token a run, and rows of products that are read by tiles: a graph
+/// takes each size, with the bits of kernels by themselves.
+#[test]
+fn what_grows_is_replayed() {
+    let products = "kir 1
+func @f(%x: bf16[n, 64], %w: bf16[64, 128], %u: bf16[128, 64]) -> (y: bf16[n, 64]) {
+  %1 = matmul %x, %w {transpose_a = false, transpose_b = false} : bf16[n, 128]
+  %2 = matmul %1, %u {transpose_a = false, transpose_b = false} : bf16[n, 64]
+  return %2
+}";
+    let numbers = |dims: [usize; 2], seed: usize| {
+        let values = (0..dims[0] * dims[1]).map(|i| ((i * 7 + seed) % 13) as f64 / 16.0 - 0.375);
+        Tensor::from_f64(DType::BF16, dims, &values.collect::<Vec<f64>>()).unwrap()
+    };
+    let (w, u) = (numbers([64, 128], 1), numbers([128, 64], 2));
+    for target in [GpuTarget::sm_80(), GpuTarget::sm_90a()] {
+        let sessions = |module: &Module, name: &str| {
+            let mut both = [0; 2].map(|_| session(module.clone(), &target, name));
+            both[1].set_graphs(false);
+            both
+        };
+        let [mut s, mut plain] = sessions(&program("decoder.kir"), "text");
+        for past in 0..12i64 {
+            let ids = Tensor::from_i64(DType::I64, [1, 1], &[past * 3 % 8]).unwrap();
+            let past = Tensor::scalar_i64(DType::I64, past);
+            let inputs = [("ids", &ids), ("past", &past)];
+            let want = run(&mut plain, "decode", &inputs);
+            assert_eq!(run(&mut s, "decode", &inputs), want);
+        }
+        let text = s.graph_counts().unwrap();
+        assert_eq!((text.recorded, text.replayed), (1, 11), "{text:?}");
+        let [mut s, mut plain] = sessions(&parse_module(products, &NoFiles).unwrap(), "rows");
+        for n in (125..=140).chain(90..94) {
+            let x = numbers([n, 64], n);
+            let inputs = [("x", &x), ("w", &w), ("u", &u)];
+            let want = run(&mut plain, "f", &inputs);
+            assert_eq!(run(&mut s, "f", &inputs), want, "{n} on {}", target.name);
+        }
+        let rows = s.graph_counts().unwrap();
+        assert!(rows.recorded <= 3 && rows.replayed >= 16, "{rows:?}");
+    }
+}
+
 /// Cut, flipped, and changed behind its hashes: no file ends in a panic, and every error
 /// has a code.
 #[test]

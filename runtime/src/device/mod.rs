@@ -10,15 +10,18 @@
 mod cuda;
 #[cfg(feature = "sim")]
 mod lanes;
+mod node;
 #[cfg(feature = "sim")]
 mod simulated;
 
 use crate::error::{Error, Result};
 use kiln_ir::DType;
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 pub use cuda::{Gpu, gpus};
+pub use node::Node;
 
 /// A device as the command line names it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,7 +71,7 @@ pub struct KernelId(pub u32);
 /// beside each other; signals alone order them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// Kernels, copies inside device memory, fills, and what was recorded of them.
+    /// Kernels, copies inside device memory, fills, and graphs of kernels and copies.
     Compute,
     /// Copies from the host.
     Up,
@@ -89,7 +92,7 @@ pub struct Signal(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(pub u32);
 
-/// Work that was recorded, to be done again as a whole.
+/// A graph that a device holds.
 #[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GraphId(pub u32);
 
@@ -126,7 +129,7 @@ pub const MAP_BYTES: usize = 128;
 pub const MAP_ALIGN: usize = 64;
 
 /// A kernel with everything that starting it takes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch<'a> {
     /// Which kernel.
     pub kernel: KernelId,
@@ -139,11 +142,11 @@ pub struct Launch<'a> {
     /// Dynamic shared memory of a block, in bytes.
     pub shared: u32,
     /// The parameters' bytes.
-    pub params: &'a [u8],
+    pub params: Cow<'a, [u8]>,
     /// What it may touch; used by devices that [check](Device::checks_windows) it.
-    pub windows: &'a [Window],
+    pub windows: Cow<'a, [Window]>,
     /// What it stems from, for errors.
-    pub label: &'a str,
+    pub label: Cow<'a, str>,
 }
 
 /// What a device has to measure work with.
@@ -239,20 +242,19 @@ pub trait Device: Send {
     /// Forgets all marks.
     fn forget_marks(&mut self);
 
-    /// Starts recording the compute lane: copies, fills and launches from here on are not
-    /// done. Nothing is signalled or waited for until it ends.
-    fn record(&mut self) -> Result<()>;
+    /// A graph of work that is done as a whole, each node after the one before it; what
+    /// the nodes hold is copied.
+    fn graph(&mut self, nodes: &[Node]) -> Result<GraphId>;
 
-    /// Ends recording.
-    fn recorded(&mut self) -> Result<GraphId>;
+    /// Gives a node of a graph what it holds from the next [`replay`](Device::replay) on:
+    /// another one [`alike`](Node::alike). False where the device refuses that; the graph
+    /// is to be forgotten then.
+    fn update(&mut self, graph: &GraphId, at: usize, node: &Node) -> Result<bool>;
 
-    /// Ends recording and forgets what was recorded, after an error.
-    fn abandon(&mut self);
-
-    /// Does what was recorded, on the compute lane.
+    /// Does what a graph's nodes hold, on the compute lane.
     fn replay(&mut self, graph: &GraphId) -> Result<()>;
 
-    /// Forgets what was recorded.
+    /// Forgets a graph.
     fn forget(&mut self, graph: GraphId);
 }
 

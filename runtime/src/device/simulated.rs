@@ -4,24 +4,13 @@
 
 use super::lanes::{Order, Part};
 use super::{
-    Clock, Device, Facts, GraphId, KernelId, Lane, Launch, MAP_BYTES, Mark, Signal, TensorMap,
+    Clock, Device, Facts, GraphId, KernelId, Lane, Launch, MAP_BYTES, Mark, Node, Signal,
+    TensorMap, Window,
 };
 use crate::error::{Error, Result};
 use crate::sim;
 use kiln_ir::DType;
 use std::time::Instant;
-
-/// What is recorded.
-enum Command {
-    Copy(u64, u64, usize),
-    Fill(u64, usize, u8),
-    Launch {
-        kernel: KernelId,
-        launch: sim::Launch,
-        params: Vec<u8>,
-        label: String,
-    },
-}
 
 /// A simulated GPU.
 pub(super) struct Sim {
@@ -31,8 +20,7 @@ pub(super) struct Sim {
     kernels: Vec<String>,
     order: Order,
     marks: Vec<Instant>,
-    recording: Option<Vec<Command>>,
-    graphs: Vec<Option<Vec<Command>>>,
+    graphs: Vec<Option<Vec<Node>>>,
 }
 
 impl Sim {
@@ -49,72 +37,49 @@ impl Sim {
             kernels: vec![],
             order: Order::default(),
             marks: vec![],
-            recording: None,
             graphs: vec![],
         }
     }
 
-    fn run(&mut self, command: &Command) -> Result<Option<serde_json::Value>> {
-        let (parts, what) = command.touches();
+    fn run(&mut self, l: &Launch) -> Result<Option<serde_json::Value>> {
+        let part = |w: &Window| Part {
+            at: w.at,
+            len: w.len,
+            writes: w.writable,
+        };
+        let parts: Vec<Part> = l.windows.iter().map(part).collect();
+        let what = format!("the kernel of {}", l.label);
         self.order.operation(Lane::Compute, &parts, &what)?;
-        match command {
-            Command::Copy(from, to, bytes) => self.memory.copy(*to, *from, *bytes)?,
-            Command::Fill(at, bytes, value) => self.memory.write(*at, &vec![*value; *bytes])?,
-            Command::Launch {
-                kernel,
-                launch,
-                params,
-                label,
-            } => {
-                let name = &self.kernels[kernel.0 as usize];
-                let module = self.module.as_ref();
-                let found = module.and_then(|m| Some((m, m.kernel(name)?)));
-                let (module, kernel) = found.ok_or_else(|| lacks(name))?;
-                let report = sim::launch(module, &mut self.memory, kernel, launch, params);
-                let report = report.map_err(|fault| {
-                    let mut e = Error::from(fault);
-                    e.message = format!("{label}: {}", e.message);
-                    e
-                })?;
-                return Ok(serde_json::to_value(report).ok());
-            }
-        }
-        Ok(None)
-    }
-
-    /// Does a command, or records it.
-    fn give(&mut self, command: Command) -> Result<Option<serde_json::Value>> {
-        match &mut self.recording {
-            Some(commands) => {
-                commands.push(command);
-                Ok(None)
-            }
-            None => self.run(&command),
-        }
+        let windows = l.windows.iter().map(|w| sim::Window {
+            start: w.at,
+            len: w.len,
+            writable: w.writable,
+        });
+        let launch = sim::Launch {
+            grid: l.grid,
+            block: l.block,
+            cluster: l.cluster,
+            shared: l.shared,
+            windows: windows.collect(),
+            ..Default::default()
+        };
+        let name = &self.kernels[l.kernel.0 as usize];
+        let module = self.module.as_ref();
+        let found = module.and_then(|m| Some((m, m.kernel(name)?)));
+        let (module, kernel) = found.ok_or_else(|| lacks(name))?;
+        let report = sim::launch(module, &mut self.memory, kernel, &launch, &l.params);
+        let report = report.map_err(|fault| {
+            let mut e = Error::from(fault);
+            e.message = format!("{}: {}", l.label, e.message);
+            e
+        })?;
+        Ok(serde_json::to_value(report).ok())
     }
 }
 
-impl Command {
-    /// What it touches, and what it is for people.
-    fn touches(&self) -> (Vec<Part>, String) {
-        let part = |at, len, writes| Part { at, len, writes };
-        match self {
-            Command::Copy(from, to, bytes) => {
-                let n = *bytes as u64;
-                let parts = vec![part(*from, n, false), part(*to, n, true)];
-                (parts, format!("a copy of {n} bytes on the device"))
-            }
-            Command::Fill(at, bytes, _) => {
-                let what = format!("filling {bytes} bytes");
-                (vec![part(*at, *bytes as u64, true)], what)
-            }
-            Command::Launch { launch, label, .. } => {
-                let windows = launch.windows.iter();
-                let parts = windows.map(|w| part(w.start, w.len, w.writable));
-                (parts.collect(), format!("the kernel of {label}"))
-            }
-        }
-    }
+fn part(at: u64, len: usize, writes: bool) -> Part {
+    let len = len as u64;
+    Part { at, len, writes }
 }
 
 impl From<&TensorMap> for sim::TensorMap {
@@ -143,9 +108,9 @@ fn lacks(kernel: &str) -> Error {
     Error::input("K0705", message).help("compile the model again")
 }
 
-/// What cannot be recorded.
-fn unrecorded(what: &str) -> Error {
-    Error::run("K0807", format!("{what} cannot be recorded"))
+/// A graph that is asked for what none can do.
+fn misused(what: &str) -> Error {
+    Error::run("K0807", what).help("this is a bug of the runtime")
 }
 
 impl Device for Sim {
@@ -175,61 +140,35 @@ impl Device for Sim {
     }
 
     fn discard(&mut self, at: u64, bytes: usize) -> Result<()> {
-        let part = Part {
-            at,
-            len: bytes as u64,
-            writes: true,
-        };
-        self.order.of_host(&[part], "forgetting memory")?;
+        let parts = [part(at, bytes, true)];
+        self.order.of_host(&parts, "forgetting memory")?;
         self.memory.forget(at, bytes)
     }
 
     fn signal(&mut self, lane: Lane, reuse: Option<Signal>) -> Result<Signal> {
-        match self.recording {
-            Some(_) => Err(unrecorded("a signal")),
-            None => Ok(Signal(self.order.signal(lane, reuse.map(|s| s.0)))),
-        }
+        Ok(Signal(self.order.signal(lane, reuse.map(|s| s.0))))
     }
 
     fn after(&mut self, lane: Lane, signal: Signal) -> Result<()> {
-        if self.recording.is_some() {
-            return Err(unrecorded("waiting for another lane"));
-        }
         self.order.after(lane, signal.0);
         Ok(())
     }
 
     fn upload(&mut self, to: u64, bytes: &[u8]) -> Result<()> {
-        match self.recording {
-            Some(_) => Err(unrecorded("a copy from the host")),
-            None => {
-                let n = bytes.len();
-                let part = Part {
-                    at: to,
-                    len: n as u64,
-                    writes: true,
-                };
-                let what = format!("a copy of {n} bytes from the host");
-                self.order.operation(Lane::Up, &[part], &what)?;
-                self.memory.write(to, bytes)
-            }
-        }
+        let n = bytes.len();
+        let what = format!("a copy of {n} bytes from the host");
+        self.order
+            .operation(Lane::Up, &[part(to, n, true)], &what)?;
+        self.memory.write(to, bytes)
     }
 
     fn download(&mut self, from: u64, bytes: &mut [u8]) -> Result<()> {
-        if self.recording.is_some() {
-            return Err(unrecorded("a copy to the host"));
-        }
-        let part = Part {
-            at: from,
-            len: bytes.len() as u64,
-            writes: false,
-        };
-        let what = format!("a copy of {} bytes to the host", bytes.len());
-        self.order.operation(Lane::Down, &[part], &what)?;
+        let n = bytes.len();
+        let what = format!("a copy of {n} bytes to the host");
+        let parts = [part(from, n, false)];
+        self.order.operation(Lane::Down, &parts, &what)?;
         self.order.wait(Lane::Down);
-        if !self.memory.written(from, bytes.len())? {
-            let n = bytes.len();
+        if !self.memory.written(from, n)? {
             let message =
                 format!("{n} bytes at {from:#x} are read by the host, and not all were written");
             return Err(
@@ -240,11 +179,17 @@ impl Device for Sim {
     }
 
     fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        self.give(Command::Copy(from, to, bytes)).map(|_| ())
+        let parts = [part(from, bytes, false), part(to, bytes, true)];
+        let what = format!("a copy of {bytes} bytes on the device");
+        self.order.operation(Lane::Compute, &parts, &what)?;
+        self.memory.copy(to, from, bytes)
     }
 
     fn fill(&mut self, at: u64, bytes: usize, value: u8) -> Result<()> {
-        self.give(Command::Fill(at, bytes, value)).map(|_| ())
+        let parts = [part(at, bytes, true)];
+        let what = format!("filling {bytes} bytes");
+        self.order.operation(Lane::Compute, &parts, &what)?;
+        self.memory.write(at, &vec![value; bytes])
     }
 
     fn load(&mut self, ptx: &str) -> Result<()> {
@@ -273,25 +218,7 @@ impl Device for Sim {
     }
 
     fn launch(&mut self, l: &Launch) -> Result<Option<serde_json::Value>> {
-        let windows = l.windows.iter().map(|w| sim::Window {
-            start: w.at,
-            len: w.len,
-            writable: w.writable,
-        });
-        let launch = sim::Launch {
-            grid: l.grid,
-            block: l.block,
-            cluster: l.cluster,
-            shared: l.shared,
-            windows: windows.collect(),
-            ..Default::default()
-        };
-        self.give(Command::Launch {
-            kernel: l.kernel,
-            launch,
-            params: l.params.to_vec(),
-            label: l.label.into(),
-        })
+        self.run(l)
     }
 
     fn checks_windows(&self) -> bool {
@@ -317,33 +244,35 @@ impl Device for Sim {
         self.marks.clear();
     }
 
-    fn record(&mut self) -> Result<()> {
-        self.recording = Some(vec![]);
-        Ok(())
-    }
-
-    fn recorded(&mut self) -> Result<GraphId> {
-        let commands = self.recording.take();
-        let commands = commands.ok_or_else(|| unrecorded("what was not begun"))?;
+    fn graph(&mut self, nodes: &[Node]) -> Result<GraphId> {
+        let nodes = Some(nodes.to_vec());
         // Places of forgotten graphs are used again.
         let free = self.graphs.iter().position(Option::is_none);
         let place = free.unwrap_or(self.graphs.len());
         match self.graphs.get_mut(place) {
-            Some(slot) => *slot = Some(commands),
-            None => self.graphs.push(Some(commands)),
+            Some(slot) => *slot = nodes,
+            None => self.graphs.push(nodes),
         }
         Ok(GraphId(place as u32))
     }
 
-    fn abandon(&mut self) {
-        self.recording = None;
+    fn update(&mut self, graph: &GraphId, at: usize, node: &Node) -> Result<bool> {
+        let nodes = self.graphs[graph.0 as usize].as_mut();
+        let held = nodes.and_then(|nodes| nodes.get_mut(at));
+        let held = held.ok_or_else(|| misused("a node that is in no graph is updated"))?;
+        if !held.alike(node) {
+            return Err(misused("a node is given work of another kind"));
+        }
+        *held = node.clone();
+        Ok(true)
     }
 
     fn replay(&mut self, graph: &GraphId) -> Result<()> {
         let place = graph.0 as usize;
-        let commands = self.graphs[place].take().unwrap_or_default();
-        let done = commands.iter().try_for_each(|c| self.run(c).map(|_| ()));
-        self.graphs[place] = Some(commands);
+        let nodes = self.graphs[place].take();
+        let nodes = nodes.ok_or_else(|| misused("a graph that was forgotten is replayed"))?;
+        let done = nodes.iter().try_for_each(|node| node.give(self));
+        self.graphs[place] = Some(nodes);
         done
     }
 

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::memory::{Block, Request, assign};
-use crate::plan::{Entry, Place};
+use crate::plan::{Buffer, Entry, Place};
 use kiln_ir::{Binding, Dim};
 
 /// Largest size of one buffer and of the arena: beyond it, a size is a mistake.
@@ -23,20 +23,25 @@ impl Layout {
         binding: &Binding,
         here: &dyn Fn(u32) -> bool,
     ) -> Result<Layout> {
-        let mut sizes = Vec::with_capacity(entry.buffers.len());
-        for b in &entry.buffers {
-            sizes.push(match b.bytes.eval(binding) {
-                Ok(n) if (0..=MAX_BYTES as i64).contains(&n) => Some(n as usize),
-                Ok(n) => return Err(too_large(&b.bytes, n as i128)),
-                Err(kiln_ir::DimError::Unbound(_)) => None,
-                Err(e) => {
-                    return Err(Error::input(
-                        "K0714",
-                        format!("a buffer's size cannot be computed: {e}"),
-                    ));
-                }
-            });
-        }
+        let size = |b: &Buffer| match b.bytes.eval(binding) {
+            Ok(n) if (0..=MAX_BYTES as i64).contains(&n) => Ok(Some(n as usize)),
+            Ok(n) => Err(too_large(&b.bytes, n as i128)),
+            Err(kiln_ir::DimError::Unbound(_)) => Ok(None),
+            Err(e) => {
+                let message = format!("a buffer's size cannot be computed: {e}");
+                Err(Error::input("K0714", message))
+            }
+        };
+        let sizes = entry.buffers.iter().map(size).collect::<Result<_>>()?;
+        Layout::placed(entry, sizes, here)
+    }
+
+    /// Places for buffers in the arena that are `here`, for these sizes.
+    pub(super) fn placed(
+        entry: &Entry,
+        sizes: Vec<Option<usize>>,
+        here: &dyn Fn(u32) -> bool,
+    ) -> Result<Layout> {
         let mut requests = vec![];
         let mut which = vec![];
         for (i, b) in entry.buffers.iter().enumerate() {

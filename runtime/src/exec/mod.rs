@@ -11,7 +11,7 @@ pub mod schedule;
 mod session;
 mod steps;
 
-pub use device::{DeviceMemory, best_target, tune};
+pub use device::{DeviceMemory, GraphCounts, best_target, tune};
 use launch::Ready;
 pub use model::{MemoryReport, Model};
 pub use session::{Session, TensorRef};

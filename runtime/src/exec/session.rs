@@ -3,7 +3,7 @@
 use super::Model;
 use super::bind::{bind, check_guards};
 use super::device::tune::Tuning;
-use super::device::{DeviceRun, OnDevice};
+use super::device::{DeviceRun, GraphCounts, OnDevice};
 use super::launch::{Ready, max_scratch, prepare};
 use super::layout::{Layout, memory};
 use super::steps::Run;
@@ -41,8 +41,6 @@ struct Bound {
     key: Vec<i64>,
     /// On the host.
     layout: Layout,
-    /// On the device, if kernels run there.
-    device: Option<Layout>,
     binding: Binding,
     /// By position among all launches in program order; `None`: not known before
     /// it runs.
@@ -169,13 +167,18 @@ impl Session {
         self.device.as_ref().map(|d| d.bytes())
     }
 
-    /// Whether runs that repeat are recorded and done again as a whole, on devices that
-    /// can; on at first. For debugging.
+    /// Whether runs of the same kernels are recorded and done again as a whole, on devices;
+    /// on at first. For debugging.
     pub fn set_graphs(&mut self, on: bool) {
         if let Some(d) = &mut self.device {
             d.graphs = on;
             d.forget_graphs();
         }
+    }
+
+    /// What its graphs did so far; none on the CPU.
+    pub fn graph_counts(&self) -> Option<GraphCounts> {
+        self.device.as_ref().map(|d| d.graph_counts())
     }
 
     #[cfg(all(test, feature = "sim"))]
@@ -188,6 +191,14 @@ impl Session {
     pub(super) fn leave_out_wait(&mut self, number: usize) {
         if let Some(d) = &mut self.device {
             d.leave_out_wait(number);
+        }
+    }
+
+    /// Leaves out one of the updates of nodes, by its number among all of the session's.
+    #[cfg(all(test, feature = "sim"))]
+    pub(super) fn leave_out_update(&mut self, number: usize) {
+        if let Some(d) = &mut self.device {
+            d.leave_out_update(number);
         }
     }
 
@@ -300,15 +311,15 @@ impl Session {
         self.make_room(e, entry, at)?;
         let bound = &self.bounds[entry][at];
         let outputs = &mut self.outputs[entry];
-        let mut device = match (&mut self.device, &bound.device) {
-            (Some(on), Some(layout)) => Some(DeviceRun::begin(
+        let mut device = match &mut self.device {
+            Some(on) => Some(DeviceRun::begin(
                 on,
                 (e, entry),
-                layout,
+                &bound.layout.sizes,
                 &bound.ready,
                 &bound.binding,
             )?),
-            _ => None,
+            None => None,
         };
         let here = |b: u32| device.as_ref().is_none_or(|d| d.spaces().space(b).host);
         let mut base = places(&model, e, bound, &self.arena, &self.state, &here);
@@ -352,7 +363,6 @@ impl Session {
             sizes: bound.layout.sizes.clone(),
             dynamic: (0..e.buffers.len()).map(|_| None).collect(),
             binding: bound.binding.clone(),
-            bound: &bound.binding,
             ready: &bound.ready,
             cancel: &self.cancel,
             profile: self.profile.as_mut(),
@@ -360,7 +370,7 @@ impl Session {
             device,
         };
         let _busy = Busy::begin();
-        let done = run.whole(&bound.key, outputs, &mut self.shapes, &mut self.texts);
+        let done = run.whole(outputs, &mut self.shapes, &mut self.texts);
         if let Some(d) = run.device.take() {
             d.end();
         }
@@ -379,12 +389,6 @@ impl Session {
         let spaces = self.device.as_ref().map(|d| d.spaces(entry));
         let space = |b: u32| spaces.map(|s| s.space(b));
         let layout = Layout::of(e, &binding, &|b| space(b).is_none_or(|s| s.host))?;
-        let device = match &self.device {
-            Some(_) => Some(Layout::of(e, &binding, &|b| {
-                space(b).is_some_and(|s| s.device)
-            })?),
-            None => None,
-        };
         let code = self.device.as_ref().map(|d| d.code_of(&self.model));
         let mut ready = vec![];
         prepare(&e.steps, &binding, code, &mut ready);
@@ -394,7 +398,6 @@ impl Session {
         self.bounds[entry].push(Bound {
             key,
             layout,
-            device,
             binding,
             ready,
         });
@@ -481,15 +484,11 @@ impl Run<'_> {
     /// The entry's steps, and what the caller gets.
     fn whole(
         &mut self,
-        key: &[i64],
         outputs: &mut [Block],
         shapes: &mut Vec<Vec<usize>>,
         texts: &mut Vec<Vec<String>>,
     ) -> Result<()> {
         let mut launch = 0;
-        if let Some(d) = &mut self.device {
-            d.recall(key);
-        }
         self.steps(&self.entry.steps, &mut launch)?;
         shapes.clear();
         let entry = self.entry;

@@ -24,8 +24,6 @@ pub(crate) struct Run<'a> {
     pub(crate) sizes: Vec<Option<usize>>,
     pub(super) dynamic: Vec<Option<Block>>,
     pub(crate) binding: Binding,
-    /// The sizes that the inputs have, without those that came up since.
-    pub(super) bound: &'a Binding,
     pub(super) ready: &'a [Option<Ready>],
     pub(crate) cancel: &'a AtomicBool,
     pub(crate) profile: Option<&'a mut Profile>,
@@ -136,7 +134,11 @@ impl Run<'_> {
             // SAFETY of lifetimes: `ready` outlives the run.
             Some(r) => self.launch(l, r, index),
             None => {
-                let r = ready(l, &self.binding, self.device_code())?;
+                let late = self.device.as_mut().and_then(|d| d.late.remove(&index));
+                let r = match late {
+                    Some(r) => r,
+                    None => ready(l, &self.binding, self.device_code())?,
+                };
                 self.launch(l, &r, index)
             }
         }

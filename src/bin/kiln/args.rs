@@ -102,6 +102,9 @@ pub enum Command {
         /// Write what one run did, step by step and thread by thread, for Perfetto.
         #[arg(long, value_name = "TRACE.json", conflicts_with_all = ["scaling", "sessions"])]
         profile: Option<PathBuf>,
+        /// A size that is one more in each run than in the last one.
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["scaling", "sessions"])]
+        grow: Option<String>,
         /// One thread against all, beside arithmetic in registers; and the steps that
         /// scale least.
         #[arg(long, conflicts_with = "sessions")]
@@ -362,7 +365,7 @@ pub struct RunArgs {
     /// it runs).
     #[arg(long, default_value_t = Name::Cpu)]
     pub device: Name,
-    /// On a GPU, start every kernel by itself, also in runs that repeat.
+    /// On a GPU, start every kernel by itself, also in runs of the same kernels.
     #[arg(long)]
     pub no_graphs: bool,
     /// Threads; as many as the process may use if not given.

@@ -80,6 +80,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             run,
             runs,
             profile,
+            grow,
             scaling,
             sessions,
         } => {
@@ -89,6 +90,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
                 command: "bench".into(),
                 runs,
                 profile,
+                grow,
                 scaling,
                 sessions: sessions.map_or(0, |n| n.get()),
                 fma: fma.map_err(|e| Failure::run(e.to_string()))?,
@@ -493,6 +495,7 @@ fn execute(
         scaling: rest.scaling,
         sessions: rest.sessions,
         profile: rest.profile,
+        grow: rest.grow,
         fma: rest.fma,
         ..request(artifact, run)?
     };

@@ -4,10 +4,11 @@
 
 mod driver;
 mod gpus;
+mod graphs;
 mod staging;
 
 use super::{
-    Clock, Device, Facts, GraphId, KernelId, Lane, Launch, MAP_BYTES, Mark, Signal, TensorMap,
+    Clock, Device, Facts, GraphId, KernelId, Lane, Launch, MAP_BYTES, Mark, Node, Signal, TensorMap,
 };
 use crate::error::{Error, Result};
 use crate::gpu::ptx_version;
@@ -15,6 +16,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use driver::{check, describe, failed, no_device};
 pub use gpus::{Gpu, gpus};
 use gpus::{attribute, count, facts};
+use graphs::Graph;
 use kiln_ir::DType;
 use staging::Staging;
 use std::collections::BTreeSet;
@@ -45,6 +47,24 @@ fn event(kind: sys::CUevent_flags) -> Result<sys::CUevent> {
     Ok(event)
 }
 
+/// What a launch says of its parameters; their `size` stays where it is until then.
+fn parameters(l: &Launch, size: &mut usize) -> [*mut c_void; 5] {
+    [
+        PARAM_POINTER as *mut c_void,
+        l.params.as_ptr().cast_mut().cast(),
+        PARAM_SIZE as *mut c_void,
+        (size as *mut usize).cast(),
+        PARAM_END,
+    ]
+}
+
+/// The shape of a launch's clusters.
+fn cluster([x, y, z]: [u32; 3]) -> sys::CUlaunchAttributeValue {
+    sys::CUlaunchAttributeValue {
+        clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+    }
+}
+
 /// Page-locked memory for copies in one direction, made when it is first wanted.
 fn staging(place: &mut Option<Staging>) -> Result<&mut Staging> {
     if place.is_none() {
@@ -73,7 +93,7 @@ pub(super) struct Cuda {
     marks: Vec<sys::CUevent>,
     /// How many of the marks are in use.
     marked: usize,
-    graphs: Vec<sys::CUgraphExec>,
+    graphs: Vec<Option<Graph>>,
 }
 
 // SAFETY: the driver's handles may be used by any thread that has made their context its
@@ -150,6 +170,19 @@ impl Cuda {
         self.streams[lane as usize]
     }
 
+    /// What nodes of graphs refer to.
+    fn place(&self) -> graphs::Place<'_> {
+        graphs::Place {
+            kernels: &self.kernels,
+            context: self.context,
+        }
+    }
+
+    fn held(&self, graph: &GraphId) -> Result<&Graph> {
+        let graph = self.graphs[graph.0 as usize].as_ref();
+        graph.ok_or_else(|| Error::run("K0807", "a graph that was forgotten is used"))
+    }
+
     fn release(&mut self) -> Result<()> {
         self.enter()?;
         self.staging = [None, None];
@@ -159,9 +192,7 @@ impl Cuda {
             for stream in self.streams {
                 sys::cuStreamSynchronize(stream).result().ok();
             }
-            for graph in self.graphs.drain(..).filter(|g| !g.is_null()) {
-                sys::cuGraphExecDestroy(graph).result().ok();
-            }
+            self.graphs.clear();
             for event in self.marks.drain(..).chain(self.signals.drain(..)) {
                 sys::cuEventDestroy_v2(event).result().ok();
             }
@@ -428,16 +459,10 @@ impl Device for Cuda {
 
     fn launch(&mut self, l: &Launch) -> Result<Option<serde_json::Value>> {
         self.enter()?;
-        let mut cluster = sys::CUlaunchAttribute {
+        let mut shape = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
             pad: Default::default(),
-            value: sys::CUlaunchAttributeValue {
-                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
-                    x: l.cluster[0],
-                    y: l.cluster[1],
-                    z: l.cluster[2],
-                },
-            },
+            value: cluster(l.cluster),
         };
         let config = sys::CUlaunchConfig {
             gridDimX: l.grid[0],
@@ -448,18 +473,12 @@ impl Device for Cuda {
             blockDimZ: l.block[2],
             sharedMemBytes: l.shared,
             hStream: self.stream(Lane::Compute),
-            attrs: &mut cluster,
+            attrs: &mut shape,
             // Devices before Hopper know no clusters.
             numAttrs: (l.cluster != [1; 3]) as u32,
         };
         let mut size = l.params.len();
-        let mut extra = [
-            PARAM_POINTER as *mut c_void,
-            l.params.as_ptr().cast_mut().cast(),
-            PARAM_SIZE as *mut c_void,
-            (&raw mut size).cast(),
-            PARAM_END,
-        ];
+        let mut extra = parameters(l, &mut size);
         let function = self.kernels[l.kernel.0 as usize];
         // SAFETY: configuration and parameters are read before this returns.
         let code =
@@ -520,69 +539,35 @@ impl Device for Cuda {
         self.marked = 0;
     }
 
-    fn record(&mut self) -> Result<()> {
+    fn graph(&mut self, nodes: &[Node]) -> Result<GraphId> {
         self.enter()?;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is this device's.
-        check(
-            unsafe { sys::cuStreamBeginCapture_v2(self.stream(Lane::Compute), mode) },
-            "recording a graph",
-        )
-    }
-
-    fn recorded(&mut self) -> Result<GraphId> {
-        self.enter()?;
-        let (mut graph, mut exec) = (null_mut(), null_mut());
-        // SAFETY: the stream records; the graph is not used after it was instantiated.
-        unsafe {
-            check(
-                sys::cuStreamEndCapture(self.stream(Lane::Compute), &mut graph),
-                "recording a graph",
-            )?;
-            let code = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0);
-            sys::cuGraphDestroy(graph).result().ok();
-            check(code, "instantiating a graph")?;
-        }
+        let graph = Some(Graph::new(nodes, &self.place())?);
         // Places of forgotten graphs are used again.
-        let free = self.graphs.iter().position(|g| g.is_null());
+        let free = self.graphs.iter().position(Option::is_none);
         let place = free.unwrap_or(self.graphs.len());
         match self.graphs.get_mut(place) {
-            Some(slot) => *slot = exec,
-            None => self.graphs.push(exec),
+            Some(slot) => *slot = graph,
+            None => self.graphs.push(graph),
         }
         Ok(GraphId(place as u32))
     }
 
-    fn abandon(&mut self) {
-        if self.enter().is_err() {
-            return;
-        }
-        let mut graph = null_mut();
-        // SAFETY: ending what does not record is refused, which changes nothing.
-        unsafe {
-            let ended = sys::cuStreamEndCapture(self.stream(Lane::Compute), &mut graph);
-            if ended == sys::CUresult::CUDA_SUCCESS && !graph.is_null() {
-                sys::cuGraphDestroy(graph).result().ok();
-            }
-        }
+    fn update(&mut self, graph: &GraphId, at: usize, node: &Node) -> Result<bool> {
+        self.enter()?;
+        self.held(graph)?.update(at, node, &self.place())
     }
 
     fn replay(&mut self, graph: &GraphId) -> Result<()> {
         self.enter()?;
-        // SAFETY: the graph was recorded by this device and not forgotten.
-        check(
-            unsafe {
-                sys::cuGraphLaunch(self.graphs[graph.0 as usize], self.stream(Lane::Compute))
-            },
-            "starting a graph",
-        )
+        self.held(graph)?.start(self.stream(Lane::Compute))
     }
 
     fn forget(&mut self, graph: GraphId) {
-        let exec = std::mem::replace(&mut self.graphs[graph.0 as usize], null_mut());
-        if self.enter().is_ok() {
-            // SAFETY: the handle is used no more; work in flight finishes.
-            unsafe { sys::cuGraphExecDestroy(exec).result().ok() };
+        let entered = self.enter();
+        let graph = self.graphs[graph.0 as usize].take();
+        // Without its context it cannot be given back.
+        if entered.is_err() {
+            std::mem::forget(graph);
         }
     }
 }

@@ -297,7 +297,7 @@ impl<'r> Run<'r> {
         }
         let before = self.mark(device::Lane::Compute)?;
         let watch = self.watch();
-        self.device()?.on.device.copy(from, to, bytes)?;
+        self.device()?.on.copy(from, to, bytes)?;
         let moved = (bytes as i64).saturating_mul(2);
         self.note(watch, "copy", "copy", 0, moved);
         self.time_from(before, Lane::Device)

@@ -1,51 +1,40 @@
-//! Stretches of a run that are recorded once and done again as a whole.
+//! Stretches of a run that a graph does as a whole.
 //!
-//! Kernels and copies on the device that follow each other do the same for the same sizes,
-//! as long as memory stays where it is and the same copies are current: such a stretch is
-//! recorded when it comes up a second time with a binding, and replayed from then on, on
-//! the compute lane. What it reads of the host's is copied up before. An entry whose every
-//! step is the device's is one stretch; steps of the host, and blocks, part others.
+//! Kernels and copies on the device that follow each other are a stretch: what it does
+//! follows from the sizes that have values when it begins and from where memory is, as long
+//! as the same copies are current. Where a graph holds that, it is replayed; otherwise the stretch's steps are
+//! gone through, and what they would give the compute lane is noted, for a graph to be made
+//! or updated ([`recorded`](super::recorded)). What a stretch reads of the host's is copied
+//! up before. Steps of the host, and blocks, part stretches, and so does their length.
 
-use super::super::launch::count_launches;
+use super::super::launch::{count_launches, ready};
 use super::super::steps::Run;
+use super::Valid;
+use super::memory::scratch_of;
 use super::order::Bytes;
-use super::{OnDevice, Valid};
-use crate::device::GraphId;
+use super::recorded::{Done, Kept, Noted};
+use crate::device::Node;
 use crate::error::{Error, Result};
-use crate::plan::Step;
-use std::collections::{BTreeSet, HashMap};
+use crate::plan::{Launch, Place, Step};
+use kiln_ir::Dim;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
-/// How many bindings a session remembers this for.
-const REMEMBERED: usize = 8;
-/// Steps from which on recording pays.
+/// Steps from which on a graph pays.
 const LEAST: usize = 2;
-
-/// A binding of an entry that has run.
-pub(super) struct Recorded {
-    entry: usize,
-    key: Vec<i64>,
-    /// Of each list of steps, by where it lies in the plan: steps that run by themselves,
-    /// then a stretch's, and so on.
-    parts: HashMap<usize, Vec<(usize, usize)>>,
-    /// Stretches by where their first step lies in the plan.
-    pub(super) stretches: HashMap<usize, Stretch>,
-}
+/// Steps of one graph at most: the lane works on one while the next one's nodes are changed.
+const MOST: usize = 64;
 
 /// A stretch that came up.
 pub(super) struct Stretch {
-    /// None: it came up once.
-    pub(super) graph: Option<GraphId>,
-    /// What was recorded holds while memory is where it was then.
-    epoch: u64,
     launches: usize,
+    /// Whether it touches buffers whose sizes came up in the run.
+    late: bool,
     buffers: Buffers,
-    /// Where what it touches is.
-    places: Vec<Bytes>,
+    pub(super) kept: Kept,
 }
 
 /// What a stretch does with buffers.
-#[derive(Clone)]
 struct Buffers {
     touched: Vec<u32>,
     written: Vec<u32>,
@@ -54,41 +43,8 @@ struct Buffers {
     copied: Vec<u32>,
 }
 
-impl OnDevice {
-    /// Which of the remembered bindings this one is; the oldest gives way to a new one.
-    pub(super) fn recorded(&mut self, entry: usize, key: &[i64]) -> usize {
-        let found = (self.recorded.iter()).position(|r| r.entry == entry && r.key == key);
-        if let Some(place) = found {
-            return place;
-        }
-        if self.recorded.len() == REMEMBERED {
-            let oldest = self.recorded.remove(0);
-            self.forget_all(oldest);
-        }
-        self.recorded.push(Recorded {
-            entry,
-            key: key.to_vec(),
-            parts: HashMap::new(),
-            stretches: HashMap::new(),
-        });
-        self.recorded.len() - 1
-    }
-
-    fn forget_all(&mut self, r: Recorded) {
-        for graph in r.stretches.into_values().filter_map(|s| s.graph) {
-            self.device.forget(graph);
-        }
-    }
-
-    /// Forgets everything that was recorded.
-    pub(in super::super) fn forget_graphs(&mut self) {
-        let all = std::mem::take(&mut self.recorded);
-        all.into_iter().for_each(|r| self.forget_all(r));
-    }
-}
-
 impl Run<'_> {
-    /// Runs steps on the device: stretches as they were recorded, and the rest one by one.
+    /// Runs steps on the device: stretches by graphs, and the rest one by one.
     pub(in super::super) fn device_steps(
         &mut self,
         steps: &[Step],
@@ -101,166 +57,185 @@ impl Run<'_> {
         if apart {
             return self.one_by_one(steps, launch);
         }
-        let list = steps.as_ptr() as usize;
-        let at = d.recorded_at;
-        let parts = match d.on.recorded[at].parts.remove(&list) {
-            Some(parts) => parts,
-            None => self.parts(steps, *launch),
-        };
-        let mut rest = steps;
-        let mut done = Ok(());
-        for (alone, stretch) in &parts {
-            let (these, others) = rest.split_at(*alone);
-            let (stretch, others) = others.split_at(*stretch);
-            done = done.and_then(|()| self.one_by_one(these, launch));
-            if !stretch.is_empty() {
-                done = done.and_then(|()| self.stretch(stretch, launch));
-            }
-            rest = others;
-        }
-        self.device()?.on.recorded[at].parts.insert(list, parts);
-        done
-    }
-
-    /// A list of steps as steps that run by themselves, then a stretch's, and so on.
-    fn parts(&self, steps: &[Step], mut launch: usize) -> Vec<(usize, usize)> {
-        let mut parts = vec![];
         let mut rest = steps;
         while !rest.is_empty() {
-            let (alone, stretch) = self.split(rest, launch);
-            parts.push((alone, stretch));
-            let (these, others) = rest.split_at(alone + stretch);
-            launch += count_launches(these);
+            let length = self.length(rest, *launch);
+            let (these, others) = match length {
+                LEAST.. => rest.split_at(length),
+                // With the step that ends it: it may give a size its value.
+                n => rest.split_at((n + 1).min(rest.len())),
+            };
+            match length {
+                LEAST.. => self.stretch(these, launch)?,
+                _ => self.one_by_one(these, launch)?,
+            }
             rest = others;
         }
-        parts
+        Ok(())
     }
 
-    /// How many steps come before the first stretch, and how many that has.
-    fn split(&self, steps: &[Step], mut launch: usize) -> (usize, usize) {
-        let mut begin = 0;
-        for (i, step) in steps.iter().enumerate() {
-            if self.repeats(step, launch) {
-                launch += matches!(step, Step::Launch(_) | Step::TopK { .. }) as usize;
-                continue;
-            }
-            if i - begin >= LEAST {
-                return (begin, i - begin);
-            }
-            begin = i + 1;
-            launch += count_launches(std::slice::from_ref(step));
+    /// How many of the first steps are work of the device whose sizes have values, as far
+    /// as one graph goes.
+    fn length(&mut self, steps: &[Step], mut launch: usize) -> usize {
+        if let Some(d) = &mut self.device {
+            d.late.clear();
         }
-        match steps.len() - begin {
-            n if n >= LEAST => (begin, n),
-            _ => (steps.len(), 0),
+        for (i, step) in steps.iter().enumerate().take(MOST) {
+            let fits = match step {
+                Step::Launch(l) | Step::TopK { launch: l, .. } => {
+                    launch += 1;
+                    self.has_sizes(l, launch - 1)
+                }
+                Step::Copy { from, to, bytes } => {
+                    self.has_place(*from)
+                        && self.has_place(*to)
+                        && bytes.eval(&self.binding).is_ok()
+                }
+                _ => false,
+            };
+            if !fits {
+                return i;
+            }
         }
+        steps.len().min(MOST)
     }
 
-    /// Whether a step is work of the device whose sizes and places the binding decides.
-    fn repeats(&self, step: &Step, launch: usize) -> bool {
-        let Some(d) = &self.device else { return false };
-        let known = |b: u32| {
-            let bytes = &self.entry.buffers[b as usize].bytes;
-            d.spaces.space(b).device && d.base[b as usize] != 0 && bytes.eval(self.bound).is_ok()
-        };
-        match step {
-            Step::Launch(l) | Step::TopK { launch: l, .. } => {
-                let ready = self.ready.get(launch).is_some_and(Option::is_some);
-                ready && l.args.iter().all(|a| known(a.0))
-            }
-            Step::Copy { from, to, bytes } => {
-                known(*from) && known(*to) && bytes.eval(self.bound).is_ok()
+    /// Whether a launch's sizes have values; those that came up since the run began are
+    /// kept for when it starts.
+    fn has_sizes(&mut self, l: &Launch, index: usize) -> bool {
+        if !l.args.iter().all(|a| self.has_place(a.0)) {
+            return false;
+        }
+        if self.ready.get(index).is_some_and(Option::is_some) {
+            return true;
+        }
+        let late = ready(l, &self.binding, self.device_code());
+        match (late, &mut self.device) {
+            (Ok(r), Some(d)) => {
+                d.late.insert(index, r);
+                true
             }
             _ => false,
         }
     }
 
-    /// Runs a stretch: step by step the first time, recorded the second time.
-    fn stretch(&mut self, steps: &[Step], launch: &mut usize) -> Result<()> {
-        let place = steps.as_ptr() as usize;
-        let d = self.device()?;
-        let (at, epoch) = (d.recorded_at, d.on.epoch);
-        let buffers = match d.on.recorded[at].stretches.get(&place) {
-            Some(s) => s.buffers.clone(),
-            None => self.buffers(steps),
+    /// Whether a buffer is on the device, and its size and place have values. Asked in each
+    /// run, so those that the layout has are not evaluated again.
+    fn has_place(&self, mut buffer: u32) -> bool {
+        let Some(d) = self.device.as_ref() else {
+            return false;
         };
-        // Nothing is copied up inside.
-        buffers
-            .touched
-            .iter()
-            .try_for_each(|&b| self.device_needs(b))?;
-        let d = self.device()?;
-        if !buffers.copied.iter().all(|&b| d.valid(b).device) {
-            return self.one_by_one(steps, launch);
+        if !d.spaces.space(buffer).device {
+            return false;
         }
-        let known = d.on.recorded[at].stretches.remove(&place);
-        let (s, done) = match known {
-            Some(mut s) if s.epoch == epoch => {
-                let done = self.recorded_stretch(steps, launch, &mut s);
-                (s, done)
+        let known = |dim: &Dim| dim.eval(&self.binding).is_ok();
+        loop {
+            let i = buffer as usize;
+            let b = &self.entry.buffers[i];
+            if !(d.base[i] != 0 && self.sizes[i].is_some() || known(&b.bytes)) {
+                return false;
             }
-            other => {
-                if let Some(graph) = other.and_then(|s| s.graph) {
-                    d.on.device.forget(graph);
-                }
-                let first = *launch;
-                self.one_by_one(steps, launch)?;
-                let s = Stretch {
-                    graph: None,
-                    epoch,
-                    launches: *launch - first,
-                    places: self.places_of(&buffers.touched)?,
-                    buffers,
-                };
-                (s, Ok(()))
+            match &b.place {
+                _ if d.base[i] != 0 => return true,
+                Place::View { of, offset } if known(offset) => buffer = *of,
+                Place::View { .. } | Place::Global(_) => return false,
+                Place::Input | Place::Output | Place::Arena => return true,
             }
+        }
+    }
+
+    fn stretch(&mut self, steps: &[Step], launch: &mut usize) -> Result<()> {
+        // One ends sooner where sizes have no values yet, or no kernel serves them.
+        let place = (steps.as_ptr() as usize, steps.len());
+        let d = self.device()?;
+        let mut s = match d.on.stretches.remove(&place) {
+            Some(known) => known,
+            None => self.new_stretch(steps),
         };
-        self.device()?.on.recorded[at].stretches.insert(place, s);
+        let done = self.stretch_of(&mut s, steps, launch);
+        let d = self.device()?;
+        d.late.clear();
+        d.on.stretches.insert(place, s);
         done
     }
 
-    fn recorded_stretch(
-        &mut self,
-        steps: &[Step],
-        launch: &mut usize,
-        s: &mut Stretch,
-    ) -> Result<()> {
-        let first = *launch;
+    fn stretch_of(&mut self, s: &mut Stretch, steps: &[Step], launch: &mut usize) -> Result<()> {
+        let Buffers {
+            touched,
+            written,
+            copied,
+        } = &s.buffers;
+        // Nothing is copied up inside.
+        touched.iter().try_for_each(|&b| self.device_needs(b))?;
+        let d = self.device()?;
+        if !copied.iter().all(|&b| d.valid(b).device) {
+            return self.one_by_one(steps, launch);
+        }
+        // What came up late may have to move, which nothing inside may.
+        let late = match s.late {
+            true => Some(self.places_of(touched)?),
+            false => None,
+        };
+        let d = self.device()?;
+        if let most @ 1.. = scratch_of(d.late.values()) {
+            d.on.scratch_for(most)?;
+        }
+        if s.kept.done.is_empty() {
+            // Nothing can be replayed yet: the lanes wait for as little as they have to.
+            let places = late.map_or_else(|| self.places_of(touched), Ok)?;
+            let nodes = self.noted(steps, launch, true)?;
+            return self.recall(&mut s.kept, nodes, places);
+        }
         if self.cancel.load(Ordering::Relaxed) {
             return Err(Error::run("K0721", "the run was cancelled"));
         }
-        let on = &mut *self.device()?.on;
-        on.order.before_compute(&mut *on.device, &s.places)?;
-        if s.graph.is_none() {
-            s.graph = Some(self.record(steps, launch)?);
+        let epoch = self.device()?.on.epoch;
+        if s.kept.holds(&self.binding, epoch) {
+            *launch += s.launches;
+            self.device()?.on.wait_for(s.kept.places())?;
+        } else {
+            let places = late.map_or_else(|| self.places_of(touched), Ok)?;
+            self.device()?.on.wait_for(&places)?;
+            let nodes = self.noted(steps, launch, false)?;
+            self.recall(&mut s.kept, nodes, places)?;
         }
         let d = self.device()?;
-        if let Some(graph) = &s.graph {
-            d.on.device.replay(graph)?;
-        }
+        d.on.redo(&s.kept)?;
         d.started |= s.launches > 0;
-        let Buffers {
-            touched, written, ..
-        } = &s.buffers;
         written.iter().for_each(|&b| d.set_valid(b, Valid::DEVICE));
-        *launch = first + s.launches;
         d.computed(touched.iter().copied(), written.iter().copied())
     }
 
-    fn record(&mut self, steps: &[Step], launch: &mut usize) -> Result<GraphId> {
-        let d = self.device()?;
-        d.on.device.record()?;
-        d.on.order.record(true);
+    /// Keeps what a stretch does in this run, and finds its graph.
+    fn recall(&mut self, kept: &mut Kept, nodes: Vec<Node>, places: Vec<Bytes>) -> Result<()> {
+        let sizes = self.binding.clone();
+        let on = &mut *self.device()?.on;
+        let now = Done {
+            nodes,
+            graph: None,
+            sizes,
+            epoch: on.epoch,
+            places,
+        };
+        on.keep(kept, now)
+    }
+
+    /// Runs steps one by one; what the compute lane was given, or would have been.
+    fn noted(&mut self, steps: &[Step], launch: &mut usize, given: bool) -> Result<Vec<Node>> {
+        let on = &mut *self.device()?.on;
+        let epoch = on.epoch;
+        let nodes = vec![];
+        on.noted = Some(Noted { nodes, given });
+        on.order.hold(!given);
         let done = self.one_by_one(steps, launch);
-        let d = self.device()?;
-        d.on.order.record(false);
-        match done {
-            Ok(()) => d.on.device.recorded(),
-            Err(e) => {
-                d.on.device.abandon();
-                Err(e)
-            }
+        let on = &mut *self.device()?.on;
+        on.order.hold(false);
+        let noted = on.noted.take();
+        if done.is_ok() && on.epoch != epoch {
+            let message = "memory moved while a graph's work was noted";
+            return Err(Error::run("K0725", message));
         }
+        done.map(|()| noted.map_or(vec![], |n| n.nodes))
     }
 
     /// Where buffers are on the device, with all that they are views of.
@@ -272,6 +247,18 @@ impl Run<'_> {
             places.push(at..at + self.bytes_of(root)? as u64);
         }
         Ok(places)
+    }
+
+    fn new_stretch(&self, steps: &[Step]) -> Stretch {
+        let buffers = self.buffers(steps);
+        let base = self.device.as_ref().map(|d| &d.base);
+        let late = |&b: &u32| base.is_none_or(|base| base[self.root(b) as usize] == 0);
+        Stretch {
+            launches: count_launches(steps),
+            late: buffers.touched.iter().any(late),
+            buffers,
+            kept: Kept::default(),
+        }
     }
 
     /// What a stretch does with buffers.

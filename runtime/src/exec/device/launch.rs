@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Extent, STATUS_BYTES};
 use crate::plan::{GpuKernel, Launch};
 use crate::profile::Lane;
+use std::borrow::Cow;
 
 impl<'m> Run<'m> {
     /// Starts a kernel on the device; `index` is the launch's place among all of the
@@ -77,15 +78,16 @@ impl<'m> Run<'m> {
         let pass = &self.forms_of(r)?[form].passes[i];
         let d = self.device()?;
         d.started = true;
-        d.on.device.launch(&device::Launch {
-            kernel: d.on.kernels[r.kernel as usize][form][i],
+        let kernel = d.on.kernels[r.kernel as usize][form][i];
+        d.on.launch(&device::Launch {
+            kernel,
             grid,
             block: pass.block,
             cluster: pass.cluster,
             shared: pass.shared,
-            params: &d.params,
-            windows: &d.windows,
-            label: &l.label,
+            params: Cow::Borrowed(&d.params),
+            windows: Cow::Borrowed(&d.windows),
+            label: Cow::Borrowed(&l.label),
         })
     }
 
@@ -142,7 +144,11 @@ impl<'m> Run<'m> {
     ) -> Result<()> {
         let d = self.device()?;
         let status = d.on.status.at + (STATUS_BYTES * index) as u64;
-        let scratch = d.on.scratch_for(extent.scratch)?;
+        // What has none does not depend on where it is.
+        let scratch = match extent.scratch {
+            0 => 0,
+            bytes => d.on.scratch_for(bytes)?,
+        };
         let checks = d.on.device.checks_windows();
         let mut params = std::mem::take(&mut d.params);
         let mut windows = std::mem::take(&mut d.windows);

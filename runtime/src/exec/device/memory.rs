@@ -2,6 +2,7 @@
 
 use super::super::layout::Layout;
 use super::super::{Model, Ready, launch};
+use super::arena::ahead;
 use super::{OnDevice, Spaces};
 use crate::error::{Error, Result};
 use crate::plan::{Entry, Place};
@@ -32,11 +33,16 @@ pub struct DeviceMemory {
     pub total: usize,
 }
 
-/// Bytes of scratch that the launches whose sizes are known need at most.
-fn device_scratch(ready: &[Option<Ready>]) -> usize {
-    let forms = ready.iter().flatten().filter_map(|r| r.forms.as_ref().ok());
+/// Bytes of scratch that launches need at most.
+pub(super) fn scratch_of<'r>(ready: impl Iterator<Item = &'r Ready>) -> usize {
+    let forms = ready.filter_map(|r| r.forms.as_ref().ok());
     let sizes = forms.flatten().map(|(_, extent)| extent.scratch);
     sizes.max().unwrap_or(0)
+}
+
+/// The same of those whose sizes are known before a run.
+fn device_scratch(ready: &[Option<Ready>]) -> usize {
+    scratch_of(ready.iter().flatten())
 }
 
 /// What running an entry under a binding takes on a device that runs this code.
@@ -144,32 +150,78 @@ impl OnDevice {
     }
 
     /// The piece with room for so many bytes: it, or another one in its place, without
-    /// its contents.
+    /// its contents. One that grows gets more than it has to where there is that much, so
+    /// that sizes that grow bit by bit seldom move it: each time takes the device a wait,
+    /// and graphs their updates.
     pub(super) fn grown(&mut self, old: Piece, bytes: usize, what: &str) -> Result<Piece> {
         if old.at != 0 && old.room >= bytes {
             return Ok(old);
         }
-        if old.at != 0 {
-            self.device.free(old.at)?;
-            self.epoch += 1;
+        if old.at == 0 {
+            return self.piece(bytes, what);
+        }
+        self.device.free(old.at)?;
+        self.epoch += 1;
+        let more = ahead(old.room);
+        if more > bytes {
+            match self.piece(more, what) {
+                Err(e) if e.code == "K0806" => {}
+                done => return done,
+            }
         }
         self.piece(bytes, what)
     }
 
-    /// Room for a run: arena, scratch, and inputs and outputs of known sizes.
+    /// Room for a run: arena, scratch, and inputs and outputs of known sizes. What pieces
+    /// have beyond their plan's is given back where the run would not fit otherwise.
     pub(super) fn make_room(
         &mut self,
         e: &Entry,
         entry: usize,
-        layout: &Layout,
+        sizes: &[Option<usize>],
         ready: &[Option<Ready>],
     ) -> Result<()> {
-        let old = std::mem::take(&mut self.arena);
-        self.arena = self.grown(old, layout.arena, "temporaries")?;
+        match self.room_of(e, entry, sizes, ready) {
+            Err(e) if e.code == "K0806" => self.give_back()?,
+            done => return done,
+        }
+        self.room_of(e, entry, sizes, ready)
+    }
+
+    /// Gives back all that a run makes room for; between runs nothing in it is wanted.
+    fn give_back(&mut self) -> Result<()> {
+        let own = self.own.iter_mut().flatten().chain(&mut self.stacks);
+        for piece in own.chain([&mut self.arena, &mut self.scratch]) {
+            let old = std::mem::take(piece);
+            if old.at != 0 {
+                self.device.free(old.at)?;
+            }
+        }
+        self.standing.iter_mut().for_each(|s| *s = None);
+        self.epoch += 1;
+        Ok(())
+    }
+
+    fn room_of(
+        &mut self,
+        e: &Entry,
+        entry: usize,
+        sizes: &[Option<usize>],
+        ready: &[Option<Ready>],
+    ) -> Result<()> {
+        self.stand(e, entry, sizes)?;
+        let arena = self.standing[entry].as_ref().map_or(0, |s| s.arena);
+        if self.arena.at == 0 || self.arena.room < arena {
+            let old = std::mem::take(&mut self.arena);
+            if old.at != 0 {
+                self.device.free(old.at)?;
+            }
+            self.arena = self.piece(arena, "temporaries")?;
+        }
         self.scratch_for(device_scratch(ready))?;
         for (i, b) in e.buffers.iter().enumerate() {
             let port = matches!(b.place, Place::Input | Place::Output);
-            if let (true, Some(size)) = (port, layout.sizes[i])
+            if let (true, Some(size)) = (port, sizes[i])
                 && self.spaces[entry].space(i as u32).device
             {
                 self.own_piece(entry, i, size)?;

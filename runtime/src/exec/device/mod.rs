@@ -6,11 +6,13 @@
 //! side reads what the other wrote. Kernels, copies up and copies down have a lane each and
 //! wait for each other where they meet ([`order`]); the host waits only where it reads.
 
+mod arena;
 mod cross;
 mod graphs;
 mod launch;
 mod memory;
 mod order;
+mod recorded;
 mod space;
 #[cfg(all(test, feature = "sim"))]
 mod tests;
@@ -26,13 +28,16 @@ use crate::gpu::STATUS_BYTES;
 use crate::memory::Block;
 use crate::plan::{Entry, GlobalData, Gpu, Place};
 use crate::tuned::Preferred;
-use graphs::Recorded;
+use graphs::Stretch;
 use kiln_ir::{Binding, Dim};
 pub use memory::DeviceMemory;
 use memory::Piece;
 pub(super) use memory::predict;
 use order::{Last, Order};
+pub use recorded::GraphCounts;
+use recorded::Noted;
 pub(crate) use space::{Spaces, host_access};
+use std::collections::HashMap;
 use std::sync::Arc;
 use tune::Tuner;
 
@@ -78,6 +83,8 @@ pub(super) struct OnDevice {
     valid: Vec<Valid>,
     weights: Piece,
     arena: Piece,
+    /// Where each entry's temporaries lie in it, and the room of each.
+    standing: Vec<Option<Layout>>,
     scratch: Piece,
     /// A block for each launch of an entry: kernels that fail write there.
     status: Piece,
@@ -87,10 +94,17 @@ pub(super) struct OnDevice {
     own: Vec<Vec<Piece>>,
     /// What loops stack up, and values on their way into the next iteration.
     stacks: Vec<Piece>,
-    /// Grows when memory moves: what was recorded before is of no use then.
+    /// Grows when memory moves, or what lies where in it.
     epoch: u64,
     pub(super) graphs: bool,
-    recorded: Vec<Recorded>,
+    /// By where their first step lies in the plan, and how many they have.
+    stretches: HashMap<(usize, usize), Stretch>,
+    /// What the compute lane is given, while that is noted.
+    noted: Option<Noted>,
+    graph_counts: GraphCounts,
+    /// The update of a node that is left out: for tests of who notices.
+    #[cfg(all(test, feature = "sim"))]
+    left_out: Option<usize>,
     order: Order,
     /// What measures the forms of kernels, while that is asked for.
     tuner: Option<Tuner>,
@@ -175,6 +189,7 @@ impl OnDevice {
             valid: vec![Valid::HOST; program.globals.len()],
             weights: Piece::default(),
             arena: Piece::default(),
+            standing: program.entries.iter().map(|_| None).collect(),
             scratch: Piece::default(),
             status: Piece::default(),
             failed: false,
@@ -182,7 +197,11 @@ impl OnDevice {
             stacks: vec![],
             epoch: 0,
             graphs: true,
-            recorded: vec![],
+            stretches: HashMap::new(),
+            noted: None,
+            graph_counts: GraphCounts::default(),
+            #[cfg(all(test, feature = "sim"))]
+            left_out: None,
             order: Order::default(),
             tuner: None,
         };
@@ -307,6 +326,11 @@ impl OnDevice {
         self.order.left_out = Some(number);
     }
 
+    #[cfg(all(test, feature = "sim"))]
+    pub(super) fn leave_out_update(&mut self, number: usize) {
+        self.left_out = Some(number);
+    }
+
     /// Bytes that are allocated on the device.
     pub(super) fn bytes(&self) -> usize {
         let own = self.own.iter().flatten().chain(&self.stacks);
@@ -343,8 +367,8 @@ pub(super) struct DeviceRun<'a> {
     started: bool,
     /// Stacks that loops have in use.
     stacks: usize,
-    /// Which of the remembered bindings this run's is.
-    recorded_at: usize,
+    /// By their places among all, launches of a stretch that have their sizes by now.
+    pub(super) late: HashMap<usize, Ready>,
     /// Steps of the profile whose times are between two marks.
     timed: Vec<(usize, Mark, Mark)>,
     params: Vec<u8>,
@@ -356,14 +380,16 @@ impl<'a> DeviceRun<'a> {
     pub(super) fn begin(
         on: &'a mut OnDevice,
         (e, entry): (&Entry, usize),
-        layout: &Layout,
+        sizes: &[Option<usize>],
         ready: &[Option<Ready>],
         binding: &Binding,
     ) -> Result<DeviceRun<'a>> {
         let spaces = on.spaces[entry].clone();
         on.order.begin(&mut *on.device, spaces.of.len())?;
-        on.make_room(e, entry, layout, ready)
-            .map_err(|err| memory::with_plan(err, &on.needs(e, &spaces, layout, ready)))?;
+        if let Err(err) = on.make_room(e, entry, sizes, ready) {
+            let plan = Layout::placed(e, sizes.to_vec(), &|b| spaces.space(b).device)?;
+            return Err(memory::with_plan(err, &on.needs(e, &spaces, &plan, ready)));
+        }
         // Nothing of an earlier run is read in this one.
         on.device.discard(on.arena.at, on.arena.room)?;
         let mut base = vec![0; e.buffers.len()];
@@ -372,8 +398,8 @@ impl<'a> DeviceRun<'a> {
                 continue;
             }
             base[i] = match &b.place {
-                Place::Arena if layout.sizes[i].is_some() => on.arena.at + layout.offsets[i] as u64,
-                Place::Input | Place::Output if layout.sizes[i].is_some() => on.own[entry][i].at,
+                Place::Arena if sizes[i].is_some() => on.place_of(entry, i),
+                Place::Input | Place::Output if sizes[i].is_some() => on.own[entry][i].at,
                 Place::Global(g) => on.globals[*g as usize].unwrap_or(0),
                 Place::View { of, offset } => shifted(base[*of as usize], offset, binding),
                 Place::Arena | Place::Input | Place::Output => 0,
@@ -394,16 +420,11 @@ impl<'a> DeviceRun<'a> {
             valid,
             started: false,
             stacks: 0,
-            recorded_at: 0,
+            late: HashMap::new(),
             timed: vec![],
             params: vec![],
             windows: vec![],
         })
-    }
-
-    /// Finds what was recorded of earlier runs with this binding.
-    pub(super) fn recall(&mut self, key: &[i64]) {
-        self.recorded_at = self.on.recorded(self.entry, key);
     }
 
     /// The caller's memory holds this buffer.

@@ -12,7 +12,7 @@
 //! all so far. The host waits for a copy down, so nothing has to wait for one.
 
 use crate::device::{Device, Lane, Signal};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::ops::Range;
 
 /// Addresses.
@@ -47,8 +47,8 @@ pub(super) struct Order {
     /// that wrote it where that was signalled.
     touched: Vec<u64>,
     wrote: Vec<Option<Written>>,
-    /// Whether the compute lane is recorded: it signals nothing then, and waits for nothing.
-    recording: bool,
+    /// Whether work is noted before it is given: nothing can be signalled or waited for.
+    held: bool,
     free: Vec<Signal>,
     /// Waits that were made, and the one that is left out: for tests of who notices.
     #[cfg(all(test, feature = "sim"))]
@@ -80,10 +80,19 @@ impl Order {
     }
 
     fn signal(&mut self, device: &mut dyn Device, lane: Lane) -> Result<Signal> {
+        self.not_held()?;
         device.signal(lane, self.free.pop())
     }
 
+    fn not_held(&self) -> Result<()> {
+        match self.held {
+            true => Err(Error::run("K0725", "a graph's work waits for another lane")),
+            false => Ok(()),
+        }
+    }
+
     fn after(&mut self, device: &mut dyn Device, lane: Lane, signal: Signal) -> Result<()> {
+        self.not_held()?;
         #[cfg(all(test, feature = "sim"))]
         {
             self.waits += 1;
@@ -142,7 +151,7 @@ impl Order {
     ) -> Result<()> {
         let old = self.wrote[cell].take();
         self.free.extend(old.map(|w| w.signal));
-        if signalled && !self.recording {
+        if signalled && !self.held {
             let signal = self.signal(device, Lane::Compute)?;
             let number = self.given;
             self.wrote[cell] = Some(Written { number, signal });
@@ -150,9 +159,9 @@ impl Order {
         Ok(())
     }
 
-    /// The compute lane is recorded from here on, or no longer.
-    pub(super) fn record(&mut self, on: bool) {
-        self.recording = on;
+    /// Work is noted before it is given from here on, or no longer.
+    pub(super) fn hold(&mut self, on: bool) {
+        self.held = on;
     }
 
     /// Before a copy up.

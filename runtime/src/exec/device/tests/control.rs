@@ -193,10 +193,9 @@ fn branches_are_taken_by_the_host() {
     }
 }
 
-#[test]
-fn sizes_that_data_decides_give_buffers_their_memory() {
-    // The numbers x + 1 that are not 0, plus 1.
-    let e = Entry {
+/// The numbers x + 1 that are not 0, plus 1.
+pub(super) fn found() -> Entry {
+    Entry {
         inputs: vec![port("x", DType::F32, &["n"], 0)],
         outputs: vec![port("y", DType::F32, &["found"], 4)],
         buffers: vec![
@@ -219,8 +218,12 @@ fn sizes_that_data_decides_give_buffers_their_memory() {
             launch(0, &[3, 4], &["found"], "after"),
         ],
         ..entry("f")
-    };
-    let mut s = session(&program(vec![e]));
+    }
+}
+
+#[test]
+fn sizes_that_data_decides_give_buffers_their_memory() {
+    let mut s = session(&program(vec![found()]));
     for x in [
         &[-1.0, 3.0, -1.0, 4.0, 5.0][..],
         &[-1.0, -1.0, 7.0, -1.0, -1.0],

@@ -1,7 +1,9 @@
 //! Sessions on the simulated device, with plans and kernels written by hand.
 
+mod arena;
 mod control;
 mod files;
+mod graphs;
 mod lanes;
 mod runs;
 mod tune;
@@ -182,6 +184,13 @@ fn bytes(numbers: &[f32]) -> Vec<u8> {
 fn numbers(bytes: &[u8]) -> Vec<f32> {
     let words = bytes.as_chunks::<4>().0.iter();
     words.map(|w| f32::from_le_bytes(*w)).collect()
+}
+
+/// Graphs that a session holds.
+fn graphs(s: &Session) -> usize {
+    let all = s.on_device().unwrap().stretches.values();
+    let all = all.flat_map(|s| &s.kept.done);
+    all.filter(|d| d.graph.is_some()).count()
 }
 
 /// Runs an entry on an input `x` of numbers; its first output.

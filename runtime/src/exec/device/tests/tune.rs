@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// `chain` whose first kernel has two forms more, each with a result of its own: doubling
 /// up to 9 numbers, then doubling up to 40, then adding 1.
-fn of_three_forms() -> Program {
+pub(super) fn of_three_forms() -> Program {
     let mut p = program(vec![chain()]);
     let doubles = |most: &str| {
         let mut form = p.gpu[0].kernels[0][0].clone();
@@ -22,7 +22,7 @@ fn of_three_forms() -> Program {
     p
 }
 
-fn row(device: &str, kernel: u32, n: i64, form: u32) -> Tuned {
+pub(super) fn row(device: &str, kernel: u32, n: i64, form: u32) -> Tuned {
     Tuned {
         device: device.into(),
         kernel,

@@ -35,6 +35,7 @@ mod skinny_lanes;
 mod skinny_words;
 mod sort;
 mod sort_rows;
+mod split;
 mod tail;
 mod thin;
 mod tiles;

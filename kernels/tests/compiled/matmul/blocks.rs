@@ -285,11 +285,27 @@ fn blocks_match_with_tails_and_other_places() {
                 k: 2208,
                 n: 9,
                 size: 128,
-                ..plain
+                ..plain.clone()
             },
+            // Products of halves that several blocks share: whole chunks, and others.
+            Problem {
+                k: 16400,
+                ..plain.clone()
+            },
+            Problem { k: 16387, ..plain },
         ]);
     }
+    assert_eq!(problems.iter().filter(|p| shares_k(p)).count(), 2);
     check(&problems, 5);
+}
+
+/// Whether every form for few rows has several blocks share k, and another one join them.
+fn shares_k(p: &Problem) -> bool {
+    let spec = p.build(&mut Rng(1)).spec;
+    let target = GpuTarget::named("sm_90a").unwrap();
+    let forms = cuda::emit(&spec, "one", &target).unwrap();
+    let few = forms.iter().filter(|f| f.height.is_some());
+    few.clone().count() > 0 && few.clone().all(|f| f.then.len() == 1)
 }
 
 /// The tests' modules have Hopper's own form as the last one of halves: what they find of it

@@ -13,6 +13,7 @@ mod attention_rows;
 mod attention_split;
 mod block;
 mod blocks;
+mod blocks_element;
 mod blocks_groups;
 mod blocks_lanes;
 mod blocks_thin;

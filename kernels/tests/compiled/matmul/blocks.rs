@@ -308,8 +308,7 @@ fn shares_k(p: &Problem) -> bool {
     few.clone().count() > 0 && few.clone().all(|f| f.then.len() == 1)
 }
 
-/// The tests' modules have Hopper's own form as the last one of halves: what they find of it
-/// is found of `wgmma`.
+/// Whether the forms for many rows are Hopper's own two.
 fn multiplies_in_groups(p: &Problem) -> bool {
     let spec = p.build(&mut Rng(1)).spec;
     let target = GpuTarget::named("sm_90a").unwrap();
@@ -327,10 +326,16 @@ fn groups_of_warps_multiply_blocks() {
         // More parts than places in shared memory, rows and columns of several blocks.
         let plain = Problem::of(140, 150, 456, bits, types);
         problems.extend([
-            // As many blocks as there are multiprocessors, of which most have no whole rows.
+            // As many blocks as there are multiprocessors.
             Problem {
                 zeros: bits != 2,
-                ..Problem::of(130, 66 * 256 - 7, 72, bits, types)
+                ..Problem::of(
+                    130,
+                    66 * 256 - 7,
+                    if bits == 4 { 72 } else { 40 },
+                    bits,
+                    types,
+                )
             },
             // Blocks of which a part has less than one, or several.
             Problem {

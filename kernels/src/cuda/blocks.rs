@@ -172,7 +172,7 @@ impl<'a> Weights<'a> {
                 k.load_to(Space::Global, from, 16 * i, to);
             }
         });
-        let stored = self.stored(e, cx, c, at, all);
+        let stored = self.stored(e, cx, c, (at, 0), all);
         let meaning = self.meaning(e, &stored);
         Run { words, meaning }
     }
@@ -195,22 +195,37 @@ impl<'a> Weights<'a> {
         (e.pred(exists), e.long(from))
     }
 
-    /// What is stored of the block of element `at`: zeros if that is none of `all`.
-    pub fn stored(&self, e: &mut Emitter, cx: &ExprCx, c: &Column, at: Val, all: Val) -> Stored {
+    /// What is stored of the block of the element that is so many `behind` element `start`
+    /// (a multiple of 64 if any are): zeros if it is none of `all`.
+    pub fn stored(
+        &self,
+        e: &mut Emitter,
+        cx: &ExprCx,
+        c: &Column,
+        (start, behind): (Val, i64),
+        all: Val,
+    ) -> Stored {
+        let skip = e.i64(behind);
+        let at = e.add(start, skip);
         let some = e.cmp(Cmp::Lt, at, all, false);
         let exists = e.op2("arith.andi", some, c.exists);
+        // Where blocks start at `start`, others are a known distance from there.
+        let (from, blocks) = match 64 % self.blocks.size {
+            0 => (start, behind / self.blocks.size),
+            _ => (at, 0),
+        };
         let size = e.i64(self.blocks.size);
-        let block = e.op2("arith.divui", at, size);
+        let block = e.op2("arith.divui", from, size);
         let block = e.add(c.scales, block);
         let exists = e.pred(exists);
         let mut read = |arg: usize, elem: Elem| {
             let from = e.offset(cx.args[arg], block, elem);
-            let from = e.long(from);
+            let (from, skip) = (e.long(from), blocks * i64::from(elem.bits() / 8));
             let k = e.kernel_mut();
             let to = k.mov(0i32);
             k.guarded(exists, |k| match elem.bits() {
-                32 => k.load_to(Space::Global, from, 0, &[to]),
-                bits => k.load_narrow_to(Space::Global, from, 0, bits, to),
+                32 => k.load_to(Space::Global, from, skip, &[to]),
+                bits => k.load_narrow_to(Space::Global, from, skip, bits, to),
             });
             to
         };

@@ -271,10 +271,8 @@ impl<'a> Groups<'a> {
         };
         (0..many)
             .map(|run| {
-                let skip = e.i64(run * RUN);
-                let at = e.add(k0, skip);
                 let [low, high] = &lane.columns;
-                [low, high].map(|c| self.weights.stored(e, cx, c, at, p.k))
+                [low, high].map(|c| self.weights.stored(e, cx, c, (k0, run * RUN), p.k))
             })
             .collect()
     }

@@ -6,22 +6,21 @@
 //! are its columns, in shared memory as `groups.rs` has them.
 //!
 //! ```text
-//! copy A and B's bytes, AHEAD parts of 64 elements a row ahead
+//! copy A and B's bytes, a few parts of 64 elements a row ahead
 //! for part in ..:
 //!     wait for the part's copies; barrier
 //!     for run of 32 elements in part:
 //!         halves = numbers of the run              while the run before is multiplied
 //!         start sums += halves · A^T(run)
 //!         wait for the run before, whose registers are free
-//!     copy part + AHEAD
+//!     copy the part that is as far ahead
 //! ```
 //! Bytes of B go through shared memory: they are few, and what is on its way there takes no
-//! registers, of which a thread has 128 at most: so a multiprocessor has four groups, by two
-//! blocks of 128 columns, or by one of 256, which reads A half as often and serves where
-//! there are enough of them. A place in shared memory is written again two parts later, when
-//! every group has waited for its products. Every group copies: no group waits for
-//! arithmetic longer than for its products, and two groups more would leave it fewer
-//! registers.
+//! registers. A thread has 128: so a multiprocessor has four groups, by two blocks of 128
+//! columns, or by one of 256, which reads A half as often and serves where there are enough of
+//! them. All groups copy: one that did nothing else, as attention has it, would leave fewer
+//! registers to those that multiply. A place in shared memory is written again two parts later,
+//! when every group has waited for its products. Scales and zeros are read a part ahead.
 
 use super::block::{self, Place, Shape, Sums};
 use super::blocks::{Column, RUN, Stored, Weights};

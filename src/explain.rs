@@ -180,7 +180,8 @@ fn predict(form: &GpuKernel, sizes: &Sizes, target: &GpuTarget) -> Option<Predic
                 plan::Factors::Eights => Factors::Eights,
                 plan::Factors::Bytes => Factors::Bytes,
             },
-            rows,
+            // Later passes join rows that exist.
+            rows: rows.filter(|_| i == 0),
         })
     };
     let passes = form.passes.iter().enumerate().map(load);

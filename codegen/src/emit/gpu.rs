@@ -9,6 +9,7 @@ use crate::ptx::{
     self, Address, B32, B64, F32, F64, Fn1, Kernel, Order, Pred, Reg, Rounding, Shuffle, Space,
     Vector,
 };
+use std::collections::HashMap;
 
 /// A register of some type.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +25,8 @@ pub(super) enum Any {
 pub(super) struct Gpu {
     pub(super) kernel: Kernel,
     values: Vec<Any>,
+    /// Integers that are constants, by their values.
+    constants: HashMap<u32, i64>,
 }
 
 /// Bits of an element in memory that are less than a word's.
@@ -51,6 +54,7 @@ impl Gpu {
         Gpu {
             kernel,
             values: vec![],
+            constants: HashMap::new(),
         }
     }
 
@@ -128,11 +132,17 @@ impl Gpu {
                 Any::Word(self.kernel.mov((v & mask) as i32))
             }
         };
-        self.value(any, ty)
+        let x = self.value(any, ty);
+        self.constants.insert(x.id, v);
+        x
     }
 
     /// Sum, difference or product.
     pub(super) fn arith(&mut self, op: char, a: Val, b: Val) -> Val {
+        if let ('*', Any::Long(x), Some(up)) = (op, self.any(a), self.power_of_two(b)) {
+            let shifted = self.kernel.shl(x, up as i32);
+            return self.value(Any::Long(shifted), a.ty);
+        }
         macro_rules! of {
             ($a:expr, $b:expr) => {
                 match op {
@@ -204,6 +214,9 @@ impl Gpu {
             "arith.remui" => (true, false),
             other => unreachable!("{other} has no PTX"),
         };
+        if let Some(down) = self.power_of_two(b).filter(|_| !signed) {
+            return self.divide_by_power(rest, a, down);
+        }
         let (x, y) = match signed {
             true => (self.signed(a), self.signed(b)),
             false => (self.any(a), self.any(b)),
@@ -215,6 +228,27 @@ impl Gpu {
         };
         let v = self.value(any, a.ty);
         self.wrapped(v)
+    }
+
+    /// The logarithm of a constant that is a power of two.
+    fn power_of_two(&self, x: Val) -> Option<u32> {
+        let n = *self.constants.get(&x.id)?;
+        (n > 0 && n & (n - 1) == 0).then(|| n.trailing_zeros())
+    }
+
+    /// Quotient or remainder by 2^down without a sign: ptxas calls a routine of a hundred
+    /// instructions to divide 64 bits, also by a constant.
+    fn divide_by_power(&mut self, rest: bool, a: Val, down: u32) -> Val {
+        let k = &mut self.kernel;
+        let mask = (1i64 << down) - 1;
+        let any = match (self.values[a.id as usize], rest) {
+            (Any::Word(x), false) => Any::Word(k.shr(false, x, down as i32)),
+            (Any::Word(x), true) => Any::Word(k.bitwise("and", x, mask as i32)),
+            (Any::Long(x), false) => Any::Long(k.shr(false, x, down as i32)),
+            (Any::Long(x), true) => Any::Long(k.bitwise("and", x, mask)),
+            (other, _) => unreachable!("{other:?} is no integer"),
+        };
+        self.value(any, a.ty)
     }
 
     fn shift(&mut self, op: &str, a: Val, by: Val) -> Val {
@@ -425,7 +459,12 @@ impl Gpu {
         let bytes = if elem == Elem::I1 { 8 } else { elem.bits() } / 8;
         let any = match (self.any(base), self.any(index)) {
             (Any::Long(base), Any::Long(index)) => {
-                Any::Long(self.kernel.mad(index, i64::from(bytes), base))
+                // `mad` takes an instruction more, as 64 bits are multiplied by halves.
+                let skip = match bytes {
+                    1 => index,
+                    _ => self.kernel.shl(index, bytes.trailing_zeros() as i32),
+                };
+                Any::Long(self.kernel.add(base, skip))
             }
             (Any::Word(base), Any::Long(index)) => {
                 let index = self.kernel.low(index);

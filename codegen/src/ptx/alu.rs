@@ -380,6 +380,13 @@ impl Kernel {
         to
     }
 
+    /// `x & mask | ones`.
+    pub fn masked(&mut self, x: Reg<B32>, mask: i32, ones: i32) -> Reg<B32> {
+        let to = self.reg();
+        self.line(format_args!("lop3.b32 {to}, {x}, {mask}, {ones}, 0xea"));
+        to
+    }
+
     /// The low 16 bits of a word as a register of their own.
     pub fn half_of(&mut self, x: Reg<B32>) -> Reg<B16> {
         let to = self.reg();

@@ -34,20 +34,20 @@ impl Kernel {
     }
 
     /// The same of a 64 × 16 matrix in registers, as `mma` has the fragments of a warp's
-    /// 16 rows, by one in shared memory with neighbours along n together.
-    pub fn multiply_group_turned(
+    /// 16 rows, by one in shared memory, which is `turned` if neighbours along n are together.
+    pub fn multiply_group_from(
         &mut self,
         t: Half,
         sums: &[Reg<F32>],
         a: [Reg<B32>; 4],
-        b: Reg<B64>,
+        (b, turned): (Reg<B64>, bool),
         add: Reg<Pred>,
     ) {
         let names: Vec<String> = sums.iter().map(Reg::to_string).collect();
         let (names, n, t) = (names.join(", "), 2 * sums.len(), t.name());
-        let [a0, a1, a2, a3] = a;
+        let ([a0, a1, a2, a3], turned) = (a, i32::from(turned));
         self.line(format_args!(
-            "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{t}.{t} {{{names}}}, {{{a0}, {a1}, {a2}, {a3}}}, {b}, {add}, 1, 1, 1"
+            "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{t}.{t} {{{names}}}, {{{a0}, {a1}, {a2}, {a3}}}, {b}, {add}, 1, 1, {turned}"
         ));
     }
 

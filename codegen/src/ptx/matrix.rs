@@ -2,7 +2,7 @@
 
 use super::Kernel;
 use super::memory::Vector;
-use super::reg::{Arith, B32, F32, Reg};
+use super::reg::{Arith, B32, F32, Pred, Reg};
 
 /// Eight-bit integers with a sign or without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +230,22 @@ impl Kernel {
     ) {
         self.line(format_args!(
             "cp.async.cg.shared.global [{to}+{offset}], [{from}], 16, {bytes}"
+        ));
+    }
+
+    /// Starts copying 4, 8 or 16 bytes, of which none is read and all are zeros where
+    /// `exists` does not hold. Both addresses are multiples of as many.
+    pub fn copy_async_small(
+        &mut self,
+        size: i64,
+        (to, from): (Reg<B32>, Reg<super::B64>),
+        exists: Reg<Pred>,
+    ) {
+        let bytes = self.select(exists, size as i32, 0i32);
+        // Only whole sixteens can pass by the first-level cache.
+        let cache = if size == 16 { "cg" } else { "ca" };
+        self.line(format_args!(
+            "cp.async.{cache}.shared.global [{to}], [{from}], {size}, {bytes}"
         ));
     }
 

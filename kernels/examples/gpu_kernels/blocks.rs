@@ -104,7 +104,14 @@ pub fn cases() -> Vec<Case> {
         ..product(F16, 4, [5, 37, 72])
     });
     let mut cases: Vec<Case> = all.iter().map(Product::case).collect();
-    for (dtype, m) in [(F16, 1), (BF16, 1), (F32, 1), (F16, 16), (F16, 4096)] {
+    for (dtype, m) in [
+        (F16, 1),
+        (BF16, 1),
+        (F32, 1),
+        (F16, 16),
+        (BF16, 512),
+        (F16, 4096),
+    ] {
         let of = Product {
             zeros: false,
             ..product(dtype, 4, [m, 4096, 4096])

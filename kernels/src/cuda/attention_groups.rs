@@ -561,7 +561,7 @@ impl Attend<'_> {
         kernel.fence_group();
         for (i, &a) in (0..).zip(weights) {
             let b = kernel.add(values, v.below(i) >> 4);
-            kernel.multiply_group_turned(self.half, result, a, b, d.always);
+            kernel.multiply_group_from(self.half, result, a, (b, true), d.always);
         }
         kernel.end_products();
     }

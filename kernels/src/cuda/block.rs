@@ -29,6 +29,8 @@ pub(super) struct Place {
     pub columns: (Val, Val),
     /// Products.
     pub k: Val,
+    /// Those of the block, from and to.
+    pub span: (Val, Val),
 }
 
 impl Place {
@@ -102,17 +104,35 @@ pub(super) fn kernel(
     shared: i64,
     write: impl FnOnce(&mut Emitter, &ExprCx, &Place) -> Sums,
 ) -> GpuKernel {
+    frame(
+        (name, target),
+        (source, nest),
+        (shape, shared),
+        |e, cx, p, _| write(e, cx, p),
+        |e, cx, p, sums, _| finish(e, nest, cx, source, p, shape, sums),
+    )
+}
+
+/// The same with another `end` than the epilogue; both get the launch's scratch.
+pub(super) fn frame(
+    (name, target): (&str, &GpuTarget),
+    (source, nest): (&dyn Source, &LoopNest),
+    (shape, shared): (Shape, i64),
+    write: impl FnOnce(&mut Emitter, &ExprCx, &Place, Val) -> Sums,
+    end: impl FnOnce(&mut Emitter, ExprCx, &Place, Sums, Val),
+) -> GpuKernel {
     let [rows, columns, _, batches] = source.dims();
     let threads = shape.threads as u32;
     let (body, _) = entry(name, target, threads, |e| {
         let ports = Ports::declare(e, nest.args.len(), nest.params);
+        let scratch = ports.scratch;
         let cx = ExprCx::new(&nest.exprs, ports.args, ports.params, ports.status);
         let place = place(e, &cx, source, shape);
         let kept = place.keep(e, shared);
-        let sums = write(e, &cx, &place);
+        let sums = write(e, &cx, &place, scratch);
         e.kernel_mut().barrier();
         let place = place.kept(e, kept);
-        finish(e, nest, cx, source, &place, shape, sums);
+        end(e, cx, &place, sums, scratch);
     });
     GpuKernel {
         entry: name.to_string(),
@@ -152,6 +172,7 @@ fn place(e: &mut Emitter, cx: &ExprCx, source: &dyn Source, shape: Shape) -> Pla
         rows: (e.mul(block, high), rows),
         columns: (e.mul(y, wide), columns),
         k,
+        span: (e.i64(0), k),
     }
 }
 
@@ -181,7 +202,7 @@ pub(super) fn fragment(e: &mut Emitter, sums: Sums, (row, column): (Val, Val)) -
 }
 
 /// The epilogue of a block, as [`write`] does it.
-fn finish(
+pub(super) fn finish(
     e: &mut Emitter,
     nest: &LoopNest,
     cx: ExprCx,

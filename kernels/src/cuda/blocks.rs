@@ -11,19 +11,20 @@
 //! says ([`Blocks`]). bf16 has 128 + q; eight bits do not fit behind it, and go by f32, as
 //! scales of another type than A's do.
 //!
-//! `blocks_thin.rs` has the products of few rows, `blocks_wide.rs` those of many,
-//! `blocks_lanes.rs` those of few rows in f32; other products go element by element
-//! ([`element`]).
+//! `blocks_thin.rs` has the products of few rows, `blocks_wide.rs` and, on Hopper,
+//! `blocks_groups.rs` those of many, `blocks_lanes.rs` those of few rows in f32; other
+//! products go element by element (`blocks_element.rs`).
 
 use super::block::Place;
-use super::{GpuKernel, Unit, blocks_lanes, blocks_thin, blocks_wide, gemm};
+use super::blocks_element::element;
+use super::{GpuKernel, Unit, blocks_groups, blocks_lanes, blocks_thin, blocks_wide, gemm};
 use crate::LoopNest;
 use crate::Size;
 use crate::lower::{ExprCx, memory_elem, widen};
 use crate::matmul::{Blocks, Columns, MatMulSpec};
 use kiln_codegen::emit::Cmp;
-use kiln_codegen::ptx::{B32, F32, Half, Reg, Space};
-use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
+use kiln_codegen::ptx::{B32, B64, F32, Half, Pred, Reg, Space};
+use kiln_codegen::{Elem, Emitter, GpuTarget, Val};
 use kiln_ir::DType;
 
 /// Elements of a column that a lane reads at once: they share a scale.
@@ -56,69 +57,17 @@ pub(super) fn emit(
     if forms.last().is_some_and(|k| k.when.is_empty()) {
         return Some(forms);
     }
-    forms.push(match half {
-        Some(half) if runs => GpuKernel {
+    match half {
+        Some(half) if runs && target.is_hopper() => {
+            forms.extend(blocks_groups::emit(spec, half, nest, name, target));
+        }
+        Some(half) if runs => forms.push(GpuKernel {
             unit: Unit::Mma,
             ..blocks_wide::emit(spec, half, nest, name, target)
-        },
-        _ => gemm::emit(spec, nest, name, target),
-    });
-    Some(forms)
-}
-
-/// Element `k` of a column as sums have it, or 0 where it does not exist.
-pub(super) fn element(
-    e: &mut Emitter,
-    cx: &ExprCx,
-    spec: &MatMulSpec,
-    blocks: &Blocks,
-    exists: Val,
-    (k, column): (Val, Val),
-) -> Val {
-    let (bits, size) = (i64::from(blocks.bits), e.i64(blocks.size));
-    let count = cx.size(e, blocks.count);
-    let start = e.mul(column, count);
-    let own = e.i64(blocks.size * bits / 8);
-    let byte = e.mul(start, own);
-    let each = e.i64(8 / bits);
-    let within = e.op2("arith.divui", k, each);
-    let byte = e.add(byte, within);
-    let from = e.offset(cx.args[1], byte, Elem::I8);
-    let q = e.load_where(exists, from, Ty::scalar(Elem::I8));
-    let word = Ty::scalar(Elem::I32);
-    let q = e.cast(q, Elem::I32, true, true);
-    let place = e.op2("arith.remui", k, each);
-    let width = e.i64(bits);
-    let down = e.mul(place, width);
-    let down = e.cast(down, Elem::I32, true, true);
-    let q = e.op2("arith.shrui", q, down);
-    let mask = e.int(word, (1 << bits) - 1);
-    let q = e.op2("arith.andi", q, mask);
-    let block = e.op2("arith.divui", k, size);
-    let block = e.add(start, block);
-    let zero = match blocks.zeros {
-        false => e.int(word, 1 << (bits - 1)),
-        true => {
-            let from = e.offset(cx.args[3], block, Elem::I8);
-            let z = e.load_where(exists, from, Ty::scalar(Elem::I8));
-            let z = e.cast(z, Elem::I32, true, true);
-            e.op2("arith.andi", z, mask)
-        }
-    };
-    let q = e.sub(q, zero);
-    let q = e.cast(q, Elem::F32, false, false);
-    let scales = spec.args[2];
-    let from = e.offset(cx.args[2], block, memory_elem(scales));
-    let s = e.load_where(exists, from, Ty::scalar(memory_elem(scales)));
-    let s = widen(e, s, scales);
-    let w = e.mul(q, s);
-    match spec.args[0] {
-        DType::F32 => w,
-        t => {
-            let w = crate::lower::convert(e, w, DType::F32, t);
-            widen(e, w, t)
-        }
+        }),
+        _ => forms.push(gemm::emit(spec, nest, name, target)),
     }
+    Some(forms)
 }
 
 /// How the numbers of a weight become what is multiplied.
@@ -149,6 +98,25 @@ pub(super) struct Column {
 #[derive(Clone)]
 pub(super) struct Run {
     words: Vec<Reg<B32>>,
+    meaning: Meaning,
+}
+
+/// A block's scale, and its zero if it has one, as they are stored.
+pub(super) struct Stored {
+    scale: Reg<B32>,
+    zero: Option<Reg<B32>>,
+}
+
+impl Stored {
+    /// Its registers, to be assigned.
+    pub fn registers(&self) -> impl Iterator<Item = Reg<B32>> {
+        [Some(self.scale), self.zero].into_iter().flatten()
+    }
+}
+
+/// What the numbers of a block mean.
+#[derive(Clone, Copy)]
+pub(super) struct Meaning {
     /// What stands for a zero, its sign turned if in halves; two of them if in halves.
     zero: Reg<B32>,
     scale: Reg<B32>,
@@ -157,7 +125,8 @@ pub(super) struct Run {
 impl Run {
     /// Registers of a run, to be assigned.
     pub fn registers(&self) -> impl Iterator<Item = Reg<B32>> + '_ {
-        self.words.iter().copied().chain([self.zero, self.scale])
+        let Meaning { zero, scale } = self.meaning;
+        self.words.iter().copied().chain([zero, scale])
     }
 }
 
@@ -195,44 +164,137 @@ impl<'a> Weights<'a> {
 
     /// The run from element `at` on, if that is one of `all`; else weights of 0.
     pub fn run(&self, e: &mut Emitter, cx: &ExprCx, c: &Column, at: Val, all: Val) -> Run {
+        let (exists, from) = self.place(e, cx, c, at, all);
+        let k = e.kernel_mut();
+        let words: Vec<Reg<B32>> = (0..self.many()).map(|_| k.mov(0i32)).collect();
+        k.guarded(exists, |k| {
+            for (i, to) in (0..).zip(words.chunks(4)) {
+                k.load_to(Space::Global, from, 16 * i, to);
+            }
+        });
+        let stored = self.stored(e, cx, c, (at, 0), all);
+        let meaning = self.meaning(e, &stored);
+        Run { words, meaning }
+    }
+
+    /// Whether there is an element `at` of `all`, and where it is.
+    fn place(
+        &self,
+        e: &mut Emitter,
+        cx: &ExprCx,
+        c: &Column,
+        at: Val,
+        all: Val,
+    ) -> (Reg<Pred>, Reg<B64>) {
         let some = e.cmp(Cmp::Lt, at, all, false);
         let exists = e.op2("arith.andi", some, c.exists);
         let each = e.i64(8 / i64::from(self.blocks.bits));
         let byte = e.op2("arith.divui", at, each);
         let byte = e.add(c.data, byte);
         let from = e.offset(cx.args[1], byte, Elem::I8);
-        let (p, from) = (e.pred(exists), e.long(from));
-        let k = e.kernel_mut();
-        let words: Vec<Reg<B32>> = (0..self.many()).map(|_| k.mov(0i32)).collect();
-        k.guarded(p, |k| {
-            for (i, to) in (0..).zip(words.chunks(4)) {
-                k.load_to(Space::Global, from, 16 * i, to);
-            }
-        });
+        (e.pred(exists), e.long(from))
+    }
+
+    /// What is stored of the block of the element that is so many `behind` element `start`
+    /// (a multiple of 64 if any are): zeros if it is none of `all`.
+    pub fn stored(
+        &self,
+        e: &mut Emitter,
+        cx: &ExprCx,
+        c: &Column,
+        (start, behind): (Val, i64),
+        all: Val,
+    ) -> Stored {
+        let skip = e.i64(behind);
+        let at = e.add(start, skip);
+        let some = e.cmp(Cmp::Lt, at, all, false);
+        let exists = e.op2("arith.andi", some, c.exists);
+        // Where blocks start at `start`, others are a known distance from there.
+        let (from, blocks) = match 64 % self.blocks.size {
+            0 => (start, behind / self.blocks.size),
+            _ => (at, 0),
+        };
         let size = e.i64(self.blocks.size);
-        let block = e.op2("arith.divui", at, size);
+        let block = e.op2("arith.divui", from, size);
         let block = e.add(c.scales, block);
-        Run {
-            words,
-            zero: self.zero(e, cx, block, exists),
-            scale: self.scale(e, cx, block, exists),
+        let exists = e.pred(exists);
+        let mut read = |arg: usize, elem: Elem| {
+            let from = e.offset(cx.args[arg], block, elem);
+            let (from, skip) = (e.long(from), blocks * i64::from(elem.bits() / 8));
+            let k = e.kernel_mut();
+            let to = k.mov(0i32);
+            k.guarded(exists, |k| match elem.bits() {
+                32 => k.load_to(Space::Global, from, skip, &[to]),
+                bits => k.load_narrow_to(Space::Global, from, skip, bits, to),
+            });
+            to
+        };
+        Stored {
+            scale: read(2, memory_elem(self.spec.args[2])),
+            zero: self.blocks.zeros.then(|| read(3, Elem::I8)),
         }
     }
 
-    fn scale(&self, e: &mut Emitter, cx: &ExprCx, block: Val, exists: Val) -> Reg<B32> {
-        let t = self.spec.args[2];
-        let from = e.offset(cx.args[2], block, memory_elem(t));
-        if let Way::Halves(_) = self.way {
-            let (p, from) = (e.pred(exists), e.long(from));
-            let k = e.kernel_mut();
-            let s = k.mov(0i32);
-            k.guarded(p, |k| k.load_narrow_to(Space::Global, from, 0, 16, s));
-            return k.permute(s, s, 0x1010i32);
+    /// What that means.
+    pub fn meaning(&self, e: &mut Emitter, stored: &Stored) -> Meaning {
+        Meaning {
+            zero: self.zero(e, stored.zero),
+            scale: self.scale(e, stored.scale),
         }
-        let s = e.load_where(exists, from, Ty::scalar(memory_elem(t)));
-        let s = widen(e, s, t);
-        let s = e.single(s);
-        e.kernel_mut().bits_of(s)
+    }
+
+    /// Bytes of a chunk: of a column what is copied at once, a run or part of one.
+    pub fn chunk(&self) -> i64 {
+        4 * (self.many() as i64).min(4)
+    }
+
+    /// Starts copying the chunk from element `at` on to shared memory; zeros if that is
+    /// none of `all`.
+    pub fn copy(
+        &self,
+        e: &mut Emitter,
+        cx: &ExprCx,
+        c: &Column,
+        (at, all): (Val, Val),
+        to: Reg<B32>,
+    ) {
+        let (exists, from) = self.place(e, cx, c, at, all);
+        // Where nothing is read the address must still be one.
+        let any = e.long(cx.args[1]);
+        let (size, k) = (self.chunk(), e.kernel_mut());
+        let from = k.select(exists, from, any);
+        k.copy_async_small(size, (to, from), exists);
+    }
+
+    /// A run that lies in shared memory, chunks that many bytes apart.
+    pub fn copied(
+        &self,
+        e: &mut Emitter,
+        at: (Reg<B32>, i64),
+        apart: i64,
+        meaning: Meaning,
+    ) -> Run {
+        let k = e.kernel_mut();
+        let words: Vec<Reg<B32>> = (0..self.many()).map(|_| k.reg()).collect();
+        for (i, to) in (0..).zip(words.chunks(4)) {
+            k.load_to(Space::Shared, at.0, at.1 + i * apart, to);
+        }
+        Run { words, meaning }
+    }
+
+    fn scale(&self, e: &mut Emitter, stored: Reg<B32>) -> Reg<B32> {
+        if let Way::Halves(_) = self.way {
+            return e.kernel_mut().permute(stored, stored, 0x1010i32);
+        }
+        match self.spec.args[2] {
+            DType::F32 => stored,
+            t => {
+                let s = e.from_word(stored, memory_elem(t));
+                let s = widen(e, s, t);
+                let s = e.single(s);
+                e.kernel_mut().bits_of(s)
+            }
+        }
     }
 
     /// What a number of 0 looks like when [`raw`](Self::raw) has it: a few ones.
@@ -244,7 +306,7 @@ impl<'a> Weights<'a> {
         }
     }
 
-    fn zero(&self, e: &mut Emitter, cx: &ExprCx, block: Val, exists: Val) -> Reg<B32> {
+    fn zero(&self, e: &mut Emitter, stored: Option<Reg<B32>>) -> Reg<B32> {
         let bits = u32::from(self.blocks.bits);
         let two = match self.way {
             Way::Halves(_) => 0x1_0001,
@@ -255,14 +317,10 @@ impl<'a> Weights<'a> {
             Way::Singles => 0,
         };
         let ones = self.ones() | sign;
-        if !self.blocks.zeros {
-            return e.kernel_mut().mov(ones | two << (bits - 1));
-        }
-        let from = e.offset(cx.args[3], block, Elem::I8);
-        let (p, from) = (e.pred(exists), e.long(from));
         let k = e.kernel_mut();
-        let mut z = k.mov(0i32);
-        k.guarded(p, |k| k.load_narrow_to(Space::Global, from, 0, 8, z));
+        let Some(mut z) = stored else {
+            return k.mov(ones | two << (bits - 1));
+        };
         if bits < 8 {
             z = k.bitwise("and", z, (1i32 << bits) - 1);
         }
@@ -372,23 +430,21 @@ impl<'a> Weights<'a> {
         let mask = (1i32 << self.blocks.bits) - 1;
         let k = e.kernel_mut();
         let Way::Halves(half) = self.way else {
-            let low = k.bitwise("and", raw, mask);
             let high = k.shr(false, raw, 16);
-            let high = k.bitwise("and", high, mask);
+            let [low, high] = [raw, high].map(|q| k.masked(q, mask, ONES));
             let [low, high] = [low, high].map(|q| self.single(e, run, q));
             return e.kernel_mut().pack_halves(half, low, high);
         };
-        let q = k.bitwise("and", raw, mask | mask << 16);
-        let q = k.bitwise("or", q, self.ones());
+        let q = k.masked(raw, mask | mask << 16, self.ones());
         let one = match half {
             Half::F16 => 0x3c00_3c00,
             Half::Bf16 => 0x3f80_3f80,
         };
         let one = k.mov(one);
-        let off = k.fma_halves(half, q, one, run.zero);
+        let off = k.fma_halves(half, q, one, run.meaning.zero);
         // What is added is −0, which leaves a zero's sign.
         let none = k.mov(0x8000_8000_u32 as i32);
-        k.fma_halves(half, off, run.scale, none)
+        k.fma_halves(half, off, run.meaning.scale, none)
     }
 
     /// Element `i` of a run in f32.
@@ -396,17 +452,18 @@ impl<'a> Weights<'a> {
         let bits = u32::from(self.blocks.bits);
         let each = (32 / bits) as usize;
         let (w, at) = (run.words[i / each], (i % each) as u32);
-        let q = e.kernel_mut().field(w, at * bits, bits);
+        let k = e.kernel_mut();
+        let q = k.field(w, at * bits, bits);
+        let q = k.bitwise("or", q, ONES);
         self.single(e, run, q)
     }
 
-    /// A number in f32.
+    /// A number as ones, in f32.
     fn single(&self, e: &mut Emitter, run: &Run, q: Reg<B32>) -> Reg<F32> {
         let k = e.kernel_mut();
-        let q = k.bitwise("or", q, ONES);
-        let (q, zero) = (k.float_of(q), k.float_of(run.zero));
+        let (q, zero) = (k.float_of(q), k.float_of(run.meaning.zero));
         let off = k.sub(q, zero);
-        let scale = k.float_of(run.scale);
+        let scale = k.float_of(run.meaning.scale);
         k.mul(off, scale)
     }
 }

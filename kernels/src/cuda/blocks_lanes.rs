@@ -5,7 +5,8 @@
 
 use super::GpuKernel;
 use super::block::{self, Place, Sums};
-use super::blocks::{Column, RUN, Weights, element};
+use super::blocks::{Column, RUN, Weights};
+use super::blocks_element::element;
 use super::gemm::Source;
 use super::skinny::{
     self, COLUMNS, ROWS, WARPS, aligned, join, part, row_strides, rows, warp_and_lane,

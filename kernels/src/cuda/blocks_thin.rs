@@ -6,11 +6,11 @@
 //! registers. A lane reads a run of 32 elements of its column, 16 bytes of 4 bits each, and
 //! the same elements of its rows.
 
-use super::GpuKernel;
-use super::block::{self, Place, Shape};
+use super::block::{Place, Shape};
 use super::blocks::{Column, RUN, Run, Weights};
 use super::nest::long;
 use super::thin::{self, Line, Thin, WARPS};
+use super::{GpuKernel, split};
 use crate::LoopNest;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
@@ -33,20 +33,21 @@ pub(super) fn emit(
     let Columns::Blocks(blocks) = &spec.b else {
         unreachable!("`blocks::emit` looked");
     };
-    thin::forms(spec, name, |name, rows| {
-        let columns = match blocks.bits {
-            // As many bytes of B as of other widths, whose registers there are.
-            8 => thin::wide(16),
-            _ => thin::wide(rows),
-        };
+    let wide = |rows| match blocks.bits {
+        // As many bytes of B as of other widths, whose registers there are.
+        8 => thin::wide(16),
+        _ => thin::wide(rows),
+    };
+    thin::forms(spec, (name, target), wide, |name, rows, parts| {
+        let columns = wide(rows);
         let shape = Shape {
             rows,
             columns,
             threads: 32 * WARPS,
         };
         let thin: Thin<F32> = Thin::new(spec, Floats::Halves(half), shape);
-        let shared = thin.shared();
-        block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
+        let size = (shape, thin.shared());
+        split::kernel((name, target), spec, nest, size, parts, |e, cx, p| {
             // Else the assembler aims at twice as many, and spills registers for it.
             match (rows, columns) {
                 (16, _) => e.kernel_mut().set_resident(2),
@@ -134,6 +135,7 @@ impl<'a> Lane<'a> {
         let columns = places.iter().map(column).collect();
         let (span, run) = (e.i64(4 * RUN), e.i64(RUN));
         let first = e.mul(warp, span);
+        let first = e.add(p.span.0, first);
         let skip = e.mul(quarter, run);
         Lane {
             half,
@@ -142,7 +144,7 @@ impl<'a> Lane<'a> {
             weights,
             places,
             columns,
-            span: (e.add(first, skip), e.add(p.k, skip)),
+            span: (e.add(first, skip), e.add(p.span.1, skip)),
         }
     }
 

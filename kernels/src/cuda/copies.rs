@@ -54,12 +54,11 @@ impl Layout {
     }
 }
 
-/// Rows of one side that a thread copies chunks of.
+/// Rows of one side that a thread copies chunks of: of every few rows the same chunk.
 pub(super) struct Rows {
-    base: Val,
-    /// The elements at which they start; what does not exist starts at 0.
-    starts: Vec<Val>,
-    exist: Vec<Val>,
+    /// The thread's chunks of the first part; of a row that does not exist those of the first
+    /// one, as nobody stores what comes of them.
+    chunks: Vec<Val>,
     /// Whether every row starts at a multiple of 16 bytes.
     aligned: Val,
     /// Bytes from a part's start to this side.
@@ -79,12 +78,18 @@ pub(super) fn place(e: &mut Emitter, layout: Layout, r: Val, c: Val) -> Val {
     e.add(at, skip)
 }
 
-/// Row (of a part) and chunk of the thread's copy `j`.
-fn chunk(e: &mut Emitter, layout: Layout, thread: Val, j: i64) -> (Val, Val) {
+/// Rows from one of the thread's chunks to the next: their chunks are swapped alike.
+fn apart(layout: Layout) -> i64 {
+    let rows = layout.threads / layout.chunks;
+    debug_assert_eq!(rows % 8, 0);
+    rows
+}
+
+/// Row (of a part) and chunk of the thread's first copy.
+fn chunk(e: &mut Emitter, layout: Layout, thread: Val) -> (Val, Val) {
     let chunks = e.i64(layout.chunks);
     let row = e.op2("arith.divui", thread, chunks);
-    let skip = e.i64(j * layout.threads / layout.chunks);
-    (e.add(row, skip), e.op2("arith.remui", thread, chunks))
+    (row, e.op2("arith.remui", thread, chunks))
 }
 
 /// The thread's rows of A and of B: how many rows a part of each has, and where it lies.
@@ -101,8 +106,7 @@ pub(super) fn sides(
     if let Columns::Strided { column, .. } = spec.b {
         strides.push(cx.size(e, column));
     }
-    let columns = self::rows(e, cx.args[1], &strides, layout, b, |e, j| {
-        let (column, _) = chunk(e, layout, p.thread, j);
+    let columns = self::rows(e, cx.args[1], &strides, layout, p, b, |e, column| {
         let column = e.add(p.columns.0, column);
         let exists = e.cmp(Cmp::Lt, column, p.columns.1, false);
         let zero = e.i64(0);
@@ -122,8 +126,7 @@ pub(super) fn left(
 ) -> Rows {
     let rank = spec.batch.len();
     let strides: Vec<Val> = spec.a[..=rank].iter().map(|&s| cx.size(e, s)).collect();
-    rows(e, cx.args[0], &strides, layout, a, |e, j| {
-        let (row, _) = chunk(e, layout, p.thread, j);
+    rows(e, cx.args[0], &strides, layout, p, a, |e, row| {
         let row = e.add(p.rows.0, row);
         let exists = e.cmp(Cmp::Lt, row, p.rows.1, false);
         (spec.row(e, cx, p.batch, row)[0], exists)
@@ -169,28 +172,35 @@ fn rows(
     base: Val,
     strides: &[Val],
     layout: Layout,
+    p: &Place,
     (many, skip): (i64, i64),
-    mut row: impl FnMut(&mut Emitter, i64) -> (Val, Val),
+    mut row: impl FnMut(&mut Emitter, Val) -> (Val, Val),
 ) -> Rows {
-    let zero = e.i64(0);
     let aligned = aligned(e, &[base], strides, layout.size);
-    let (mut starts, mut exist) = (vec![], vec![]);
-    for j in 0..many * layout.chunks / layout.threads {
-        let (at, exists) = row(e, j);
-        starts.push(e.select(exists, at, zero));
-        exist.push(exists);
-    }
+    let (first, c) = chunk(e, layout, p.thread);
+    let (zero, each) = (e.i64(0), e.i64(CHUNK / layout.size));
+    let within = e.mul(c, each);
+    let apart = apart(layout);
+    let chunks = (0..many / apart)
+        .map(|j| {
+            let skip = e.i64(j * apart);
+            let r = e.add(first, skip);
+            let (at, exists) = row(e, r);
+            let at = e.select(exists, at, zero);
+            let at = e.add(at, within);
+            e.offset(base, at, bits_elem(layout.size))
+        })
+        .collect();
     Rows {
-        base,
-        starts,
-        exist,
+        chunks,
         aligned,
         skip,
     }
 }
 
-/// Starts copying a side's part from product `k0` on to the stage that starts at this byte
-/// of shared memory; what does not exist becomes zeros.
+/// Starts copying a side's part from product `k0` on, at most a few parts behind the last
+/// one, to the stage that starts at this byte of shared memory; products that do not exist
+/// become zeros.
 pub(super) fn copy(
     e: &mut Emitter,
     layout: Layout,
@@ -199,51 +209,67 @@ pub(super) fn copy(
     k0: Val,
     stage: Val,
 ) {
-    let (zero, size) = (e.i64(0), e.i64(layout.size));
-    let (many, elem) = (e.i64(CHUNK / layout.size), bits_elem(layout.size));
-    for (j, (&start, &exists)) in (0..).zip(side.starts.iter().zip(&side.exist)) {
-        let (row, c) = chunk(e, layout, p.thread, j);
-        let at = e.mul(c, many);
-        let k = e.add(k0, at);
-        // Elements of the chunk that exist.
-        let left = e.sub(p.k, k);
-        let left = e.min(left, many, false);
-        let left = e.max(left, zero, false);
-        let left = e.select(exists, left, zero);
-        let some = e.cmp(Cmp::Gt, left, zero, false);
-        let from = e.add(start, k);
-        // Where nothing is read the address must still be one.
-        let from = e.select(some, from, zero);
-        let to = place(e, layout, row, c);
-        let to = e.add(to, stage);
-        let skip = e.i64(side.skip);
-        let to = e.add(to, skip);
-        let to = e.offset(shared, to, Elem::I8);
-        e.either(
-            side.aligned,
-            &[],
-            &mut (),
-            |e, ()| {
-                let from = e.offset(side.base, from, elem);
-                let bytes = e.mul(left, size);
-                let (to, from, bytes) = (e.word(to), e.long(from), e.long(bytes));
-                let bytes = e.kernel_mut().low(bytes);
-                e.kernel_mut().copy_async(to, 0, from, bytes);
-                vec![]
-            },
-            |e, ()| {
-                let one = e.i64(1);
-                e.for_loop(zero, many, one, &[], |e, i, _| {
-                    let there = e.cmp(Cmp::Lt, i, left, false);
-                    let at = e.add(from, i);
-                    let at = e.offset(side.base, at, elem);
-                    let x = e.load_where(there, at, Ty::scalar(elem));
-                    let to = e.offset(to, i, elem);
-                    e.store(x, to);
-                    vec![]
-                });
-                vec![]
-            },
-        );
-    }
+    let (many, elem) = (CHUNK / layout.size, bits_elem(layout.size));
+    let (row, c) = chunk(e, layout, p.thread);
+    let (each, none) = (e.i64(many), e.int(Ty::scalar(Elem::I32), 0));
+    let within = e.mul(c, each);
+    // Elements of the chunks that exist.
+    let k = e.add(k0, within);
+    let left = e.sub(p.k, k);
+    let left = e.min(left, each, false);
+    let left = e.cast(left, Elem::I32, false, false);
+    let left = e.max(left, none, false);
+    // Where nothing is read the address must still be one: the row's first.
+    let some = e.cmp(Cmp::Gt, left, none, false);
+    let zero = e.i64(0);
+    let first = e.sub(zero, within);
+    let along = e.select(some, k0, first);
+    let size = e.i64(layout.size);
+    let along = e.mul(along, size);
+    let to = place(e, layout, row, c);
+    let to = e.add(to, stage);
+    let skip = e.i64(side.skip);
+    let to = e.add(to, skip);
+    let to = e.offset(shared, to, Elem::I8);
+    let apart = apart(layout) * layout.chunks * CHUNK;
+    let chunks = (0..).zip(&side.chunks);
+    e.either(
+        side.aligned,
+        &[],
+        &mut (),
+        |e, ()| {
+            let size = e.int(Ty::scalar(Elem::I32), layout.size);
+            let bytes = e.mul(left, size);
+            let (to, bytes) = (e.word(to), e.word(bytes));
+            for (j, &chunk) in chunks.clone() {
+                let from = e.offset(chunk, along, Elem::I8);
+                let from = e.long(from);
+                e.kernel_mut().copy_async(to, j * apart, from, bytes);
+            }
+            vec![]
+        },
+        |e, ()| {
+            let left = e.cast(left, Elem::I64, true, true);
+            for (j, &chunk) in chunks.clone() {
+                let from = e.offset(chunk, along, Elem::I8);
+                let skip = e.i64(j * apart);
+                let to = e.offset(to, skip, Elem::I8);
+                one_by_one(e, elem, (from, to), left, many);
+            }
+            vec![]
+        },
+    );
+}
+
+/// Copies a chunk's elements, of which so many exist.
+fn one_by_one(e: &mut Emitter, elem: Elem, (from, to): (Val, Val), left: Val, many: i64) {
+    let (zero, one, many) = (e.i64(0), e.i64(1), e.i64(many));
+    e.for_loop(zero, many, one, &[], |e, i, _| {
+        let there = e.cmp(Cmp::Lt, i, left, false);
+        let from = e.offset(from, i, elem);
+        let x = e.load_where(there, from, Ty::scalar(elem));
+        let to = e.offset(to, i, elem);
+        e.store(x, to);
+        vec![]
+    });
 }

@@ -90,7 +90,12 @@ pub struct Load {
     pub rows: Option<f64>,
 }
 
-/// Blocks that a multiprocessor holds.
+/// Threads that keep a multiprocessor's tensor cores busy by `wgmma`: two groups of four
+/// warps, of which one prepares what it multiplies next while the other one's products are
+/// under way.
+const WGMMA_THREADS: u32 = 256;
+
+/// Blocks that a multiprocessor holds, as far as they add to what it does at once.
 fn resident(load: &Load, target: &GpuTarget) -> u32 {
     let threads = load.threads.max(1);
     let by_threads = target.threads / threads;
@@ -99,7 +104,11 @@ fn resident(load: &Load, target: &GpuTarget) -> u32 {
         0 => 32,
         bytes => target.shared_per_multiprocessor / (bytes + 1024),
     };
-    by_threads.min(by_registers).min(by_shared).clamp(1, 32)
+    let useful = match load.unit {
+        Unit::Wgmma => WGMMA_THREADS / threads,
+        Unit::Lanes | Unit::Mma => 32,
+    };
+    (by_threads.min(by_registers).min(by_shared).min(useful)).clamp(1, 32)
 }
 
 /// Operations a second that the load's unit reaches at best.
@@ -232,9 +241,51 @@ fn pass(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LoopNest;
+    use crate::cuda::{blocks_wide, tail};
     use crate::cuda::{emit, form};
     use crate::expr::{Exprs, Index, Size};
-    use crate::matmul::{Columns, MatMulSpec};
+    use crate::matmul::{Blocks, Columns, MatMulSpec};
+    use kiln_codegen::ptx::Half;
+
+    /// The same with weights of four bits in blocks of 128.
+    fn quantized(m: i64, n: i64, k: i64) -> MatMulSpec {
+        let KernelSpec::MatMul(mut spec) = product(m, n, k) else {
+            unreachable!("it is a product");
+        };
+        spec.args = vec![DType::BF16, DType::U8, DType::BF16, DType::BF16];
+        spec.b = Columns::Blocks(Blocks {
+            bits: 4,
+            size: 128,
+            count: Size::Const(k / 128),
+            zeros: false,
+            aligned: true,
+        });
+        spec
+    }
+
+    #[test]
+    fn many_rows_of_quantized_blocks_gain_by_groups_of_warps() {
+        let target = GpuTarget::sm_90a();
+        for (m, blocks) in [(512, 128.0), (4096, 512.0)] {
+            let product = quantized(m, 4096, 4096);
+            let axes = vec![product.m, product.n];
+            let (exprs, out) = (&product.exprs, (&product.out, product.value));
+            let nest: LoopNest = tail::nest(exprs, &product.args, 0, axes, out);
+            let before = blocks_wide::emit(&product, Half::Bf16, &nest, "k", &target);
+            let before = GpuKernel {
+                unit: Unit::Mma,
+                ..before
+            };
+            let spec = KernelSpec::MatMul(product);
+            let forms = emit(&spec, "k", &target).unwrap();
+            let now = predict(&spec, form(&forms, &[]).unwrap(), &[], &target).unwrap();
+            let before = predict(&spec, &before, &[], &target).unwrap();
+            assert!(now.blocks == blocks && now.by_arithmetic, "{now:?}");
+            assert!(now.seconds < 0.8 * before.seconds, "{now:?} {before:?}");
+            assert!(now.flops / now.seconds < target.f16_peak);
+        }
+    }
 
     fn product(m: i64, n: i64, k: i64) -> KernelSpec {
         let mut exprs = Exprs::new();

@@ -222,7 +222,7 @@ pub(super) fn start<T: Sum>(
 
 /// What a product reads: rows of 128 bytes that are swizzled, eight of them 1024 bytes
 /// after the eight before ("Matrix descriptor format", PTX ISA 9.7.15.5.1).
-fn descriptor(e: &mut Emitter, at: Val) -> Reg<B64> {
+pub(super) fn descriptor(e: &mut Emitter, at: Val) -> Reg<B64> {
     let at = e.word(at);
     let k = e.kernel_mut();
     let wide = k.extend(at, false);

@@ -3,7 +3,9 @@
 use super::gemm::{self, Source, coordinates};
 use super::halves::{self, Factors};
 use super::nest::divide;
-use super::{GpuKernel, Unit, blocks, dim, groups, skinny, tail, thin, tiles, words};
+use super::{
+    GpuKernel, Unit, blocks, blocks_element, dim, groups, skinny, tail, thin, tiles, words,
+};
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec, advance};
 use crate::{LoopNest, Size};
@@ -187,7 +189,7 @@ impl Source for MatMulSpec {
 
     fn b_made(&self, e: &mut Emitter, cx: &ExprCx, exists: Val, place: (Val, Val)) -> Option<Val> {
         match &self.b {
-            Columns::Blocks(of) => Some(blocks::element(e, cx, self, of, exists, place)),
+            Columns::Blocks(of) => Some(blocks_element::element(e, cx, self, of, exists, place)),
             Columns::Packed | Columns::Grouped | Columns::Strided { .. } => None,
         }
     }

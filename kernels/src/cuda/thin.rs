@@ -6,7 +6,8 @@
 //! wants them, without shared memory: a lane reads 16 bytes of its row and column, which are
 //! two steps' words (which products a step has does not matter, so long as both sides
 //! agree). A few chunks of each row are under way at a time. The warps' sums are added in
-//! order through shared memory.
+//! order through shared memory. A long k of few columns is shared out to several blocks as
+//! well (`split.rs`).
 
 use super::block::{self, Place, Shape, Sums};
 use super::copies::{self, CHUNK};
@@ -14,7 +15,7 @@ use super::gemm::Source;
 use super::halves::sum_elem;
 use super::matmul::EIGHTS;
 use super::nest::long;
-use super::{GpuKernel, Unit, entry_of};
+use super::{GpuKernel, Unit, entry_of, split};
 use crate::LoopNest;
 use crate::lower::ExprCx;
 use crate::matmul::{Columns, MatMulSpec};
@@ -52,8 +53,8 @@ pub(super) fn emit<T: Sum>(
     name: &str,
     target: &GpuTarget,
 ) -> Vec<GpuKernel> {
-    forms(spec, name, |name, rows| {
-        let kernel = one::<T>(spec, of, nest, name, target, rows);
+    forms(spec, (name, target), wide, |name, rows, parts| {
+        let kernel = one::<T>(spec, of, nest, (name, target), rows, parts);
         GpuKernel {
             ptx: if T::is_short(of) { EIGHTS } else { kernel.ptx },
             ..kernel
@@ -61,13 +62,14 @@ pub(super) fn emit<T: Sum>(
     })
 }
 
-/// The forms for few rows, of which `one` makes each, with its name, for so many rows: the
-/// one form where their number is known and small; where it is open, one for up to 16 and
-/// one for more.
+/// The forms for few rows, of which `one` makes each, with its name, for so many rows, in so
+/// many parts of k if any: the one form where their number is known and small; where it is
+/// open, one for up to 16 and one for more. Their blocks have `wide` columns.
 pub(super) fn forms(
     spec: &MatMulSpec,
-    name: &str,
-    one: impl Fn(&str, i64) -> GpuKernel,
+    (name, target): (&str, &GpuTarget),
+    wide: impl Fn(i64) -> i64,
+    one: impl Fn(&str, i64, Option<i64>) -> GpuKernel,
 ) -> Vec<GpuKernel> {
     let [rows, columns, ..] = &spec.dims();
     let most = Dim::from(MOST_BLOCKS * wide(16));
@@ -83,6 +85,13 @@ pub(super) fn forms(
         Some(m) => vec![((m + 15) / 16 * 16).max(16)],
         None => vec![16, MOST_ROWS],
     };
+    let shape = |&rows: &i64| Shape {
+        rows,
+        columns: wide(rows),
+        threads: THREADS,
+    };
+    let shapes: Vec<Shape> = heights.iter().map(shape).collect();
+    let parts = split::parts(spec, &shapes, target);
     let form = |height: i64| {
         let mut when = wider.clone();
         if rows.as_const().is_none() {
@@ -96,7 +105,7 @@ pub(super) fn forms(
             when,
             unit: Unit::Mma,
             height: Some(height),
-            ..one(&name, height)
+            ..one(&name, height, parts)
         }
     };
     heights.into_iter().map(form).collect()
@@ -111,9 +120,9 @@ fn one<T: Sum>(
     spec: &MatMulSpec,
     of: T::Factors,
     nest: &LoopNest,
-    name: &str,
-    target: &GpuTarget,
+    (name, target): (&str, &GpuTarget),
     rows: i64,
+    parts: Option<i64>,
 ) -> GpuKernel {
     let shape = Shape {
         rows,
@@ -126,8 +135,8 @@ fn one<T: Sum>(
         apart: T::is_short(of) && !target.is_hopper(),
         ..Thin::new(spec, of, shape)
     };
-    let shared = thin.shared();
-    block::kernel((name, target), spec, nest, shape, shared, |e, cx, p| {
+    let size = (shape, thin.shared());
+    split::kernel((name, target), spec, nest, size, parts, |e, cx, p| {
         let shared = e.kernel_mut().dynamic_shared();
         let shared = e.from_word(shared, Elem::Ptr);
         let sums = thin.sums(e, cx, p);
@@ -254,9 +263,10 @@ impl<'a, T: Sum> Thin<'a, T> {
         let first = e.mul(warp, span);
         let skip = e.mul(chunk, many);
         let first = e.add(first, skip);
+        let first = e.add(p.span.0, first);
         let aligned = self.aligned(e, cx, p.k);
         // Lanes of a warp stay together: as many turns as its first lane has.
-        let high = e.add(p.k, skip);
+        let high = e.add(p.span.1, skip);
         e.either(
             aligned,
             &[],

@@ -505,6 +505,7 @@ impl<'a, T: Sum> Product<'a, T> {
                 rows: (row, rows),
                 columns: (e.add(part.column, skip), columns),
                 k,
+                span: (zero, k),
             };
             let shape = Shape {
                 rows: 16,

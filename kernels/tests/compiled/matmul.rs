@@ -4,6 +4,7 @@ mod blocks;
 mod bytes;
 mod cores;
 mod skinny;
+mod split;
 mod tiles;
 
 use crate::support::{Launch, Rng, at_every_level, bytes, load, numbers, targets};

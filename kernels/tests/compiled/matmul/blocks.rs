@@ -3,7 +3,9 @@
 
 use crate::gpu::{Gpu, note};
 use crate::support::{Rng, bytes, numbers};
+use kiln_codegen::GpuTarget;
 use kiln_ir::{BinaryFn, DType};
+use kiln_kernels::cuda::{self, Unit};
 use kiln_kernels::matmul::{Blocks, Columns, MatMulSpec};
 use kiln_kernels::*;
 use std::collections::BTreeSet;
@@ -182,13 +184,17 @@ impl Problem {
 
 /// Runs the problems on both kinds of tensor cores; gives the forms that served.
 fn check(problems: &[Problem], seed: u64) -> BTreeSet<String> {
+    check_on(&["sm_80", "sm_90a"], problems, seed)
+}
+
+fn check_on(targets: &[&str], problems: &[Problem], seed: u64) -> BTreeSet<String> {
     let mut rng = Rng(seed);
     let built: Vec<Built> = problems.iter().map(|p| p.build(&mut rng)).collect();
     let kernels: Vec<(String, KernelSpec)> = (built.iter().enumerate())
         .map(|(i, b)| (format!("blocks{i}"), b.spec.clone()))
         .collect();
     let mut served = BTreeSet::new();
-    for target in ["sm_80", "sm_90a"] {
+    for target in targets {
         let gpu = Gpu::on(target, &kernels);
         for (p, (b, (symbol, spec))) in problems.iter().zip(built.iter().zip(&kernels)) {
             gpu.run(
@@ -279,9 +285,72 @@ fn blocks_match_with_tails_and_other_places() {
                 k: 2208,
                 n: 9,
                 size: 128,
+                ..plain.clone()
+            },
+            // Products of halves that several blocks share: whole chunks, and others.
+            Problem {
+                k: 16400,
+                ..plain.clone()
+            },
+            Problem { k: 16387, ..plain },
+        ]);
+    }
+    assert_eq!(problems.iter().filter(|p| shares_k(p)).count(), 2);
+    check(&problems, 5);
+}
+
+/// Whether every form for few rows has several blocks share k, and another one join them.
+fn shares_k(p: &Problem) -> bool {
+    let spec = p.build(&mut Rng(1)).spec;
+    let target = GpuTarget::named("sm_90a").unwrap();
+    let forms = cuda::emit(&spec, "one", &target).unwrap();
+    let few = forms.iter().filter(|f| f.height.is_some());
+    few.clone().count() > 0 && few.clone().all(|f| f.then.len() == 1)
+}
+
+/// Whether the forms for many rows are Hopper's own two.
+fn multiplies_in_groups(p: &Problem) -> bool {
+    let spec = p.build(&mut Rng(1)).spec;
+    let target = GpuTarget::named("sm_90a").unwrap();
+    let forms = cuda::emit(&spec, "one", &target).unwrap();
+    let many =
+        (forms.iter()).filter(|f| f.unit == Unit::Wgmma && f.body.contains("wgmma.mma_async"));
+    many.count() == 2
+}
+
+#[test]
+fn groups_of_warps_multiply_blocks() {
+    let half = (DType::F16, DType::F16);
+    let mut problems = vec![];
+    for (bits, types) in [(2, half), (4, (DType::BF16, DType::BF16)), (8, half)] {
+        // More parts than places in shared memory, rows and columns of several blocks.
+        let plain = Problem::of(140, 150, 456, bits, types);
+        problems.extend([
+            // As many blocks as there are multiprocessors.
+            Problem {
+                zeros: bits != 2,
+                ..Problem::of(
+                    130,
+                    66 * 256 - 7,
+                    if bits == 4 { 72 } else { 40 },
+                    bits,
+                    types,
+                )
+            },
+            // Blocks of which a part has less than one, or several.
+            Problem {
+                size: 96,
+                ..plain.clone()
+            },
+            Problem {
+                size: 64,
+                zeros: false,
+                types: (types.0, DType::F32),
                 ..plain
             },
         ]);
     }
-    check(&problems, 5);
+    assert!(problems.iter().all(multiplies_in_groups));
+    let forms = ["", "_wide"].map(String::from);
+    assert_eq!(check_on(&["sm_90a"], &problems, 7), BTreeSet::from(forms));
 }

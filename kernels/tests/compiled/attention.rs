@@ -1,5 +1,7 @@
 //! Attention against softmax in f64: layouts, heads in groups, masks, tails.
 
+mod forms;
+
 use crate::gpu::Gpu;
 use crate::support::{Launch, Rng, at_every_level, bytes, load, numbers, targets};
 use kiln_ir::{BinaryFn, CompareFn, DType, UnaryFn};
@@ -309,22 +311,28 @@ fn check(problems: &[Problem], rng: &mut Rng) {
         .collect();
     let cases: Vec<&Launch> = cases.iter().collect();
     at_every_level(&cases, &mut |level, i, result| {
-        let (p, b) = (&problems[i], &built[i]);
+        built[i].matches(&problems[i], level, result);
+    });
+}
+
+impl Built {
+    /// Holds a result against softmax in f64.
+    fn matches(&self, p: &Problem, at: &str, result: &[u8]) {
         let got = numbers(p.dtype, result);
         let allowed = match p.dtype {
             DType::F16 => 2e-3,
             DType::BF16 => 1.5e-2,
             _ => 4e-6,
         };
-        for (n, (&want, &at)) in b.want.iter().zip(&b.out_at).enumerate() {
-            let off = (got[at] - want).abs();
+        for (n, (&want, &place)) in self.want.iter().zip(&self.out_at).enumerate() {
+            let off = (got[place] - want).abs();
             assert!(
                 off <= allowed,
-                "{level} element {n}: {} not {want}; {p:?}",
-                got[at]
+                "{at} element {n}: {} not {want}; {p:?}",
+                got[place]
             );
         }
-    });
+    }
 }
 
 #[test]

@@ -1,0 +1,110 @@
+//! The forms of attention on Hopper, each by its name.
+
+use super::{Built, Mask, Problem, many_queries};
+use crate::gpu::Gpu;
+use crate::support::{Rng, numbers};
+use kiln_ir::DType;
+use std::collections::BTreeMap;
+
+/// Runs every form that serves, each against softmax in f64; their results by name.
+fn run(target: &str, p: &Problem, b: &Built) -> BTreeMap<String, Vec<u8>> {
+    let gpu = Gpu::on(target, &[("at".into(), b.spec.clone())]);
+    let mut results = BTreeMap::new();
+    let launch = (&b.buffers[..], &b.params[..]);
+    gpu.run("at", &b.spec, launch, &mut |name, buffers, status| {
+        assert_eq!(status, 0, "{name}");
+        let last = buffers.last().unwrap();
+        b.matches(p, name, last);
+        results.insert(name.to_string(), last.clone());
+    });
+    results
+}
+
+/// What tiles bring is what copies bring, in the same order of sums.
+fn same_by_tiles(p: &Problem, rng: &mut Rng) {
+    let results = run("sm_90a", p, &p.build(rng));
+    let tiles = results.get("at_tiles");
+    let tiles = tiles.unwrap_or_else(|| panic!("no tiles: {p:?}"));
+    assert!(*tiles == results["at"], "other bits by tiles: {p:?}");
+}
+
+#[test]
+fn tiles_bring_what_copies_bring() {
+    let cases = [
+        // Of the keys one part, not whole; then odd and even numbers of parts.
+        ((65, 1), (32, 32), Mask::None),
+        ((70, 100), (64, 64), Mask::None),
+        ((129, 300), (128, 128), Mask::Causal(171)),
+        ((200, 257), (128, 128), Mask::Causal(0)),
+        ((130, 520), (64, 128), Mask::Window(70)),
+        ((128, 385), (32, 64), Mask::Bias),
+        ((66, 200), (40, 72), Mask::Keep),
+        ((70, 300), (96, 8), Mask::Padding),
+        ((90, 170), (160, 160), Mask::Causal(80)),
+        ((67, 240), (192, 128), Mask::None),
+        ((66, 97), (224, 256), Mask::Causal(31)),
+        ((130, 161), (256, 256), Mask::Causal(31)),
+        // Blocks that see no key at all.
+        ((260, 140), (64, 64), Mask::Causal(-129)),
+        ((140, 150), (64, 64), Mask::Sinks(20)),
+        ((66, 260), (80, 80), Mask::Capped),
+    ];
+    let mut rng = Rng(31);
+    for (n, (lengths, sizes, mask)) in cases.into_iter().enumerate() {
+        same_by_tiles(&many_queries(lengths, sizes, mask, n), &mut rng);
+    }
+}
+
+#[test]
+fn random_tiles_bring_what_copies_bring() {
+    let mut rng = Rng(32);
+    for _ in 0..16 {
+        let p = random(&mut rng);
+        same_by_tiles(&p, &mut rng);
+    }
+}
+
+/// Whole and interleaved heads, several key heads and batches, known and open sizes.
+fn random(rng: &mut Rng) -> Problem {
+    let group = rng.pick(&[1, 2, 3]);
+    Problem {
+        batch: 1 + rng.below(2),
+        heads: group * (1 + rng.below(2)),
+        group,
+        queries: 1 + rng.below(140),
+        keys: 1 + rng.below(300),
+        features: 8 * (1 + rng.below(20)),
+        values: 8 * (1 + rng.below(16)),
+        dtype: rng.pick(&[DType::F16, DType::BF16]),
+        mask: rng.pick(&[
+            Mask::None,
+            Mask::Causal(0),
+            Mask::Causal(37),
+            Mask::Window(9),
+            Mask::Padding,
+            Mask::Keep,
+        ]),
+        seq_first: rng.below(2) == 0,
+        k_transposed: false,
+        // So many may be known to be too few.
+        open: true,
+        block: 64,
+    }
+}
+
+/// Rows that do not start at multiples of 16 bytes are copied.
+#[test]
+fn rows_that_no_tile_begins_at_are_copied() {
+    for (n, sizes) in [(20, 64), (64, 20)].into_iter().enumerate() {
+        for open in [false, true] {
+            let p = Problem {
+                open,
+                ..many_queries((70, 150), sizes, Mask::Causal(0), n)
+            };
+            let results = run("sm_90a", &p, &p.build(&mut Rng(33)));
+            let names: Vec<&String> = results.keys().collect();
+            assert_eq!(names, ["at"], "{p:?}");
+            assert!(numbers(p.dtype, &results["at"]).iter().any(|&x| x != 0.0));
+        }
+    }
+}

@@ -2,7 +2,7 @@
 //! and scores to weights with running maxima and sums.
 
 use crate::attention::AttentionSpec;
-use crate::expr::{ExprId, Exprs, Node};
+use crate::expr::{ExprId, Exprs, Node, Size};
 use crate::lower::ExprCx;
 use crate::nest::LANES;
 use kiln_codegen::emit::Cmp;
@@ -87,6 +87,19 @@ impl Bounds {
     ) -> (Val, Val) {
         let last = last(e, first, rows);
         self.between(e, cx, [batch, head, last, first], keys)
+    }
+
+    /// Whether they are other ones for each head.
+    pub(crate) fn by_head(&self, exprs: &Exprs) -> bool {
+        let roots: Vec<ExprId> = self.below.iter().chain(&self.above).map(|b| b.0).collect();
+        exprs
+            .reachable(&roots)
+            .iter()
+            .any(|id| match exprs.node(*id) {
+                Node::Axis(1) => true,
+                Node::Load { index, .. } => index.strides.get(1).is_some_and(|&s| s != Size::ZERO),
+                _ => false,
+            })
     }
 
     /// What holds between the keys of [`Bounds::inner`].

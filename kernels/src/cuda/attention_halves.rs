@@ -19,8 +19,8 @@ use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
 /// Threads of a block.
 const THREADS: i64 = 128;
 
-/// Queries of a block, and keys between two rescalings.
-const QUERIES: i64 = 64;
+/// Queries (or rows of several heads) of a block, and keys between two rescalings.
+pub(super) const QUERIES: i64 = 64;
 const KEYS: i64 = 64;
 
 /// Queries of a warp.
@@ -83,7 +83,8 @@ pub(super) fn emit(spec: &AttentionSpec, half: Half, name: &str, target: &GpuTar
 }
 
 /// The same, or only what a block finds in a part of so many keys (a multiple of [`KEYS`]),
-/// which its number along y says: see [`super::attention_split`].
+/// which its number along y says, for rows of all heads that share keys: see
+/// [`super::attention_split`].
 pub(super) fn part(
     spec: &AttentionSpec,
     half: Half,
@@ -130,26 +131,24 @@ impl Attend<'_> {
         let spec = self.softmax.spec;
         // As many as shared memory has room for with large heads.
         e.kernel_mut().set_resident(2);
-        let b = Block::of(e, &self.softmax.cx, spec, QUERIES);
+        let b = match part {
+            None => Block::of(e, &self.softmax.cx, spec, QUERIES),
+            Some(_) => Block::packed(e, &self.softmax.cx, spec, QUERIES),
+        };
         let t = thread(e);
         let rows = e.i64(ROWS);
         let before = e.mul(t.warp, rows);
         let first = e.add(b.first, before);
         let lane = e.kernel_mut().lane();
-        let p = Place::of(e, lane, first);
+        let p = Place::of(e, &b, lane, first);
         let [q, k, v] = Rows::all(e, &self.softmax.cx, spec, &b);
         let zero = e.i64(0);
         let (features, values) = (self.shape.features, self.shape.values);
         copy(e, &t, (&q, features), (b.first, QUERIES), zero);
-        let bounds = Bounds::of(&spec.exprs, spec.score);
-        let (left, high) = (e.sub(b.queries, b.first), e.i64(QUERIES));
-        let rows = e.min(left, high, false);
-        let at = [b.batch, b.head, b.first, rows];
-        let (mut low, mut end) = bounds.range(e, &mut self.softmax.cx, at, b.keys);
-        if let Some((keys, _)) = part {
-            let (from, to) = attention_split::range(e, keys);
-            (low, end) = (e.max(low, from, false), e.min(end, to, false));
-        }
+        let (low, end) = match part {
+            None => self.range(e, &b),
+            Some((keys, _)) => attention_split::range(e, &mut self.softmax, &b, keys),
+        };
         let step = e.i64(KEYS);
         let low = e.op2("arith.divsi", low, step);
         let low = e.mul(low, step);
@@ -188,6 +187,15 @@ impl Attend<'_> {
                 attention_split::keep(e, &self.softmax, (&b, &p), &state, (keys, scratch));
             }
         }
+    }
+
+    /// The keys that a block's queries see, from the first to behind the last.
+    fn range(&mut self, e: &mut Emitter, b: &Block) -> (Val, Val) {
+        let spec = self.softmax.spec;
+        let (left, high) = (e.sub(b.queries, b.first), e.i64(QUERIES));
+        let rows = e.min(left, high, false);
+        let at = [b.batch, b.head, b.first, rows];
+        Bounds::of(&spec.exprs, spec.score).range(e, &mut self.softmax.cx, at, b.keys)
     }
 
     /// The start of place `which` of two, in bytes.
@@ -328,7 +336,7 @@ fn copy(
         let exists = e.cmp(Cmp::Lt, row, rows.count, false);
         let eight = e.i64(CHUNK);
         let column = e.mul(c, eight);
-        let at = e.mul(row, rows.step);
+        let at = rows.start(e, row);
         let at = e.add(at, column);
         let place = e.mul(r, pitch);
         let two = e.i64(2);

@@ -70,7 +70,7 @@ impl Attend<'_> {
         let skip = k.mul(warp, WARP_ROWS as i32);
         let skip = long(e, skip);
         let row = e.add(b.first, skip);
-        let p = Place::of(e, lane, row);
+        let p = Place::of(e, b, lane, row);
         let d = self.descriptors(e, group);
         let state = State::start(e, self.shape.values);
         let k = e.kernel_mut();

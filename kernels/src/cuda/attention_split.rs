@@ -2,6 +2,9 @@
 //! out to blocks ([`attention_halves`] on a part of them), since there are fewer heads than
 //! the chip has room for, and a second launch joins what they found.
 //!
+//! Query heads that share a key head are rows of one block (queries of the first head, then
+//! those of the second one …), so keys and values are read once for up to 64 of these.
+//!
 //! Parts have [`PART`] keys, however many there are and whatever the batch is, and are joined
 //! in a fixed order: results depend on neither. In scratch each query has, part after part,
 //! its sums of weighted values, the maximum of its scores, and the sum of its weights.
@@ -13,6 +16,7 @@ use super::nest::{divide, long};
 use super::{GpuKernel, Ports, attention_halves, dim, entry, entry_of};
 use crate::attention::AttentionSpec;
 use crate::lower::ExprCx;
+use crate::softmax::Bounds;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::ptx::{F32, Half, Reg, Space};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
@@ -57,22 +61,36 @@ pub(super) fn emit(
     let first = entry_of(name, "parts");
     let parts = keys.ceil_div(&PART.into());
     let rows = dim(spec.batch) * dim(spec.heads) * queries.clone();
+    let group = dim(spec.group);
+    let key_heads = dim(spec.batch) * dim(spec.heads).floor_div(&group);
+    let blocks = (group * queries.clone()).ceil_div(&attention_halves::QUERIES.into());
     let kernel = attention_halves::part(spec, half, (&first, target), Some(PART));
     Some(GpuKernel {
         when: vec![(queries, QUERIES.into()), (LEAST.into(), keys)],
-        grid: [kernel.grid[0].clone(), parts.clone(), Dim::ONE],
+        grid: [key_heads * blocks, parts.clone(), Dim::ONE],
         scratch: rows.clone() * parts * (4 * width(spec)).into(),
         then: vec![join(spec, (&entry_of(name, "join"), target), rows)],
         ..kernel
     })
 }
 
-/// The keys from and to which a block's part goes.
-pub(super) fn range(e: &mut Emitter, keys: i64) -> (Val, Val) {
+/// The keys that a block looks at: those of its part that some query sees. Where bounds
+/// are a head's own, that is left to the scores.
+pub(super) fn range(e: &mut Emitter, softmax: &mut Softmax, b: &Block, keys: i64) -> (Val, Val) {
+    let spec = softmax.spec;
     let part = e.kernel_mut().block(1);
     let (part, keys) = (long(e, part), e.i64(keys));
     let from = e.mul(part, keys);
-    (from, e.add(from, keys))
+    let to = e.add(from, keys);
+    let bounds = Bounds::of(&spec.exprs, spec.score);
+    let bounds = match bounds.by_head(&spec.exprs) {
+        true => Bounds::default(),
+        false => bounds,
+    };
+    let zero = e.i64(0);
+    let at = [b.batch, b.head, zero, b.queries];
+    let (low, end) = bounds.range(e, &mut softmax.cx, at, b.keys);
+    (e.max(low, from, false), e.min(end, to, false))
 }
 
 /// Where a query's part is in scratch.
@@ -112,7 +130,7 @@ pub(super) fn keep(
     let zero = e.i64(0);
     let first = e.cmp(Cmp::Eq, p.column, zero, false);
     for i in 0..2 {
-        let exists = e.cmp(Cmp::Lt, p.rows[i], b.queries, false);
+        let exists = e.cmp(Cmp::Lt, p.rows[i], b.rows, false);
         e.if_then(exists, |e| {
             let row = e.add(before, p.rows[i]);
             let to = place(e, spec, scratch, row, [part, all]);

@@ -25,6 +25,8 @@ enum Mask {
     Bias,
     /// `[1, 1, query, key]` bools; some queries see nothing.
     Keep,
+    /// Key at most query + an i64 for each head.
+    Reach,
 }
 
 #[derive(Clone, Debug)]
@@ -108,6 +110,7 @@ impl Problem {
             Mask::Padding => mask[b * k_len + k],
             Mask::Bias => mask[((b * self.heads + h) * q_len + q) * k_len + k],
             Mask::Keep => hidden(mask[q * k_len + k] == 0.0),
+            Mask::Reach => hidden(ki > qi + mask[h] as i64),
         }
     }
 
@@ -147,6 +150,10 @@ impl Problem {
             Mask::Bias => {
                 let n = p.batch * p.heads * p.queries * p.keys;
                 (DType::F32, numbers(DType::F32, &rng.data(DType::F32, n)))
+            }
+            Mask::Reach => {
+                let one = |h: usize| ((p.keys * (h + 1)) / p.heads) as f64 - 3.0;
+                (DType::I64, (0..p.heads).map(one).collect())
             }
             Mask::Keep => {
                 let n = p.queries * p.keys;
@@ -256,6 +263,13 @@ impl Problem {
             }
             Mask::Padding => added(&mut e, [n, Size::ZERO, Size::ZERO, Size::ONE]),
             Mask::Bias => added(&mut e, [l, m, n, Size::ONE]),
+            Mask::Reach => {
+                let index = Index::strided([Size::ZERO, Size::ONE]);
+                let reach = e.load(3, DType::I64, index).unwrap();
+                let last = e.binary(BinaryFn::Add, i, reach).unwrap();
+                let seen = e.compare(CompareFn::Le, j, last).unwrap();
+                score = e.select(seen, score, hide).unwrap();
+            }
             Mask::Keep => {
                 let index = Index::strided([Size::ZERO, Size::ZERO, n, Size::ONE]);
                 let seen = e.load(3, DType::Bool, index).unwrap();

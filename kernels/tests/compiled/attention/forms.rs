@@ -108,3 +108,86 @@ fn rows_that_no_tile_begins_at_are_copied() {
         }
     }
 }
+
+/// Few queries of heads that share keys.
+fn shared_keys(group: usize, queries: usize, keys: usize, mask: Mask, n: usize) -> Problem {
+    Problem {
+        batch: 1 + n % 2,
+        heads: 2 * group,
+        group,
+        block: 16,
+        ..many_queries(
+            (queries, keys),
+            ([64, 128][n % 2], [64, 40][n / 2 % 2]),
+            mask,
+            n,
+        )
+    }
+}
+
+#[test]
+fn heads_that_share_keys_are_rows_of_one_block() {
+    let cases = [
+        (1, 1, 512, Mask::None),
+        (4, 1, 700, Mask::Causal(699)),
+        (8, 1, 1030, Mask::Bias),
+        (3, 5, 600, Mask::Causal(100)),
+        (4, 16, 520, Mask::Keep),
+        // More rows than a block has.
+        (8, 9, 770, Mask::Window(9)),
+        (5, 16, 513, Mask::Padding),
+        // Bounds of each head.
+        (4, 2, 777, Mask::Reach),
+        (2, 3, 600, Mask::Capped),
+    ];
+    let mut rng = Rng(34);
+    for target in ["sm_80", "sm_90a"] {
+        for (n, (group, queries, keys, mask)) in cases.into_iter().enumerate() {
+            let p = shared_keys(group, queries, keys, mask, n);
+            let results = run(target, &p, &p.build(&mut rng));
+            assert!(results.contains_key("at_parts"), "{p:?}");
+        }
+    }
+}
+
+/// A head has the same bits with keys of its own as with keys that it shares, among more
+/// batches and among fewer.
+#[test]
+fn bits_depend_on_no_other_head_and_no_batch() {
+    let (queries, keys, wide) = (3, 600, 64);
+    let (group, row) = (4, 2 * wide);
+    let of = |batch: usize, group: usize| {
+        let p = Problem {
+            batch,
+            heads: 4,
+            group,
+            dtype: DType::BF16,
+            seq_first: false,
+            open: true,
+            block: 16,
+            ..many_queries((queries, keys), (wide, wide), Mask::Causal(590), 0)
+        };
+        let mut b = p.build(&mut Rng(35));
+        let mut rng = Rng(36);
+        let mut data = |n: usize| rng.data(DType::BF16, n * wide);
+        let (q, k, v) = (data(4 * queries), data(keys), data(keys));
+        let heads = 4 / group;
+        b.buffers[0] = q.repeat(batch);
+        b.buffers[1] = k.repeat(batch * heads);
+        b.buffers[2] = v.repeat(batch * heads);
+        let gpu = Gpu::on("sm_90a", &[("at".into(), b.spec.clone())]);
+        let mut out = vec![];
+        let launch = (&b.buffers[..], &b.params[..]);
+        gpu.run("at", &b.spec, launch, &mut |name, buffers, _| {
+            if name == "at_parts" {
+                out = buffers.last().unwrap().clone();
+            }
+        });
+        assert_eq!(out.len(), batch * 4 * queries * row);
+        out
+    };
+    let shared = of(1, group);
+    assert!(shared == of(1, 1), "keys of one's own");
+    assert!(shared == of(1, 2), "fewer heads");
+    assert!(shared.repeat(3) == of(3, group), "batches");
+}

@@ -14,6 +14,7 @@ use super::attention_rows::{Block, Place, Softmax, State, inverse};
 use super::gemm::coordinates;
 use super::nest::{divide, long};
 use super::{GpuKernel, Ports, attention_halves, dim, entry, entry_of};
+use crate::Size;
 use crate::attention::AttentionSpec;
 use crate::lower::ExprCx;
 use crate::softmax::Bounds;
@@ -65,11 +66,20 @@ pub(super) fn emit(
     let key_heads = dim(spec.batch) * dim(spec.heads).floor_div(&group);
     let blocks = (group * queries.clone()).ceil_div(&attention_halves::QUERIES.into());
     let kernel = attention_halves::part(spec, half, (&first, target), Some(PART));
+    let scratch = rows.clone() * parts.clone() * (4 * width(spec)).into();
+    let params: Vec<Dim> = (0..spec.params).map(|i| dim(Size::Param(i))).collect();
+    let (flops, bytes) = spec.cost(&params);
     Some(GpuKernel {
         when: vec![(queries, QUERIES.into()), (LEAST.into(), keys)],
-        grid: [key_heads * blocks, parts.clone(), Dim::ONE],
-        scratch: rows.clone() * parts * (4 * width(spec)).into(),
-        then: vec![join(spec, (&entry_of(name, "join"), target), rows)],
+        grid: [key_heads * blocks, parts, Dim::ONE],
+        work: Some((flops, bytes + scratch.clone())),
+        then: vec![join(
+            spec,
+            (&entry_of(name, "join"), target),
+            rows,
+            &scratch,
+        )],
+        scratch,
         ..kernel
     })
 }
@@ -150,7 +160,12 @@ pub(super) fn keep(
 }
 
 /// The launch that joins parts: a warp for each query of each head.
-fn join(spec: &AttentionSpec, (name, target): (&str, &GpuTarget), rows: Dim) -> GpuKernel {
+fn join(
+    spec: &AttentionSpec,
+    (name, target): (&str, &GpuTarget),
+    rows: Dim,
+    scratch: &Dim,
+) -> GpuKernel {
     let (body, _) = entry(name, target, THREADS as u32, |e| {
         let ports = Ports::declare(e, spec.args.len(), spec.params);
         let cx = ExprCx::new(&spec.exprs, ports.args, ports.params, ports.status);
@@ -167,6 +182,8 @@ fn join(spec: &AttentionSpec, (name, target): (&str, &GpuTarget), rows: Dim) -> 
         grid: [rows.ceil_div(&(THREADS / 32).into()), Dim::ONE, Dim::ONE],
         block: [THREADS as u32, 1, 1],
         cluster: [1; 3],
+        // An addition of a product for each number of scratch.
+        work: Some((scratch.floor_div(&2.into()), scratch.clone())),
         ..GpuKernel::default()
     }
 }

@@ -90,9 +90,9 @@ pub(super) fn emit(
     target: &GpuTarget,
 ) -> Result<Vec<GpuKernel>, SpecError> {
     let split = attention_halves::serves(spec, target)
-        .and_then(|half| attention_split::emit(spec, half, name, target));
+        .map(|half| attention_split::emit(spec, half, name, target));
     let whole = whole(spec, name, target)?;
-    Ok(split.into_iter().chain(whole).collect())
+    Ok(split.into_iter().flatten().chain(whole).collect())
 }
 
 /// The forms for any number of queries and keys.

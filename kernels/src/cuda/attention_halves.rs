@@ -1,15 +1,17 @@
 //! Attention on tensor cores by `mma.sync`, of f16 or bf16 with sums in f32, in the shape
 //! of FlashAttention-2 (Dao 2023).
 //!
-//! A block of four warps takes 64 queries of one head, a warp 16 of them. Blocks of keys
+//! A block of four warps takes 64 queries of one head, a warp 16 of them; or all warps take
+//! the same few rows, and each a quarter of the keys ([`Deal`]). Blocks of keys
 //! and of values are copied to shared memory while those before are worked on (two places
 //! each). Scores stay in registers: a product's fragments of sums are, rounded, the next
 //! product's fragments of A, so weights never leave them. Maxima and sums are joined by the
 //! four lanes that share rows.
 
 use super::attention_rows::{self, Block, Place, Rows, Softmax, State, Sums};
+use super::attention_split::{self, Kept};
 use super::nest::long;
-use super::{GpuKernel, Unit, attention, attention_split};
+use super::{GpuKernel, Unit, attention, attention_few};
 use crate::attention::AttentionSpec;
 use crate::softmax::Bounds;
 use kiln_codegen::emit::Cmp;
@@ -17,14 +19,42 @@ use kiln_codegen::ptx::{B32, Half, Reg};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
 
 /// Threads of a block.
-const THREADS: i64 = 128;
+pub(super) const THREADS: i64 = 128;
 
-/// Queries (or rows of several heads) of a block, and keys between two rescalings.
-pub(super) const QUERIES: i64 = 64;
+/// Queries of a block, and keys between two rescalings.
+const QUERIES: i64 = 64;
 const KEYS: i64 = 64;
 
-/// Queries of a warp.
-const ROWS: i64 = 16;
+/// Rows of a warp, and warps.
+pub(super) const ROWS: i64 = 16;
+pub(super) const WARPS: i64 = THREADS / 32;
+
+/// What warps of a block have of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deal {
+    /// Rows, and all keys.
+    Rows,
+    /// Keys, and all rows, of which there are few.
+    Keys,
+}
+
+impl Deal {
+    /// Rows of a block.
+    pub(super) fn rows(self) -> i64 {
+        match self {
+            Deal::Rows => QUERIES,
+            Deal::Keys => ROWS,
+        }
+    }
+
+    /// Keys of a warp, of those between two rescalings.
+    fn keys(self) -> i64 {
+        match self {
+            Deal::Rows => KEYS,
+            Deal::Keys => KEYS / WARPS,
+        }
+    }
+}
 
 /// Elements that rows of shared memory are apart more than they hold: the eight rows that
 /// an instruction reads start on different banks.
@@ -40,21 +70,23 @@ const MOST: i64 = 128;
 pub(super) fn serves(spec: &AttentionSpec, target: &GpuTarget) -> Option<Half> {
     let half = attention_rows::halves(spec)?;
     let small = spec.features <= MOST && spec.values <= MOST;
-    let fits = Shape::of(spec).bytes() <= i64::from(target.shared_per_block);
+    let fits = Shape::of(spec, Deal::Rows).bytes() <= i64::from(target.shared_per_block);
     (small && fits).then_some(half)
 }
 
 /// Features and values, to whole instructions.
 #[derive(Clone, Copy)]
-struct Shape {
+pub(super) struct Shape {
+    deal: Deal,
     features: i64,
-    values: i64,
+    pub values: i64,
 }
 
 impl Shape {
-    fn of(spec: &AttentionSpec) -> Shape {
+    fn of(spec: &AttentionSpec, deal: Deal) -> Shape {
         let up = |n: i64| (n + 15) / 16 * 16;
         Shape {
+            deal,
             features: up(spec.features),
             values: up(spec.values),
         }
@@ -66,9 +98,9 @@ impl Shape {
     }
 
     /// Where keys and values start, behind queries; the end.
-    fn places(&self) -> [i64; 3] {
+    pub(super) fn places(&self) -> [i64; 3] {
         let (k, v) = self.pitch();
-        let keys = QUERIES * k;
+        let keys = self.deal.rows() * k;
         let values = keys + 2 * KEYS * k;
         [keys, values, values + 2 * KEYS * v]
     }
@@ -79,19 +111,19 @@ impl Shape {
 }
 
 pub(super) fn emit(spec: &AttentionSpec, half: Half, name: &str, target: &GpuTarget) -> GpuKernel {
-    part(spec, half, (name, target), None)
+    part(spec, half, (name, target), (Deal::Rows, None))
 }
 
 /// The same, or only what a block finds in a part of so many keys (a multiple of [`KEYS`]),
 /// which its number along y says, for rows of all heads that share keys: see
-/// [`super::attention_split`].
+/// [`attention_split`].
 pub(super) fn part(
     spec: &AttentionSpec,
     half: Half,
     named: (&str, &GpuTarget),
-    keys: Option<i64>,
+    (deal, keys): (Deal, Option<i64>),
 ) -> GpuKernel {
-    let shape = Shape::of(spec);
+    let shape = Shape::of(spec, deal);
     let block = (THREADS, QUERIES);
     let kernel = attention::kernel(spec, named, block, shape.bytes(), |e, cx, scratch| {
         let softmax = Softmax {
@@ -112,18 +144,18 @@ pub(super) fn part(
     }
 }
 
-struct Attend<'a> {
-    softmax: Softmax<'a>,
+pub(super) struct Attend<'a> {
+    pub softmax: Softmax<'a>,
     half: Half,
-    shape: Shape,
+    pub shape: Shape,
 }
 
 /// Where a thread is.
-struct Thread {
-    number: Val,
+pub(super) struct Thread {
+    pub number: Val,
     lane: Val,
-    warp: Val,
-    shared: Val,
+    pub warp: Val,
+    pub shared: Val,
 }
 
 impl Attend<'_> {
@@ -133,18 +165,23 @@ impl Attend<'_> {
         e.kernel_mut().set_resident(2);
         let b = match part {
             None => Block::of(e, &self.softmax.cx, spec, QUERIES),
-            Some(_) => Block::packed(e, &self.softmax.cx, spec, QUERIES),
+            Some(_) => Block::packed(e, &self.softmax.cx, spec, self.shape.deal.rows()),
         };
         let t = thread(e);
-        let rows = e.i64(ROWS);
-        let before = e.mul(t.warp, rows);
-        let first = e.add(b.first, before);
+        let own = self.own(e, &t, Deal::Rows, ROWS);
+        let first = e.add(b.first, own);
         let lane = e.kernel_mut().lane();
         let p = Place::of(e, &b, lane, first);
         let [q, k, v] = Rows::all(e, &self.softmax.cx, spec, &b);
         let zero = e.i64(0);
         let (features, values) = (self.shape.features, self.shape.values);
-        copy(e, &t, (&q, features), (b.first, QUERIES), zero);
+        copy(
+            e,
+            &t,
+            (&q, features),
+            (b.first, self.shape.deal.rows()),
+            zero,
+        );
         let (low, end) = match part {
             None => self.range(e, &b),
             Some((keys, _)) => attention_split::range(e, &mut self.softmax, &b, keys),
@@ -170,6 +207,8 @@ impl Attend<'_> {
             let to = self.part(e, other, keys_at, self.shape.pitch().0);
             copy(e, &t, (&k, features), (next, KEYS), to);
             e.kernel_mut().end_copies();
+            let own = self.own(e, &t, Deal::Keys, self.shape.deal.keys());
+            let key0 = e.add(key0, own);
             let weights = self.weights(e, (&b, &p), &state, key0, &products);
             e.kernel_mut().wait_copies(1);
             e.kernel_mut().barrier();
@@ -184,9 +223,19 @@ impl Attend<'_> {
         match part {
             None => self.softmax.finish(e, (&b, &p), &state),
             Some((keys, scratch)) => {
-                attention_split::keep(e, &self.softmax, (&b, &p), &state, (keys, scratch));
+                let kept = Kept::of(e, &self.softmax, &b, (keys, scratch));
+                match self.shape.deal {
+                    Deal::Rows => kept.keep(e, &self.softmax, (&b, &p), &state),
+                    Deal::Keys => attention_few::join(e, &self, &kept, (&b, &p, &t), &state),
+                }
             }
         }
+    }
+
+    /// Where the warp's own begin of what is dealt out, of so many each; else 0.
+    fn own(&self, e: &mut Emitter, t: &Thread, of: Deal, each: i64) -> Val {
+        let each = e.i64(if self.shape.deal == of { each } else { 0 });
+        e.mul(t.warp, each)
     }
 
     /// The keys that a block's queries see, from the first to behind the last.
@@ -234,20 +283,21 @@ impl Attend<'_> {
 
     /// `q·k` of the warp's rows and a block of keys: eight keys after eight.
     fn products(&self, e: &mut Emitter, t: &Thread, buffer: Val) -> Vec<Sums> {
-        let pitch = self.shape.pitch().0;
-        let rows = e.i64(ROWS * pitch);
-        let own = e.mul(t.warp, rows);
+        let (pitch, keys) = (self.shape.pitch().0, self.shape.deal.keys());
+        let own = self.own(e, t, Deal::Rows, ROWS * pitch);
         let a0 = self.matrix_address(e, t, own, pitch, true);
         let keys_at = e.i64(self.shape.places()[0]);
         let start = self.part(e, buffer, keys_at, pitch);
+        let own = self.own(e, t, Deal::Keys, keys * pitch);
+        let start = e.add(start, own);
         let b0 = self.matrix_address(e, t, start, pitch, false);
         let k = e.kernel_mut();
-        let sums: Vec<Sums> = (0..KEYS / 8)
+        let sums: Vec<Sums> = (0..keys / 8)
             .map(|_| std::array::from_fn(|_| k.mov(0.0f32)))
             .collect();
         for f in 0..self.shape.features / 16 {
             let a = k.load_matrices(a0, 32 * f);
-            for j in 0..KEYS / 16 {
+            for j in 0..keys / 16 {
                 let b = k.load_matrices(b0, 16 * j * pitch + 32 * f);
                 let at = 2 * j as usize;
                 k.multiply(self.half, sums[at], a, [b[0], b[1]]);
@@ -289,6 +339,8 @@ impl Attend<'_> {
         let pitch = self.shape.pitch().1;
         let values_at = e.i64(self.shape.places()[1]);
         let start = self.part(e, buffer, values_at, pitch);
+        let own = self.own(e, t, Deal::Keys, self.shape.deal.keys() * pitch);
+        let start = e.add(start, own);
         let b0 = self.matrix_address(e, t, start, pitch, true);
         let k = e.kernel_mut();
         for (j, &a) in (0..).zip(weights) {

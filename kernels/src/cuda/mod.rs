@@ -8,6 +8,7 @@
 mod apart;
 mod attention;
 mod attention_copies;
+mod attention_few;
 mod attention_groups;
 mod attention_halves;
 mod attention_products;

@@ -131,6 +131,9 @@ fn heads_that_share_keys_are_rows_of_one_block() {
         (1, 1, 512, Mask::None),
         (4, 1, 700, Mask::Causal(699)),
         (8, 1, 1030, Mask::Bias),
+        // As many rows as a form for few has, and one more.
+        (4, 4, 512, Mask::Causal(300)),
+        (17, 1, 520, Mask::Causal(519)),
         (3, 5, 600, Mask::Causal(100)),
         (4, 16, 520, Mask::Keep),
         // More rows than a block has.
@@ -145,7 +148,10 @@ fn heads_that_share_keys_are_rows_of_one_block() {
         for (n, (group, queries, keys, mask)) in cases.into_iter().enumerate() {
             let p = shared_keys(group, queries, keys, mask, n);
             let results = run(target, &p, &p.build(&mut rng));
-            assert!(results.contains_key("at_parts"), "{p:?}");
+            // Sizes that are open have both forms; the one for any rows serves few as well.
+            let few = group * queries <= 16;
+            assert_eq!(results.contains_key("at_few"), few, "{p:?}");
+            assert_eq!(results.contains_key("at_parts"), p.open || !few, "{p:?}");
         }
     }
 }
@@ -156,7 +162,7 @@ fn heads_that_share_keys_are_rows_of_one_block() {
 fn bits_depend_on_no_other_head_and_no_batch() {
     let (queries, keys, wide) = (3, 600, 64);
     let (group, row) = (4, 2 * wide);
-    let of = |batch: usize, group: usize| {
+    let of = |form: &str, batch: usize, group: usize| {
         let p = Problem {
             batch,
             heads: 4,
@@ -179,15 +185,17 @@ fn bits_depend_on_no_other_head_and_no_batch() {
         let mut out = vec![];
         let launch = (&b.buffers[..], &b.params[..]);
         gpu.run("at", &b.spec, launch, &mut |name, buffers, _| {
-            if name == "at_parts" {
+            if name == form {
                 out = buffers.last().unwrap().clone();
             }
         });
         assert_eq!(out.len(), batch * 4 * queries * row);
         out
     };
-    let shared = of(1, group);
-    assert!(shared == of(1, 1), "keys of one's own");
-    assert!(shared == of(1, 2), "fewer heads");
-    assert!(shared.repeat(3) == of(3, group), "batches");
+    for form in ["at_few", "at_parts"] {
+        let shared = of(form, 1, group);
+        assert!(shared == of(form, 1, 1), "keys of one's own");
+        assert!(shared == of(form, 1, 2), "fewer heads");
+        assert!(shared.repeat(3) == of(form, 3, group), "batches");
+    }
 }

@@ -89,8 +89,8 @@ pub(super) fn emit(
     name: &str,
     target: &GpuTarget,
 ) -> Result<Vec<GpuKernel>, SpecError> {
-    let split = attention_halves::serves(spec, target)
-        .map(|half| attention_split::emit(spec, half, name, target));
+    let split =
+        attention_halves::serves(spec).map(|half| attention_split::emit(spec, half, name, target));
     let whole = whole(spec, name, target)?;
     Ok(split.into_iter().flatten().chain(whole).collect())
 }
@@ -104,8 +104,10 @@ fn whole(
     if let Some(half) = attention_groups::serves(spec, target) {
         return Ok(attention_groups::emit(spec, half, name, target));
     }
-    if let Some(half) = attention_halves::serves(spec, target) {
-        return Ok(vec![attention_halves::emit(spec, half, name, target)]);
+    let halves = attention_halves::serves(spec)
+        .and_then(|half| attention_halves::emit(spec, half, name, target));
+    if let Some(kernel) = halves {
+        return Ok(vec![kernel]);
     }
     let Some(tile) = Tile::of(spec, target) else {
         return Err(SpecError(format!(

@@ -21,9 +21,14 @@ use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
 /// Threads of a block.
 pub(super) const THREADS: i64 = 128;
 
-/// Queries of a block, and keys between two rescalings.
+/// Queries of a block.
 const QUERIES: i64 = 64;
-const KEYS: i64 = 64;
+
+/// Keys between two rescalings: the most for which there is shared memory.
+const KEYS: [i64; 2] = [64, 32];
+
+/// Keys that a warp has at least: those of an instruction.
+const LEAST: i64 = 16;
 
 /// Rows of a warp, and warps.
 pub(super) const ROWS: i64 = 16;
@@ -47,11 +52,11 @@ impl Deal {
         }
     }
 
-    /// Keys of a warp, of those between two rescalings.
-    fn keys(self) -> i64 {
+    /// Warps that share keys.
+    fn warps(self) -> i64 {
         match self {
-            Deal::Rows => KEYS,
-            Deal::Keys => KEYS / WARPS,
+            Deal::Rows => 1,
+            Deal::Keys => WARPS,
         }
     }
 }
@@ -63,32 +68,51 @@ const PAD: i64 = 8;
 /// Elements that one copy moves.
 const CHUNK: i64 = 8;
 
-/// The largest heads whose sums stay in registers.
-const MOST: i64 = 128;
+/// The largest heads whose sums stay in registers, and of which a multiprocessor holds two
+/// blocks.
+const MOST: i64 = 256;
+const TWO: i64 = 128;
 
-/// Whether tensor cores serve the problem.
-pub(super) fn serves(spec: &AttentionSpec, target: &GpuTarget) -> Option<Half> {
+/// Whether tensor cores serve the problem, where shared memory is large enough.
+pub(super) fn serves(spec: &AttentionSpec) -> Option<Half> {
     let half = attention_rows::halves(spec)?;
-    let small = spec.features <= MOST && spec.values <= MOST;
-    let fits = Shape::of(spec, Deal::Rows).bytes() <= i64::from(target.shared_per_block);
-    (small && fits).then_some(half)
+    (spec.features <= MOST && spec.values <= MOST).then_some(half)
 }
 
-/// Features and values, to whole instructions.
+/// Features and values, to whole instructions, and keys between two rescalings.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
     deal: Deal,
+    keys: i64,
     features: i64,
     pub values: i64,
 }
 
 impl Shape {
-    fn of(spec: &AttentionSpec, deal: Deal) -> Shape {
+    /// None where shared memory is too small.
+    fn of(spec: &AttentionSpec, deal: Deal, target: &GpuTarget) -> Option<Shape> {
         let up = |n: i64| (n + 15) / 16 * 16;
-        Shape {
+        let all = KEYS.map(|keys| Shape {
             deal,
+            keys,
             features: up(spec.features),
             values: up(spec.values),
+        });
+        all.into_iter()
+            .find(|s| s.own_keys() >= LEAST && s.bytes() <= i64::from(target.shared_per_block))
+    }
+
+    /// Keys of a warp, of those between two rescalings.
+    fn own_keys(&self) -> i64 {
+        self.keys / self.deal.warps()
+    }
+
+    /// Blocks that a multiprocessor is to hold.
+    fn resident(&self) -> u32 {
+        if self.features.max(self.values) > TWO {
+            1
+        } else {
+            2
         }
     }
 
@@ -101,8 +125,8 @@ impl Shape {
     pub(super) fn places(&self) -> [i64; 3] {
         let (k, v) = self.pitch();
         let keys = self.deal.rows() * k;
-        let values = keys + 2 * KEYS * k;
-        [keys, values, values + 2 * KEYS * v]
+        let values = keys + 2 * self.keys * k;
+        [keys, values, values + 2 * self.keys * v]
     }
 
     fn bytes(&self) -> i64 {
@@ -110,20 +134,26 @@ impl Shape {
     }
 }
 
-pub(super) fn emit(spec: &AttentionSpec, half: Half, name: &str, target: &GpuTarget) -> GpuKernel {
+/// The form for all launches; none where shared memory is too small.
+pub(super) fn emit(
+    spec: &AttentionSpec,
+    half: Half,
+    name: &str,
+    target: &GpuTarget,
+) -> Option<GpuKernel> {
     part(spec, half, (name, target), (Deal::Rows, None))
 }
 
-/// The same, or only what a block finds in a part of so many keys (a multiple of [`KEYS`]),
-/// which its number along y says, for rows of all heads that share keys: see
-/// [`attention_split`].
+/// The same, or only what a block finds in a part of so many keys (a multiple of 64), which
+/// its number along y says, for rows of all heads that share keys: see [`attention_split`].
+/// None where shared memory is too small.
 pub(super) fn part(
     spec: &AttentionSpec,
     half: Half,
     named: (&str, &GpuTarget),
     (deal, keys): (Deal, Option<i64>),
-) -> GpuKernel {
-    let shape = Shape::of(spec, deal);
+) -> Option<GpuKernel> {
+    let shape = Shape::of(spec, deal, named.1)?;
     let block = (THREADS, QUERIES);
     let kernel = attention::kernel(spec, named, block, shape.bytes(), |e, cx, scratch| {
         let softmax = Softmax {
@@ -138,10 +168,10 @@ pub(super) fn part(
         };
         attend.write(e, keys.map(|keys| (keys, scratch)));
     });
-    GpuKernel {
+    Some(GpuKernel {
         unit: Unit::Mma,
         ..kernel
-    }
+    })
 }
 
 pub(super) struct Attend<'a> {
@@ -161,8 +191,7 @@ pub(super) struct Thread {
 impl Attend<'_> {
     fn write(mut self, e: &mut Emitter, part: Option<(i64, Val)>) {
         let spec = self.softmax.spec;
-        // As many as shared memory has room for with large heads.
-        e.kernel_mut().set_resident(2);
+        e.kernel_mut().set_resident(self.shape.resident());
         let b = match part {
             None => Block::of(e, &self.softmax.cx, spec, QUERIES),
             Some(_) => Block::packed(e, &self.softmax.cx, spec, self.shape.deal.rows()),
@@ -186,14 +215,14 @@ impl Attend<'_> {
             None => self.range(e, &b),
             Some((keys, _)) => attention_split::range(e, &mut self.softmax, &b, keys),
         };
-        let step = e.i64(KEYS);
+        let step = e.i64(self.shape.keys);
         let low = e.op2("arith.divsi", low, step);
         let low = e.mul(low, step);
         let [keys_at, values_at, _] = self.shape.places();
         let (keys_at, values_at) = (e.i64(keys_at), e.i64(values_at));
-        copy(e, &t, (&k, features), (low, KEYS), keys_at);
+        copy(e, &t, (&k, features), (low, self.shape.keys), keys_at);
         e.kernel_mut().end_copies();
-        copy(e, &t, (&v, values), (low, KEYS), values_at);
+        copy(e, &t, (&v, values), (low, self.shape.keys), values_at);
         e.kernel_mut().end_copies();
         let state = State::start(e, values);
         let buffer = e.variables(&[zero])[0];
@@ -205,16 +234,16 @@ impl Attend<'_> {
             e.kernel_mut().barrier();
             let products = self.products(e, &t, buffer);
             let to = self.part(e, other, keys_at, self.shape.pitch().0);
-            copy(e, &t, (&k, features), (next, KEYS), to);
+            copy(e, &t, (&k, features), (next, self.shape.keys), to);
             e.kernel_mut().end_copies();
-            let own = self.own(e, &t, Deal::Keys, self.shape.deal.keys());
+            let own = self.own(e, &t, Deal::Keys, self.shape.own_keys());
             let key0 = e.add(key0, own);
             let weights = self.weights(e, (&b, &p), &state, key0, &products);
             e.kernel_mut().wait_copies(1);
             e.kernel_mut().barrier();
             self.add_values(e, &t, &state, buffer, &weights);
             let to = self.part(e, other, values_at, self.shape.pitch().1);
-            copy(e, &t, (&v, values), (next, KEYS), to);
+            copy(e, &t, (&v, values), (next, self.shape.keys), to);
             e.kernel_mut().end_copies();
             e.assign(&[buffer], &[other]);
             vec![]
@@ -249,7 +278,7 @@ impl Attend<'_> {
 
     /// The start of place `which` of two, in bytes.
     fn part(&self, e: &mut Emitter, which: Val, start: Val, pitch: i64) -> Val {
-        let size = e.i64(KEYS * pitch);
+        let size = e.i64(self.shape.keys * pitch);
         let skip = e.mul(which, size);
         e.add(start, skip)
     }
@@ -283,7 +312,7 @@ impl Attend<'_> {
 
     /// `q·k` of the warp's rows and a block of keys: eight keys after eight.
     fn products(&self, e: &mut Emitter, t: &Thread, buffer: Val) -> Vec<Sums> {
-        let (pitch, keys) = (self.shape.pitch().0, self.shape.deal.keys());
+        let (pitch, keys) = (self.shape.pitch().0, self.shape.own_keys());
         let own = self.own(e, t, Deal::Rows, ROWS * pitch);
         let a0 = self.matrix_address(e, t, own, pitch, true);
         let keys_at = e.i64(self.shape.places()[0]);
@@ -339,7 +368,7 @@ impl Attend<'_> {
         let pitch = self.shape.pitch().1;
         let values_at = e.i64(self.shape.places()[1]);
         let start = self.part(e, buffer, values_at, pitch);
-        let own = self.own(e, t, Deal::Keys, self.shape.deal.keys() * pitch);
+        let own = self.own(e, t, Deal::Keys, self.shape.own_keys() * pitch);
         let start = e.add(start, own);
         let b0 = self.matrix_address(e, t, start, pitch, true);
         let k = e.kernel_mut();

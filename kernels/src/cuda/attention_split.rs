@@ -25,7 +25,7 @@ use crate::softmax::Bounds;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::ptx::{F32, Half, Reg, Space};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
-use kiln_ir::Dim;
+use kiln_ir::{Dim, Tri};
 
 /// Keys of a part.
 const PART: i64 = 256;
@@ -65,33 +65,25 @@ pub(super) fn emit(
     target: &GpuTarget,
 ) -> Vec<GpuKernel> {
     let (queries, keys) = (dim(spec.queries), dim(spec.keys));
-    let (rows, most) = (
-        dim(spec.group) * queries.clone(),
-        dim(spec.group) * QUERIES.into(),
-    );
-    let few = Deal::Keys.rows();
-    let mut forms = vec![];
-    for (deal, form) in [(Deal::Keys, "few"), (Deal::Rows, "parts")] {
-        let mut when = vec![];
-        let asked = ask(&mut when, &queries, &QUERIES.into())
-            .and_then(|()| ask(&mut when, &LEAST.into(), &keys))
-            .and_then(|()| match deal {
-                Deal::Keys => ask(&mut when, &rows, &few.into()),
-                // Fewer have been served.
-                Deal::Rows => ask(&mut vec![], &(few + 1).into(), &rows).and(ask(
-                    &mut vec![],
-                    &(few + 1).into(),
-                    &most,
-                )),
-            });
-        if asked.is_some() {
-            forms.push(GpuKernel {
-                when,
-                ..passes(spec, half, (&entry_of(name, form), target), deal)
-            });
-        }
+    let mut when = vec![];
+    let asked = ask(&mut when, &queries, &QUERIES.into())
+        .and_then(|()| ask(&mut when, &LEAST.into(), &keys));
+    if asked.is_none() {
+        return vec![];
     }
-    forms
+    let form = |deal, form: &str| passes(spec, half, (&entry_of(name, form), target), deal);
+    let any = form(Deal::Rows, "parts").map(|form| GpuKernel {
+        when: when.clone(),
+        ..form
+    });
+    let most = Dim::from(Deal::Keys.rows());
+    let group = dim(spec.group);
+    let rows = [group.clone() * queries, group * QUERIES.into()];
+    let few = ask(&mut when, &rows[0], &most).and_then(|()| form(Deal::Keys, "few"));
+    let few = few.map(|form| GpuKernel { when, ..form });
+    // Where there never are more rows, the form for few serves them all.
+    let only = few.is_some() && rows.iter().any(|n| n.le(&most) == Tri::Yes);
+    few.into_iter().chain(any.filter(|_| !only)).collect()
 }
 
 fn passes(
@@ -99,10 +91,10 @@ fn passes(
     half: Half,
     (name, target): (&str, &GpuTarget),
     deal: Deal,
-) -> GpuKernel {
+) -> Option<GpuKernel> {
     let (queries, group) = (dim(spec.queries), dim(spec.group));
     let parts = dim(spec.keys).ceil_div(&PART.into());
-    let kernel = attention_halves::part(spec, half, (name, target), (deal, Some(PART)));
+    let kernel = attention_halves::part(spec, half, (name, target), (deal, Some(PART)))?;
     let rows = dim(spec.batch) * dim(spec.heads) * queries.clone();
     let key_heads = dim(spec.batch) * dim(spec.heads).floor_div(&group);
     let blocks = (group * queries).ceil_div(&deal.rows().into());
@@ -110,13 +102,13 @@ fn passes(
     let params: Vec<Dim> = (0..spec.params).map(|i| dim(Size::Param(i))).collect();
     let (flops, bytes) = spec.cost(&params);
     let then = entry_of(name, "join");
-    GpuKernel {
+    Some(GpuKernel {
         grid: [key_heads * blocks, parts, Dim::ONE],
         work: Some((flops, bytes + scratch.clone())),
         then: vec![join(spec, (&then, target), rows, &scratch)],
         scratch,
         ..kernel
-    }
+    })
 }
 
 /// The keys that a block looks at: those of its part that some query sees. Where bounds

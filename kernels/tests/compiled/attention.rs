@@ -466,6 +466,13 @@ fn every_head_size_is_written() {
             let p = many_queries((65, 3), (size, size), mask, n + m);
             let built = p.build(&mut Rng(24));
             all.push((format!("head{size}_{m}"), built.spec));
+            let few = Problem {
+                open: true,
+                block: 16,
+                ..p
+            };
+            let built = few.build(&mut Rng(24));
+            all.push((format!("few{size}_{m}"), built.spec));
         }
     }
     let gpu = Gpu::new(&all);

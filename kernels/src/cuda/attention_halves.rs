@@ -2,11 +2,11 @@
 //! of FlashAttention-2 (Dao 2023).
 //!
 //! A block of four warps takes 64 queries of one head, a warp 16 of them; or all warps take
-//! the same few rows, and each a quarter of the keys ([`Deal`]). Blocks of keys
-//! and of values are copied to shared memory while those before are worked on (two places
-//! each). Scores stay in registers: a product's fragments of sums are, rounded, the next
-//! product's fragments of A, so weights never leave them. Maxima and sums are joined by the
-//! four lanes that share rows.
+//! the same few rows, and each a quarter of the keys ([`Deal`]). Blocks of keys and of values
+//! are copied to shared memory while those before are worked on (two places each). Scores
+//! stay in registers: a product's fragments of sums are, rounded, the next product's fragments
+//! of A, so weights never leave them. Maxima and sums are joined by the four lanes that share
+//! rows.
 
 use super::attention_rows::{self, Block, Place, Rows, Softmax, State, Sums};
 use super::attention_split::{self, Kept};
@@ -24,11 +24,10 @@ pub(super) const THREADS: i64 = 128;
 /// Queries of a block.
 const QUERIES: i64 = 64;
 
-/// Keys between two rescalings: the most for which there is shared memory.
-const KEYS: [i64; 2] = [64, 32];
-
-/// Keys that a warp has at least: those of an instruction.
-const LEAST: i64 = 16;
+/// Keys between two rescalings; of large heads fewer, for which there are registers and
+/// shared memory. Warps that share keys have 16 each, as many as an instruction.
+const KEYS: i64 = 64;
+const FEWER: i64 = 32;
 
 /// Rows of a warp, and warps.
 pub(super) const ROWS: i64 = 16;
@@ -85,21 +84,25 @@ pub(super) struct Shape {
     deal: Deal,
     keys: i64,
     features: i64,
-    pub values: i64,
+    values: i64,
 }
 
 impl Shape {
     /// None where shared memory is too small.
     fn of(spec: &AttentionSpec, deal: Deal, target: &GpuTarget) -> Option<Shape> {
         let up = |n: i64| (n + 15) / 16 * 16;
-        let all = KEYS.map(|keys| Shape {
+        let (features, values) = (up(spec.features), up(spec.values));
+        let keys = match deal {
+            Deal::Rows if features.max(values) > TWO => FEWER,
+            _ => KEYS,
+        };
+        let shape = Shape {
             deal,
             keys,
-            features: up(spec.features),
-            values: up(spec.values),
-        });
-        all.into_iter()
-            .find(|s| s.own_keys() >= LEAST && s.bytes() <= i64::from(target.shared_per_block))
+            features,
+            values,
+        };
+        (shape.bytes() <= i64::from(target.shared_per_block)).then_some(shape)
     }
 
     /// Keys of a warp, of those between two rescalings.
@@ -109,10 +112,9 @@ impl Shape {
 
     /// Blocks that a multiprocessor is to hold.
     fn resident(&self) -> u32 {
-        if self.features.max(self.values) > TWO {
-            1
-        } else {
-            2
+        match self.features.max(self.values) > TWO {
+            true => 1,
+            false => 2,
         }
     }
 
@@ -159,7 +161,8 @@ pub(super) fn part(
         let softmax = Softmax {
             spec,
             cx,
-            pause: None,
+            // Of large heads there is no register to spare for addresses and what is read.
+            pause: (shape.resident() == 1 && attention_rows::demanding(spec)).then_some(1),
         };
         let attend = Attend {
             softmax,

@@ -241,6 +241,8 @@ fn join(
     scratch: &Dim,
 ) -> GpuKernel {
     let (body, _) = entry(name, target, THREADS as u32, |e| {
+        // For 64 registers a thread: ptxas would aim at more blocks, and spill.
+        e.kernel_mut().set_resident(8);
         let ports = Ports::declare(e, spec.args.len(), spec.params);
         let cx = ExprCx::new(&spec.exprs, ports.args, ports.params, ports.status);
         let softmax = Softmax {

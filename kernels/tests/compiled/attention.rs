@@ -443,42 +443,6 @@ fn few_queries_over_parts_of_keys_match_softmax() {
     check(&problems, &mut Rng(25));
 }
 
-/// Texts to be assembled (`KILN_TEST_PTX`), which the interpreter reads too.
-#[test]
-fn every_head_size_is_written() {
-    let sizes = [32, 64, 80, 96, 128, 160, 192, 224, 256];
-    let masks = [
-        Mask::None,
-        Mask::Causal(0),
-        Mask::Sinks(9),
-        Mask::Capped,
-        Mask::Padding,
-        Mask::Bias,
-        Mask::Keep,
-    ];
-    let mut all = vec![];
-    for (n, size) in sizes.into_iter().enumerate() {
-        for (m, mask) in masks.into_iter().enumerate() {
-            // Every mask with some sizes, every size with some masks.
-            if !matches!(size, 64 | 128 | 256) && m > 1 {
-                continue;
-            }
-            let p = many_queries((65, 3), (size, size), mask, n + m);
-            let built = p.build(&mut Rng(24));
-            all.push((format!("head{size}_{m}"), built.spec));
-            let few = Problem {
-                open: true,
-                block: 16,
-                ..p
-            };
-            let built = few.build(&mut Rng(24));
-            all.push((format!("few{size}_{m}"), built.spec));
-        }
-    }
-    let gpu = Gpu::new(&all);
-    assert!(all.iter().all(|(symbol, _)| !gpu.refuses(symbol)));
-}
-
 #[test]
 fn a_query_gives_the_same_bits_alone_and_in_a_block() {
     for dtype in [DType::F32, DType::BF16] {

@@ -1,4 +1,4 @@
-//! The forms of attention on Hopper, each by its name.
+//! The forms of attention on GPUs, each by its name.
 
 use super::{Built, Mask, Problem, many_queries};
 use crate::gpu::Gpu;
@@ -205,4 +205,40 @@ fn bits_depend_on_no_other_head_and_no_batch() {
         assert!(shared == of(form, 1, 2), "fewer heads");
         assert!(shared.repeat(3) == of(form, 3, group), "batches");
     }
+}
+
+/// Texts to be assembled (`KILN_TEST_PTX`), which the interpreter reads too.
+#[test]
+fn every_head_size_is_written() {
+    let sizes = [32, 64, 80, 96, 128, 160, 192, 224, 256];
+    let masks = [
+        Mask::None,
+        Mask::Causal(0),
+        Mask::Sinks(9),
+        Mask::Capped,
+        Mask::Padding,
+        Mask::Bias,
+        Mask::Keep,
+    ];
+    let mut all = vec![];
+    for (n, size) in sizes.into_iter().enumerate() {
+        for (m, mask) in masks.into_iter().enumerate() {
+            // Every mask with some sizes, every size with some masks.
+            if !matches!(size, 64 | 128 | 256) && m > 1 {
+                continue;
+            }
+            let p = many_queries((65, 3), (size, size), mask, n + m);
+            let built = p.build(&mut Rng(24));
+            all.push((format!("head{size}_{m}"), built.spec));
+            let few = Problem {
+                open: true,
+                block: 16,
+                ..p
+            };
+            let built = few.build(&mut Rng(24));
+            all.push((format!("few{size}_{m}"), built.spec));
+        }
+    }
+    let gpu = Gpu::new(&all);
+    assert!(all.iter().all(|(symbol, _)| !gpu.refuses(symbol)));
 }

@@ -47,7 +47,8 @@ NVDISASM = tool("cu13", "nvdisasm")
 
 # Products of a group of warps and copies of tiles are Hopper's own.
 ON_HOPPER = {
-    "minilm-bf16": {"matmul": ["HGMMA", "UTMALDG", "LDGSTS"], "attention": ["HGMMA", "LDGSTS"]},
+    "minilm-bf16": {"matmul": ["HGMMA", "UTMALDG", "LDGSTS"],
+                    "attention": ["HGMMA", "UTMALDG", "LDGSTS"]},
     "minilm-tf32": {"matmul": ["HGMMA", "UTMALDG", "LDGSTS"]},
     "minilm-qdq": {"matmul": ["IGMMA", "UTMALDG", "LDGSTS"]},
 }

@@ -103,17 +103,20 @@ impl AttentionSpec {
         Dim::from(self.places().end)
     }
 
-    /// Arithmetic operations and bytes moved by a launch.
+    /// Arithmetic operations and bytes moved by a launch: of the keys that queries see, which
+    /// heads in a group read once.
     pub fn cost(&self, params: &[Dim]) -> (Dim, Dim) {
         let dim = |s: Size| size_dim(s, params);
         let heads = dim(self.batch) * dim(self.heads);
-        let pairs = heads.clone() * dim(self.queries) * dim(self.keys);
+        let key_heads = dim(self.batch) * dim(self.heads).floor_div(&dim(self.group));
+        let bounds = Bounds::of(&self.exprs, self.score);
+        let seen = bounds.seen(&self.exprs, params, &dim(self.queries), &dim(self.keys));
         let size = Dim::from(self.args[0].size().unwrap_or(4));
-        let rows =
-            heads * (dim(self.queries) + dim(self.keys)) * Dim::from(self.features + self.values);
+        let rows = heads.clone() * dim(self.queries) + key_heads * dim(self.keys);
+        let row = Dim::from(self.features + self.values);
         (
-            pairs * Dim::from(2 * (self.features + self.values) + 24),
-            rows * size,
+            heads * seen * Dim::from(2 * (self.features + self.values) + 24),
+            rows * row * size,
         )
     }
 

@@ -2,12 +2,12 @@
 //! and scores to weights with running maxima and sums.
 
 use crate::attention::AttentionSpec;
-use crate::expr::{ExprId, Exprs, Node};
+use crate::expr::{ExprId, Exprs, Node, Size};
 use crate::lower::ExprCx;
 use crate::nest::LANES;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::{Elem, Emitter, Ty, Val};
-use kiln_ir::{BinaryFn, CompareFn};
+use kiln_ir::{BinaryFn, CompareFn, Dim};
 
 /// Bounds that the score puts on the key's position: `key ≤ x` and the like.
 #[derive(Default)]
@@ -89,6 +89,41 @@ impl Bounds {
         self.between(e, cx, [batch, head, last, first], keys)
     }
 
+    /// Whether they are other ones for each head.
+    pub(crate) fn by_head(&self, exprs: &Exprs) -> bool {
+        let roots: Vec<ExprId> = self.below.iter().chain(&self.above).map(|b| b.0).collect();
+        exprs
+            .reachable(&roots)
+            .iter()
+            .any(|id| match exprs.node(*id) {
+                Node::Axis(1) => true,
+                Node::Load { index, .. } => index.strides.get(1).is_some_and(|&s| s != Size::ZERO),
+                _ => false,
+            })
+    }
+
+    /// Keys that queries see, all together, as far as the bounds go and are known: four
+    /// queries, evenly spread, stand for all.
+    pub(crate) fn seen(&self, exprs: &Exprs, params: &[Dim], queries: &Dim, keys: &Dim) -> Dim {
+        if self.conditions.is_empty() {
+            return queries.clone() * keys.clone();
+        }
+        let sum = (0..4i64).fold(Dim::ZERO, |sum, i| {
+            let query = (queries.clone() * (2 * i + 1).into()).floor_div(&8.into());
+            let at = |&(x, more): &(ExprId, bool)| {
+                let x = size_of(exprs, x, &query, params)?;
+                Some(if more { x + Dim::ONE } else { x })
+            };
+            let ends = self.below.iter().filter_map(at);
+            let end = ends.fold(keys.clone(), |end, x| end.minimum(&x));
+            let starts = self.above.iter().map(|&(x, equal)| (x, !equal));
+            let starts = starts.filter_map(|b| at(&b));
+            let start = starts.fold(Dim::ZERO, |start, x| start.maximum(&x));
+            sum + (end - start).maximum(&Dim::ZERO)
+        });
+        (queries.clone() * sum).ceil_div(&4.into())
+    }
+
     /// What holds between the keys of [`Bounds::inner`].
     pub(crate) fn conditions(&self) -> &[ExprId] {
         &self.conditions
@@ -123,6 +158,20 @@ impl Bounds {
             low = e.max(low, x, false);
         }
         (low, high)
+    }
+}
+
+/// A bound at a query; none where it depends on more than the launch's sizes.
+fn size_of(exprs: &Exprs, x: ExprId, query: &Dim, params: &[Dim]) -> Option<Dim> {
+    let of = |x: ExprId| size_of(exprs, x, query, params);
+    match exprs.node(x) {
+        Node::Const { dtype, bits } if !dtype.is_float() => Some(Dim::from(*bits as i64)),
+        Node::Param(i) => Some(params[*i as usize].clone()),
+        Node::Axis(2) => Some(query.clone()),
+        Node::Cast(_, a) => of(*a),
+        Node::Binary(BinaryFn::Add, a, b) => Some(of(*a)? + of(*b)?),
+        Node::Binary(BinaryFn::Sub, a, b) => Some(of(*a)? - of(*b)?),
+        _ => None,
     }
 }
 

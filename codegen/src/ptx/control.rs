@@ -60,6 +60,17 @@ impl Kernel {
         self.line(format_args!("bar.sync 0"));
     }
 
+    /// So many threads meet at one of the block's other barriers, 1 to 15: those that
+    /// [`Kernel::arrive_of`] lets pass are counted too. All threads of a warp.
+    pub fn barrier_of(&mut self, id: u32, threads: u32) {
+        self.line(format_args!("bar.sync {id}, {threads}"));
+    }
+
+    /// Arrives at such a barrier, and goes on. All threads of a warp.
+    pub fn arrive_of(&mut self, id: u32, threads: u32) {
+        self.line(format_args!("bar.arrive {id}, {threads}"));
+    }
+
     /// All threads of the warp meet.
     pub fn warp_barrier(&mut self) {
         self.line(format_args!("bar.warp.sync -1"));

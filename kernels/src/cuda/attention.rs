@@ -8,9 +8,7 @@
 
 use super::gemm::coordinates;
 use super::nest::{divide, long};
-use super::{
-    GpuKernel, Ports, Unit, attention_groups, attention_halves, attention_split, dim, entry,
-};
+use super::{GpuKernel, Ports, attention_groups, attention_halves, attention_split, dim, entry};
 use crate::Size;
 use crate::attention::AttentionSpec;
 use crate::lower::{ExprCx, convert, memory_elem, widen};
@@ -91,22 +89,25 @@ pub(super) fn emit(
     name: &str,
     target: &GpuTarget,
 ) -> Result<Vec<GpuKernel>, SpecError> {
-    let split = attention_halves::serves(spec, target)
-        .and_then(|half| attention_split::emit(spec, half, name, target));
+    let split =
+        attention_halves::serves(spec).map(|half| attention_split::emit(spec, half, name, target));
     let whole = whole(spec, name, target)?;
-    Ok(split.into_iter().chain([whole]).collect())
+    Ok(split.into_iter().flatten().chain(whole).collect())
 }
 
-/// The form for any number of queries and keys.
-fn whole(spec: &AttentionSpec, name: &str, target: &GpuTarget) -> Result<GpuKernel, SpecError> {
+/// The forms for any number of queries and keys.
+fn whole(
+    spec: &AttentionSpec,
+    name: &str,
+    target: &GpuTarget,
+) -> Result<Vec<GpuKernel>, SpecError> {
     if let Some(half) = attention_groups::serves(spec, target) {
-        return Ok(GpuKernel {
-            unit: Unit::Wgmma,
-            ..attention_groups::emit(spec, half, name, target)
-        });
+        return Ok(attention_groups::emit(spec, half, name, target));
     }
-    if let Some(half) = attention_halves::serves(spec, target) {
-        return Ok(attention_halves::emit(spec, half, name, target));
+    let halves = attention_halves::serves(spec)
+        .and_then(|half| attention_halves::emit(spec, half, name, target));
+    if let Some(kernel) = halves {
+        return Ok(vec![kernel]);
     }
     let Some(tile) = Tile::of(spec, target) else {
         return Err(SpecError(format!(
@@ -117,7 +118,7 @@ fn whole(spec: &AttentionSpec, name: &str, target: &GpuTarget) -> Result<GpuKern
     let shared = tile.bytes();
     let block = (THREADS, tile.queries);
     let write = |e: &mut Emitter, cx, _| Attend { spec, tile, cx }.write(e);
-    Ok(kernel(spec, (name, target), block, shared, write))
+    Ok(vec![kernel(spec, (name, target), block, shared, write)])
 }
 
 /// A kernel whose blocks, of so many threads, attend from so many queries of a head each,

@@ -1,15 +1,17 @@
 //! Attention on tensor cores by `mma.sync`, of f16 or bf16 with sums in f32, in the shape
 //! of FlashAttention-2 (Dao 2023).
 //!
-//! A block of four warps takes 64 queries of one head, a warp 16 of them. Blocks of keys
-//! and of values are copied to shared memory while those before are worked on (two places
-//! each). Scores stay in registers: a product's fragments of sums are, rounded, the next
-//! product's fragments of A, so weights never leave them. Maxima and sums are joined by the
-//! four lanes that share rows.
+//! A block of four warps takes 64 queries of one head, a warp 16 of them; or all warps take
+//! the same few rows, and each a quarter of the keys ([`Deal`]). Blocks of keys and of values
+//! are copied to shared memory while those before are worked on (two places each). Scores
+//! stay in registers: a product's fragments of sums are, rounded, the next product's fragments
+//! of A, so weights never leave them. Maxima and sums are joined by the four lanes that share
+//! rows.
 
 use super::attention_rows::{self, Block, Place, Rows, Softmax, State, Sums};
+use super::attention_split::{self, Kept};
 use super::nest::long;
-use super::{GpuKernel, Unit, attention, attention_split};
+use super::{GpuKernel, Unit, attention, attention_few};
 use crate::attention::AttentionSpec;
 use crate::softmax::Bounds;
 use kiln_codegen::emit::Cmp;
@@ -17,14 +19,46 @@ use kiln_codegen::ptx::{B32, Half, Reg};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
 
 /// Threads of a block.
-const THREADS: i64 = 128;
+pub(super) const THREADS: i64 = 128;
 
-/// Queries of a block, and keys between two rescalings.
+/// Queries of a block.
 const QUERIES: i64 = 64;
-const KEYS: i64 = 64;
 
-/// Queries of a warp.
-const ROWS: i64 = 16;
+/// Keys between two rescalings; of large heads fewer, for which there are registers and
+/// shared memory. Warps that share keys have 16 each, as many as an instruction.
+const KEYS: i64 = 64;
+const FEWER: i64 = 32;
+
+/// Rows of a warp, and warps.
+pub(super) const ROWS: i64 = 16;
+pub(super) const WARPS: i64 = THREADS / 32;
+
+/// What warps of a block have of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deal {
+    /// Rows, and all keys.
+    Rows,
+    /// Keys, and all rows, of which there are few.
+    Keys,
+}
+
+impl Deal {
+    /// Rows of a block.
+    pub(super) fn rows(self) -> i64 {
+        match self {
+            Deal::Rows => QUERIES,
+            Deal::Keys => ROWS,
+        }
+    }
+
+    /// Warps that share keys.
+    fn warps(self) -> i64 {
+        match self {
+            Deal::Rows => 1,
+            Deal::Keys => WARPS,
+        }
+    }
+}
 
 /// Elements that rows of shared memory are apart more than they hold: the eight rows that
 /// an instruction reads start on different banks.
@@ -33,30 +67,54 @@ const PAD: i64 = 8;
 /// Elements that one copy moves.
 const CHUNK: i64 = 8;
 
-/// The largest heads whose sums stay in registers.
-const MOST: i64 = 128;
+/// The largest heads whose sums stay in registers, and of which a multiprocessor holds two
+/// blocks.
+const MOST: i64 = 256;
+const TWO: i64 = 128;
 
-/// Whether tensor cores serve the problem.
-pub(super) fn serves(spec: &AttentionSpec, target: &GpuTarget) -> Option<Half> {
+/// Whether tensor cores serve the problem, where shared memory is large enough.
+pub(super) fn serves(spec: &AttentionSpec) -> Option<Half> {
     let half = attention_rows::halves(spec)?;
-    let small = spec.features <= MOST && spec.values <= MOST;
-    let fits = Shape::of(spec).bytes() <= i64::from(target.shared_per_block);
-    (small && fits).then_some(half)
+    (spec.features <= MOST && spec.values <= MOST).then_some(half)
 }
 
-/// Features and values, to whole instructions.
+/// Features and values, to whole instructions, and keys between two rescalings.
 #[derive(Clone, Copy)]
-struct Shape {
+pub(super) struct Shape {
+    deal: Deal,
+    keys: i64,
     features: i64,
     values: i64,
 }
 
 impl Shape {
-    fn of(spec: &AttentionSpec) -> Shape {
+    /// None where shared memory is too small.
+    fn of(spec: &AttentionSpec, deal: Deal, target: &GpuTarget) -> Option<Shape> {
         let up = |n: i64| (n + 15) / 16 * 16;
-        Shape {
-            features: up(spec.features),
-            values: up(spec.values),
+        let (features, values) = (up(spec.features), up(spec.values));
+        let keys = match deal {
+            Deal::Rows if features.max(values) > TWO => FEWER,
+            _ => KEYS,
+        };
+        let shape = Shape {
+            deal,
+            keys,
+            features,
+            values,
+        };
+        (shape.bytes() <= i64::from(target.shared_per_block)).then_some(shape)
+    }
+
+    /// Keys of a warp, of those between two rescalings.
+    fn own_keys(&self) -> i64 {
+        self.keys / self.deal.warps()
+    }
+
+    /// Blocks that a multiprocessor is to hold.
+    fn resident(&self) -> u32 {
+        match self.features.max(self.values) > TWO {
+            true => 1,
+            false => 2,
         }
     }
 
@@ -66,11 +124,11 @@ impl Shape {
     }
 
     /// Where keys and values start, behind queries; the end.
-    fn places(&self) -> [i64; 3] {
+    pub(super) fn places(&self) -> [i64; 3] {
         let (k, v) = self.pitch();
-        let keys = QUERIES * k;
-        let values = keys + 2 * KEYS * k;
-        [keys, values, values + 2 * KEYS * v]
+        let keys = self.deal.rows() * k;
+        let values = keys + 2 * self.keys * k;
+        [keys, values, values + 2 * self.keys * v]
     }
 
     fn bytes(&self) -> i64 {
@@ -78,25 +136,33 @@ impl Shape {
     }
 }
 
-pub(super) fn emit(spec: &AttentionSpec, half: Half, name: &str, target: &GpuTarget) -> GpuKernel {
-    part(spec, half, (name, target), None)
+/// The form for all launches; none where shared memory is too small.
+pub(super) fn emit(
+    spec: &AttentionSpec,
+    half: Half,
+    name: &str,
+    target: &GpuTarget,
+) -> Option<GpuKernel> {
+    part(spec, half, (name, target), (Deal::Rows, None))
 }
 
-/// The same, or only what a block finds in a part of so many keys (a multiple of [`KEYS`]),
-/// which its number along y says: see [`super::attention_split`].
+/// The same, or only what a block finds in a part of so many keys (a multiple of 64), which
+/// its number along y says, for rows of all heads that share keys: see [`attention_split`].
+/// None where shared memory is too small.
 pub(super) fn part(
     spec: &AttentionSpec,
     half: Half,
     named: (&str, &GpuTarget),
-    keys: Option<i64>,
-) -> GpuKernel {
-    let shape = Shape::of(spec);
+    (deal, keys): (Deal, Option<i64>),
+) -> Option<GpuKernel> {
+    let shape = Shape::of(spec, deal, named.1)?;
     let block = (THREADS, QUERIES);
     let kernel = attention::kernel(spec, named, block, shape.bytes(), |e, cx, scratch| {
         let softmax = Softmax {
             spec,
             cx,
-            pause: None,
+            // Of large heads there is no register to spare for addresses and what is read.
+            pause: (shape.resident() == 1 && attention_rows::demanding(spec)).then_some(1),
         };
         let attend = Attend {
             softmax,
@@ -105,59 +171,61 @@ pub(super) fn part(
         };
         attend.write(e, keys.map(|keys| (keys, scratch)));
     });
-    GpuKernel {
+    Some(GpuKernel {
         unit: Unit::Mma,
         ..kernel
-    }
+    })
 }
 
-struct Attend<'a> {
-    softmax: Softmax<'a>,
+pub(super) struct Attend<'a> {
+    pub softmax: Softmax<'a>,
     half: Half,
-    shape: Shape,
+    pub shape: Shape,
 }
 
 /// Where a thread is.
-struct Thread {
-    number: Val,
+pub(super) struct Thread {
+    pub number: Val,
     lane: Val,
-    warp: Val,
-    shared: Val,
+    pub warp: Val,
+    pub shared: Val,
 }
 
 impl Attend<'_> {
     fn write(mut self, e: &mut Emitter, part: Option<(i64, Val)>) {
         let spec = self.softmax.spec;
-        // As many as shared memory has room for with large heads.
-        e.kernel_mut().set_resident(2);
-        let b = Block::of(e, &self.softmax.cx, spec, QUERIES);
+        e.kernel_mut().set_resident(self.shape.resident());
+        let b = match part {
+            None => Block::of(e, &self.softmax.cx, spec, QUERIES),
+            Some(_) => Block::packed(e, &self.softmax.cx, spec, self.shape.deal.rows()),
+        };
         let t = thread(e);
-        let rows = e.i64(ROWS);
-        let before = e.mul(t.warp, rows);
-        let first = e.add(b.first, before);
+        let own = self.own(e, &t, Deal::Rows, ROWS);
+        let first = e.add(b.first, own);
         let lane = e.kernel_mut().lane();
-        let p = Place::of(e, lane, first);
+        let p = Place::of(e, &b, lane, first);
         let [q, k, v] = Rows::all(e, &self.softmax.cx, spec, &b);
         let zero = e.i64(0);
         let (features, values) = (self.shape.features, self.shape.values);
-        copy(e, &t, (&q, features), (b.first, QUERIES), zero);
-        let bounds = Bounds::of(&spec.exprs, spec.score);
-        let (left, high) = (e.sub(b.queries, b.first), e.i64(QUERIES));
-        let rows = e.min(left, high, false);
-        let at = [b.batch, b.head, b.first, rows];
-        let (mut low, mut end) = bounds.range(e, &mut self.softmax.cx, at, b.keys);
-        if let Some((keys, _)) = part {
-            let (from, to) = attention_split::range(e, keys);
-            (low, end) = (e.max(low, from, false), e.min(end, to, false));
-        }
-        let step = e.i64(KEYS);
+        copy(
+            e,
+            &t,
+            (&q, features),
+            (b.first, self.shape.deal.rows()),
+            zero,
+        );
+        let (low, end) = match part {
+            None => self.range(e, &b),
+            Some((keys, _)) => attention_split::range(e, &mut self.softmax, &b, keys),
+        };
+        let step = e.i64(self.shape.keys);
         let low = e.op2("arith.divsi", low, step);
         let low = e.mul(low, step);
         let [keys_at, values_at, _] = self.shape.places();
         let (keys_at, values_at) = (e.i64(keys_at), e.i64(values_at));
-        copy(e, &t, (&k, features), (low, KEYS), keys_at);
+        copy(e, &t, (&k, features), (low, self.shape.keys), keys_at);
         e.kernel_mut().end_copies();
-        copy(e, &t, (&v, values), (low, KEYS), values_at);
+        copy(e, &t, (&v, values), (low, self.shape.keys), values_at);
         e.kernel_mut().end_copies();
         let state = State::start(e, values);
         let buffer = e.variables(&[zero])[0];
@@ -169,14 +237,16 @@ impl Attend<'_> {
             e.kernel_mut().barrier();
             let products = self.products(e, &t, buffer);
             let to = self.part(e, other, keys_at, self.shape.pitch().0);
-            copy(e, &t, (&k, features), (next, KEYS), to);
+            copy(e, &t, (&k, features), (next, self.shape.keys), to);
             e.kernel_mut().end_copies();
+            let own = self.own(e, &t, Deal::Keys, self.shape.own_keys());
+            let key0 = e.add(key0, own);
             let weights = self.weights(e, (&b, &p), &state, key0, &products);
             e.kernel_mut().wait_copies(1);
             e.kernel_mut().barrier();
             self.add_values(e, &t, &state, buffer, &weights);
             let to = self.part(e, other, values_at, self.shape.pitch().1);
-            copy(e, &t, (&v, values), (next, KEYS), to);
+            copy(e, &t, (&v, values), (next, self.shape.keys), to);
             e.kernel_mut().end_copies();
             e.assign(&[buffer], &[other]);
             vec![]
@@ -185,14 +255,33 @@ impl Attend<'_> {
         match part {
             None => self.softmax.finish(e, (&b, &p), &state),
             Some((keys, scratch)) => {
-                attention_split::keep(e, &self.softmax, (&b, &p), &state, (keys, scratch));
+                let kept = Kept::of(e, &self.softmax, &b, (keys, scratch));
+                match self.shape.deal {
+                    Deal::Rows => kept.keep(e, &self.softmax, (&b, &p), &state),
+                    Deal::Keys => attention_few::join(e, &self, &kept, (&b, &p, &t), &state),
+                }
             }
         }
     }
 
+    /// Where the warp's own begin of what is dealt out, of so many each; else 0.
+    fn own(&self, e: &mut Emitter, t: &Thread, of: Deal, each: i64) -> Val {
+        let each = e.i64(if self.shape.deal == of { each } else { 0 });
+        e.mul(t.warp, each)
+    }
+
+    /// The keys that a block's queries see, from the first to behind the last.
+    fn range(&mut self, e: &mut Emitter, b: &Block) -> (Val, Val) {
+        let spec = self.softmax.spec;
+        let (left, high) = (e.sub(b.queries, b.first), e.i64(QUERIES));
+        let rows = e.min(left, high, false);
+        let at = [b.batch, b.head, b.first, rows];
+        Bounds::of(&spec.exprs, spec.score).range(e, &mut self.softmax.cx, at, b.keys)
+    }
+
     /// The start of place `which` of two, in bytes.
     fn part(&self, e: &mut Emitter, which: Val, start: Val, pitch: i64) -> Val {
-        let size = e.i64(KEYS * pitch);
+        let size = e.i64(self.shape.keys * pitch);
         let skip = e.mul(which, size);
         e.add(start, skip)
     }
@@ -226,20 +315,21 @@ impl Attend<'_> {
 
     /// `q·k` of the warp's rows and a block of keys: eight keys after eight.
     fn products(&self, e: &mut Emitter, t: &Thread, buffer: Val) -> Vec<Sums> {
-        let pitch = self.shape.pitch().0;
-        let rows = e.i64(ROWS * pitch);
-        let own = e.mul(t.warp, rows);
+        let (pitch, keys) = (self.shape.pitch().0, self.shape.own_keys());
+        let own = self.own(e, t, Deal::Rows, ROWS * pitch);
         let a0 = self.matrix_address(e, t, own, pitch, true);
         let keys_at = e.i64(self.shape.places()[0]);
         let start = self.part(e, buffer, keys_at, pitch);
+        let own = self.own(e, t, Deal::Keys, keys * pitch);
+        let start = e.add(start, own);
         let b0 = self.matrix_address(e, t, start, pitch, false);
         let k = e.kernel_mut();
-        let sums: Vec<Sums> = (0..KEYS / 8)
+        let sums: Vec<Sums> = (0..keys / 8)
             .map(|_| std::array::from_fn(|_| k.mov(0.0f32)))
             .collect();
         for f in 0..self.shape.features / 16 {
             let a = k.load_matrices(a0, 32 * f);
-            for j in 0..KEYS / 16 {
+            for j in 0..keys / 16 {
                 let b = k.load_matrices(b0, 16 * j * pitch + 32 * f);
                 let at = 2 * j as usize;
                 k.multiply(self.half, sums[at], a, [b[0], b[1]]);
@@ -281,6 +371,8 @@ impl Attend<'_> {
         let pitch = self.shape.pitch().1;
         let values_at = e.i64(self.shape.places()[1]);
         let start = self.part(e, buffer, values_at, pitch);
+        let own = self.own(e, t, Deal::Keys, self.shape.own_keys() * pitch);
+        let start = e.add(start, own);
         let b0 = self.matrix_address(e, t, start, pitch, true);
         let k = e.kernel_mut();
         for (j, &a) in (0..).zip(weights) {
@@ -328,7 +420,7 @@ fn copy(
         let exists = e.cmp(Cmp::Lt, row, rows.count, false);
         let eight = e.i64(CHUNK);
         let column = e.mul(c, eight);
-        let at = e.mul(row, rows.step);
+        let at = rows.start(e, row);
         let at = e.add(at, column);
         let place = e.mul(r, pitch);
         let two = e.i64(2);

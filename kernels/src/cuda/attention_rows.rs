@@ -33,47 +33,94 @@ pub(super) fn halves(spec: &AttentionSpec) -> Option<Half> {
     (alike && runs).then_some(half)
 }
 
-/// Which queries of which head a block has.
+/// Which queries of which heads a block has.
 pub(super) struct Block {
     pub batch: Val,
+    /// The head; the first one, where rows are those of several.
     pub head: Val,
     pub key_head: Val,
-    /// The first query, and how many there are in all.
+    /// The block's first row.
     pub first: Val,
+    /// Rows in all: queries of the head, or of each head in turn.
+    pub rows: Val,
     pub queries: Val,
     pub keys: Val,
+    /// Whether rows are those of all heads that share a key head.
+    pub packed: bool,
 }
 
 impl Block {
     /// Of blocks of so many queries.
     pub(super) fn of(e: &mut Emitter, cx: &ExprCx, spec: &AttentionSpec, many: i64) -> Block {
-        let [batch, heads, queries, keys, group] =
-            [spec.batch, spec.heads, spec.queries, spec.keys, spec.group].map(|s| cx.size(e, s));
-        let x = e.kernel_mut().block(0);
-        let x = long(e, x);
-        let (less, high) = (e.i64(many - 1), e.i64(many));
-        let up = e.add(queries, less);
-        let (blocks, _) = divide(e, up, high, Some(many));
-        let (rest, block) = divide(e, x, blocks, None);
-        let at = coordinates(e, rest, &[batch, heads]);
+        let [batch, heads, queries, group] =
+            [spec.batch, spec.heads, spec.queries, spec.group].map(|s| cx.size(e, s));
+        let (at, first) = place(e, [batch, heads], queries, many);
         let (key_head, _) = divide(e, at[1], group, spec.group.as_const());
         Block {
             batch: at[0],
             head: at[1],
             key_head,
-            first: e.mul(block, high),
+            first,
+            rows: queries,
             queries,
-            keys,
+            keys: cx.size(e, spec.keys),
+            packed: false,
         }
     }
+
+    /// Of blocks of so many rows, which are the queries of a key head's first head, then
+    /// those of its second one, and so on.
+    pub(super) fn packed(e: &mut Emitter, cx: &ExprCx, spec: &AttentionSpec, many: i64) -> Block {
+        let [batch, heads, queries, group] =
+            [spec.batch, spec.heads, spec.queries, spec.group].map(|s| cx.size(e, s));
+        let (key_heads, _) = divide(e, heads, group, spec.group.as_const());
+        let rows = e.mul(group, queries);
+        let (at, first) = place(e, [batch, key_heads], rows, many);
+        Block {
+            batch: at[0],
+            head: e.mul(at[1], group),
+            key_head: at[1],
+            first,
+            rows,
+            queries,
+            keys: cx.size(e, spec.keys),
+            packed: true,
+        }
+    }
+}
+
+/// Batch and head of this block of a grid, and its first row.
+fn place(e: &mut Emitter, outer: [Val; 2], rows: Val, many: i64) -> (Vec<Val>, Val) {
+    let x = e.kernel_mut().block(0);
+    let x = long(e, x);
+    let (less, high) = (e.i64(many - 1), e.i64(many));
+    let up = e.add(rows, less);
+    let (blocks, _) = divide(e, up, high, Some(many));
+    let (rest, block) = divide(e, x, blocks, None);
+    (coordinates(e, rest, &outer), e.mul(block, high))
+}
+
+/// Head and query of a row, of so many queries a head: of few, so that words do.
+fn split(e: &mut Emitter, row: Val, queries: Val) -> (Val, Val) {
+    let [row, queries] = [row, queries].map(|x| e.cast(x, Elem::I32, false, false));
+    let (head, query) = (
+        e.op2("arith.divui", row, queries),
+        e.op2("arith.remui", row, queries),
+    );
+    (
+        e.cast(head, Elem::I64, false, false),
+        e.cast(query, Elem::I64, false, false),
+    )
 }
 
 /// Rows that are copied to shared memory.
 pub(super) struct Rows {
     /// The head's first element.
     pub base: Val,
-    /// Elements from row to row.
+    /// Elements from row to row; of those of several heads, from query to query.
     pub step: Val,
+    /// Of rows of several heads: queries of a head, and elements from head to head.
+    heads: Option<(Val, Val)>,
     /// How many there are.
     pub count: Val,
     /// Elements of a row.
@@ -101,45 +148,91 @@ impl Rows {
         let two = e.i64(2);
         let bytes = e.mul(step, two);
         let bits = e.op2("arith.ori", address, bytes);
-        let (mask, zero) = (e.i64(15), e.i64(0));
-        let low = e.op2("arith.andi", bits, mask);
         Rows {
             base,
             step,
+            heads: None,
             count,
             width,
-            aligned: e.cmp(Cmp::Eq, low, zero, false),
+            aligned: is_aligned(e, bits),
         }
+    }
+
+    /// The same of several heads, so far apart, of so many queries.
+    fn of_heads(self, e: &mut Emitter, (queries, apart): (Val, Val)) -> Rows {
+        let two = e.i64(2);
+        let bytes = e.mul(apart, two);
+        let aligned = is_aligned(e, bytes);
+        Rows {
+            heads: Some((queries, apart)),
+            aligned: e.op2("arith.andi", self.aligned, aligned),
+            ..self
+        }
+    }
+
+    /// Elements from the base to a row.
+    pub(super) fn start(&self, e: &mut Emitter, row: Val) -> Val {
+        let Some((queries, apart)) = self.heads else {
+            return e.mul(row, self.step);
+        };
+        let (head, query) = split(e, row, queries);
+        let (at, skip) = (e.mul(head, apart), e.mul(query, self.step));
+        e.add(at, skip)
     }
 
     /// Queries, keys and values of a block's head.
     pub(super) fn all(e: &mut Emitter, cx: &ExprCx, spec: &AttentionSpec, b: &Block) -> [Rows; 3] {
         let (own, theirs) = ((b.batch, b.head), (b.batch, b.key_head));
+        let mut queries = Rows::of(e, cx, (0, &spec.q, spec.features), own, b.rows);
+        if b.packed {
+            let apart = cx.size(e, spec.q[1]);
+            queries = queries.of_heads(e, (b.queries, apart));
+        }
         [
-            Rows::of(e, cx, (0, &spec.q, spec.features), own, b.queries),
+            queries,
             Rows::of(e, cx, (1, &spec.k, spec.features), theirs, b.keys),
             Rows::of(e, cx, (2, &spec.v, spec.values), theirs, b.keys),
         ]
     }
 }
 
-/// The thread's two queries, and its first column in each eight.
+/// Whether what these bits are of is a multiple of 16 bytes.
+fn is_aligned(e: &mut Emitter, bits: Val) -> Val {
+    let (mask, zero) = (e.i64(15), e.i64(0));
+    let low = e.op2("arith.andi", bits, mask);
+    e.cmp(Cmp::Eq, low, zero, false)
+}
+
+/// The thread's two rows, and its first column in each eight.
 pub(super) struct Place {
     pub rows: [Val; 2],
     pub column: Val,
+    /// Heads and queries of the rows; beyond the end the last one's.
+    points: [[Val; 2]; 2],
 }
 
 impl Place {
-    /// Of the lane of a warp whose first query is this one.
-    pub(super) fn of(e: &mut Emitter, lane: Reg<B32>, first: Val) -> Place {
+    /// Of the lane of a warp whose first row is this one.
+    pub(super) fn of(e: &mut Emitter, b: &Block, lane: Reg<B32>, first: Val) -> Place {
         let k = e.kernel_mut();
         let (g, t) = (k.shr(false, lane, 2), k.bitwise("and", lane, 3));
         let t = k.shl(t, 1);
         let (g, column) = (long(e, g), long(e, t));
-        let (row, eight) = (e.add(first, g), e.i64(8));
+        let (row, eight, one) = (e.add(first, g), e.i64(8), e.i64(1));
+        let rows = [row, e.add(row, eight)];
+        let last = e.sub(b.rows, one);
+        let points = rows.map(|row| {
+            let row = e.min(row, last, false);
+            if !b.packed {
+                return [b.head, row];
+            }
+            let (head, query) = split(e, row, b.queries);
+            [e.add(b.head, head), query]
+        });
         Place {
-            rows: [row, e.add(row, eight)],
+            rows,
             column,
+            points,
         }
     }
 }
@@ -230,10 +323,6 @@ impl Softmax<'_> {
         products: &[Sums],
         known: Option<&[ExprId]>,
     ) -> [Vec<Val>; 2] {
-        let one = e.i64(1);
-        let last_query = e.sub(b.queries, one);
-        // Beyond the end the last one stands in.
-        let queries = p.rows.map(|r| e.min(r, last_query, false));
         let key0 = e.add(key0, p.column);
         // Keys from here on, as a word: no more than matters.
         let (left, most) = (e.sub(b.keys, key0), e.i64(8 * products.len() as i64));
@@ -246,7 +335,8 @@ impl Softmax<'_> {
         for &condition in known.unwrap_or_default() {
             self.cx.assume(condition, true);
         }
-        self.cx.axes = vec![Some(b.batch), Some(b.head), None, None];
+        let head = (!b.packed).then_some(b.head);
+        self.cx.axes = vec![Some(b.batch), head, None, None];
         self.cx.push();
         self.cx.hoist(e, &[self.spec.score]);
         for (j, sums) in (0..).zip(products) {
@@ -264,7 +354,7 @@ impl Softmax<'_> {
                 };
                 let skip = e.cast(skip, Elem::I64, false, false);
                 let key = e.add(key0, skip);
-                let two = self.column(e, queries, key, [sums[c], sums[c + 2]], exists);
+                let two = self.column(e, &p.points, key, [sums[c], sums[c + 2]], exists);
                 out[0].push(two[0]);
                 out[1].push(two[1]);
             }
@@ -278,7 +368,7 @@ impl Softmax<'_> {
     fn column(
         &mut self,
         e: &mut Emitter,
-        queries: [Val; 2],
+        points: &[[Val; 2]; 2],
         key: Val,
         products: [Reg<F32>; 2],
         exists: Option<Val>,
@@ -286,8 +376,10 @@ impl Softmax<'_> {
         self.cx.axes[3] = Some(key);
         self.cx.push();
         self.cx.hoist(e, &[self.spec.score]);
+        let shared = self.cx.axes[1];
         let scores = [0, 1].map(|i| {
-            self.cx.axes[2] = Some(queries[i]);
+            self.cx.axes[1] = Some(points[i][0]);
+            self.cx.axes[2] = Some(points[i][1]);
             let product = e.from_single(products[i]);
             self.cx.accs.insert(0, product);
             self.cx.push();
@@ -295,6 +387,7 @@ impl Softmax<'_> {
             self.cx.pop();
             self.cx.accs.clear();
             self.cx.axes[2] = None;
+            self.cx.axes[1] = shared;
             let Some(exists) = exists else { return score };
             let low = e.float(SINGLE, f64::NEG_INFINITY);
             e.select(exists, score, low)

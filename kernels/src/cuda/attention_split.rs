@@ -2,21 +2,30 @@
 //! out to blocks ([`attention_halves`] on a part of them), since there are fewer heads than
 //! the chip has room for, and a second launch joins what they found.
 //!
+//! Query heads that share a key head are rows of one block (queries of the first head, then
+//! those of the second one …), so keys and values are read once for up to 64 of these. Up to
+//! 16 rows have a form of their own, whose warps share keys, so that tensor cores, which
+//! work on 16 rows at least, do each product once: else they would take about as long as
+//! memory does.
+//!
 //! Parts have [`PART`] keys, however many there are and whatever the batch is, and are joined
 //! in a fixed order: results depend on neither. In scratch each query has, part after part,
 //! its sums of weighted values, the maximum of its scores, and the sum of its weights.
 
 use super::attention::{exponential, larger};
+use super::attention_halves::{self, Deal};
 use super::attention_rows::{Block, Place, Softmax, State, inverse};
 use super::gemm::coordinates;
 use super::nest::{divide, long};
-use super::{GpuKernel, Ports, attention_halves, dim, entry, entry_of};
+use super::{GpuKernel, Ports, ask, dim, entry, entry_of};
+use crate::Size;
 use crate::attention::AttentionSpec;
 use crate::lower::ExprCx;
+use crate::softmax::Bounds;
 use kiln_codegen::emit::Cmp;
 use kiln_codegen::ptx::{F32, Half, Reg, Space};
 use kiln_codegen::{Elem, Emitter, GpuTarget, Ty, Val};
-use kiln_ir::Dim;
+use kiln_ir::{Dim, Tri};
 
 /// Keys of a part.
 const PART: i64 = 256;
@@ -32,47 +41,93 @@ const THREADS: i64 = 128;
 const AHEAD: i64 = 4;
 
 /// Columns that a lane has at once.
-const RUN: i64 = 4;
+pub(super) const RUN: i64 = 4;
 
 const SINGLE: Ty = Ty::scalar(Elem::F32);
 
 /// Numbers of a query and a part in scratch: values to whole instructions, then maximum
 /// and sum, to 16 bytes.
-fn width(spec: &AttentionSpec) -> i64 {
-    (spec.values + 15) / 16 * 16 + RUN
+pub(super) fn width(spec: &AttentionSpec) -> i64 {
+    ends_at(spec) + RUN
 }
 
-/// The form for few queries; none where there are too many, or too few keys.
+/// Numbers before maximum and sum.
+pub(super) fn ends_at(spec: &AttentionSpec) -> i64 {
+    (spec.values + 15) / 16 * 16
+}
+
+/// The forms for few queries, for few rows first; none where there are too many queries, or
+/// too few keys.
 pub(super) fn emit(
     spec: &AttentionSpec,
     half: Half,
     name: &str,
     target: &GpuTarget,
-) -> Option<GpuKernel> {
+) -> Vec<GpuKernel> {
     let (queries, keys) = (dim(spec.queries), dim(spec.keys));
-    let many = queries.as_const().is_some_and(|n| n > QUERIES);
-    if many || keys.as_const().is_some_and(|n| n < LEAST) {
-        return None;
+    let mut when = vec![];
+    let asked = ask(&mut when, &queries, &QUERIES.into())
+        .and_then(|()| ask(&mut when, &LEAST.into(), &keys));
+    if asked.is_none() {
+        return vec![];
     }
-    let first = entry_of(name, "parts");
-    let parts = keys.ceil_div(&PART.into());
+    let form = |deal, form: &str| passes(spec, half, (&entry_of(name, form), target), deal);
+    let any = form(Deal::Rows, "parts").map(|form| GpuKernel {
+        when: when.clone(),
+        ..form
+    });
+    let most = Dim::from(Deal::Keys.rows());
+    let group = dim(spec.group);
+    let rows = [group.clone() * queries, group * QUERIES.into()];
+    let few = ask(&mut when, &rows[0], &most).and_then(|()| form(Deal::Keys, "few"));
+    let few = few.map(|form| GpuKernel { when, ..form });
+    // Where there never are more rows, the form for few serves them all.
+    let only = few.is_some() && rows.iter().any(|n| n.le(&most) == Tri::Yes);
+    few.into_iter().chain(any.filter(|_| !only)).collect()
+}
+
+fn passes(
+    spec: &AttentionSpec,
+    half: Half,
+    (name, target): (&str, &GpuTarget),
+    deal: Deal,
+) -> Option<GpuKernel> {
+    let (queries, group) = (dim(spec.queries), dim(spec.group));
+    let parts = dim(spec.keys).ceil_div(&PART.into());
+    let kernel = attention_halves::part(spec, half, (name, target), (deal, Some(PART)))?;
     let rows = dim(spec.batch) * dim(spec.heads) * queries.clone();
-    let kernel = attention_halves::part(spec, half, (&first, target), Some(PART));
+    let key_heads = dim(spec.batch) * dim(spec.heads).floor_div(&group);
+    let blocks = (group * queries).ceil_div(&deal.rows().into());
+    let scratch = rows.clone() * parts.clone() * (4 * width(spec)).into();
+    let params: Vec<Dim> = (0..spec.params).map(|i| dim(Size::Param(i))).collect();
+    let (flops, bytes) = spec.cost(&params);
+    let then = entry_of(name, "join");
     Some(GpuKernel {
-        when: vec![(queries, QUERIES.into()), (LEAST.into(), keys)],
-        grid: [kernel.grid[0].clone(), parts.clone(), Dim::ONE],
-        scratch: rows.clone() * parts * (4 * width(spec)).into(),
-        then: vec![join(spec, (&entry_of(name, "join"), target), rows)],
+        grid: [key_heads * blocks, parts, Dim::ONE],
+        work: Some((flops, bytes + scratch.clone())),
+        then: vec![join(spec, (&then, target), rows, &scratch)],
+        scratch,
         ..kernel
     })
 }
 
-/// The keys from and to which a block's part goes.
-pub(super) fn range(e: &mut Emitter, keys: i64) -> (Val, Val) {
+/// The keys that a block looks at: those of its part that some query sees. Where bounds
+/// are a head's own, that is left to the scores.
+pub(super) fn range(e: &mut Emitter, softmax: &mut Softmax, b: &Block, keys: i64) -> (Val, Val) {
+    let spec = softmax.spec;
     let part = e.kernel_mut().block(1);
     let (part, keys) = (long(e, part), e.i64(keys));
     let from = e.mul(part, keys);
-    (from, e.add(from, keys))
+    let to = e.add(from, keys);
+    let bounds = Bounds::of(&spec.exprs, spec.score);
+    let bounds = match bounds.by_head(&spec.exprs) {
+        true => Bounds::default(),
+        false => bounds,
+    };
+    let zero = e.i64(0);
+    let at = [b.batch, b.head, zero, b.queries];
+    let (low, end) = bounds.range(e, &mut softmax.cx, at, b.keys);
+    (e.max(low, from, false), e.min(end, to, false))
 }
 
 /// Where a query's part is in scratch.
@@ -92,48 +147,102 @@ fn parts(e: &mut Emitter, keys: Val, each: i64) -> Val {
     e.op2("arith.divui", up, each)
 }
 
-/// Keeps what a block found in its part of so many keys.
-pub(super) fn keep(
-    e: &mut Emitter,
-    softmax: &Softmax,
-    (b, p): (&Block, &Place),
-    state: &State,
-    (keys, scratch): (i64, Val),
-) {
-    let spec = softmax.spec;
-    let totals = softmax.totals(e, state);
-    let part = e.kernel_mut().block(1);
-    let part = long(e, part);
-    let all = parts(e, b.keys, keys);
-    let heads = softmax.cx.size(e, spec.heads);
-    let head = e.mul(b.batch, heads);
-    let head = e.add(head, b.head);
-    let before = e.mul(head, b.queries);
-    let zero = e.i64(0);
-    let first = e.cmp(Cmp::Eq, p.column, zero, false);
-    for i in 0..2 {
-        let exists = e.cmp(Cmp::Lt, p.rows[i], b.queries, false);
-        e.if_then(exists, |e| {
-            let row = e.add(before, p.rows[i]);
-            let to = place(e, spec, scratch, row, [part, all]);
-            let values = e.offset(to, p.column, Elem::F32);
-            let (to, values) = (e.long(to), e.long(values));
-            for (j, r) in (0..).zip(&state.result) {
-                let k = e.kernel_mut();
-                k.store(Space::Global, values, 32 * j, &r[2 * i..2 * i + 2]);
-            }
-            let two = [state.max[i], totals[i]].map(|x| e.single(x));
-            let behind = 4 * (width(spec) - RUN);
-            e.if_then(first, |e| {
-                e.kernel_mut().store(Space::Global, to, behind, &two);
+/// Where a block's rows have what they found in a part.
+pub(super) struct Kept<'a> {
+    pub spec: &'a AttentionSpec,
+    scratch: Val,
+    /// Rows of heads before the block's first one.
+    before: Val,
+    /// The part, and how many there are.
+    of: [Val; 2],
+}
+
+impl<'a> Kept<'a> {
+    /// Of parts of so many keys, in scratch.
+    pub(super) fn of(
+        e: &mut Emitter,
+        softmax: &Softmax<'a>,
+        b: &Block,
+        (keys, scratch): (i64, Val),
+    ) -> Kept<'a> {
+        let spec = softmax.spec;
+        let part = e.kernel_mut().block(1);
+        let part = long(e, part);
+        let all = parts(e, b.keys, keys);
+        let heads = softmax.cx.size(e, spec.heads);
+        let head = e.mul(b.batch, heads);
+        let head = e.add(head, b.head);
+        Kept {
+            spec,
+            scratch,
+            before: e.mul(head, b.queries),
+            of: [part, all],
+        }
+    }
+
+    /// The address of a row's numbers.
+    pub(super) fn row(&self, e: &mut Emitter, row: Val) -> Val {
+        let row = e.add(self.before, row);
+        place(e, self.spec, self.scratch, row, self.of)
+    }
+
+    /// Keeps what warps found that have rows of their own.
+    pub(super) fn keep(
+        &self,
+        e: &mut Emitter,
+        softmax: &Softmax,
+        (b, p): (&Block, &Place),
+        state: &State,
+    ) {
+        let totals = softmax.totals(e, state);
+        for i in 0..2 {
+            let exists = e.cmp(Cmp::Lt, p.rows[i], b.rows, false);
+            e.if_then(exists, |e| {
+                let to = self.row(e, p.rows[i]);
+                self.write(e, p, to, (state, &totals), i);
             });
-        });
+        }
+    }
+
+    /// Writes what a thread has of its row `i`: values, then maximum and sum.
+    pub(super) fn write(
+        &self,
+        e: &mut Emitter,
+        p: &Place,
+        to: Val,
+        (state, totals): (&State, &[Val; 2]),
+        i: usize,
+    ) {
+        for (j, r) in (0..).zip(&state.result) {
+            let skip = e.i64(8 * j);
+            let column = e.add(p.column, skip);
+            let to = e.offset(to, column, Elem::F32);
+            let two = [0, 1].map(|c| e.from_single(r[2 * i + c]));
+            e.store_few(&two, to);
+        }
+        let zero = e.i64(0);
+        let first = e.cmp(Cmp::Eq, p.column, zero, false);
+        e.if_then(first, |e| self.close(e, to, [state.max[i], totals[i]]));
+    }
+
+    /// Writes a row's maximum and sum.
+    pub(super) fn close(&self, e: &mut Emitter, row: Val, ends: [Val; 2]) {
+        let behind = e.i64(ends_at(self.spec));
+        let to = e.offset(row, behind, Elem::F32);
+        e.store_few(&ends, to);
     }
 }
 
 /// The launch that joins parts: a warp for each query of each head.
-fn join(spec: &AttentionSpec, (name, target): (&str, &GpuTarget), rows: Dim) -> GpuKernel {
+fn join(
+    spec: &AttentionSpec,
+    (name, target): (&str, &GpuTarget),
+    rows: Dim,
+    scratch: &Dim,
+) -> GpuKernel {
     let (body, _) = entry(name, target, THREADS as u32, |e| {
+        // For 64 registers a thread: ptxas would aim at more blocks, and spill.
+        e.kernel_mut().set_resident(8);
         let ports = Ports::declare(e, spec.args.len(), spec.params);
         let cx = ExprCx::new(&spec.exprs, ports.args, ports.params, ports.status);
         let softmax = Softmax {
@@ -149,6 +258,8 @@ fn join(spec: &AttentionSpec, (name, target): (&str, &GpuTarget), rows: Dim) -> 
         grid: [rows.ceil_div(&(THREADS / 32).into()), Dim::ONE, Dim::ONE],
         block: [THREADS as u32, 1, 1],
         cluster: [1; 3],
+        // An addition of a product for each number of scratch.
+        work: Some((scratch.floor_div(&2.into()), scratch.clone())),
         ..GpuKernel::default()
     }
 }
@@ -254,7 +365,7 @@ impl Joined<'_> {
     fn ends(&self, e: &mut Emitter, part: Val) -> [Val; 2] {
         let from = self.place(e, part);
         let from = e.long(from);
-        let behind = 4 * (width(self.spec) - RUN);
+        let behind = 4 * ends_at(self.spec);
         let two: Vec<Reg<F32>> = e.kernel_mut().load(Space::Global, from, behind, 2);
         [e.from_single(two[0]), e.from_single(two[1])]
     }

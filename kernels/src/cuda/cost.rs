@@ -242,11 +242,13 @@ fn pass(
 mod tests {
     use super::*;
     use crate::LoopNest;
+    use crate::attention::AttentionSpec;
     use crate::cuda::{blocks_wide, tail};
     use crate::cuda::{emit, form};
     use crate::expr::{Exprs, Index, Size};
     use crate::matmul::{Blocks, Columns, MatMulSpec};
     use kiln_codegen::ptx::Half;
+    use kiln_ir::{BinaryFn, CompareFn};
 
     /// The same with weights of four bits in blocks of 128.
     fn quantized(m: i64, n: i64, k: i64) -> MatMulSpec {
@@ -336,5 +338,72 @@ mod tests {
             assert!(p.flops / p.seconds < target.f16_peak);
             assert!(p.bytes / p.seconds < target.bandwidth);
         }
+    }
+
+    /// Attention of bf16, head after head, of a causal mask or of none.
+    fn attention(causal: bool, [heads, group, queries, keys]: [i64; 4]) -> KernelSpec {
+        let mut exprs = Exprs::new();
+        let mut score = exprs.acc(0, DType::F32).unwrap();
+        if causal {
+            let (query, key) = (exprs.axis(2), exprs.axis(3));
+            let before = exprs.i64(keys - queries);
+            let last = exprs.binary(BinaryFn::Add, query, before).unwrap();
+            let seen = exprs.compare(CompareFn::Le, key, last).unwrap();
+            let hidden = exprs.f32(f32::NEG_INFINITY);
+            score = exprs.select(seen, score, hidden).unwrap();
+        }
+        let rows =
+            |heads: i64, many: i64| [heads * many * 128, many * 128, 128, 1].map(Size::Const);
+        KernelSpec::Attention(AttentionSpec {
+            exprs,
+            args: vec![DType::BF16; 4],
+            params: 0,
+            batch: Size::ONE,
+            heads: Size::Const(heads),
+            group: Size::Const(group),
+            queries: Size::Const(queries),
+            keys: Size::Const(keys),
+            features: 128,
+            values: 128,
+            q: rows(heads, queries),
+            k: rows(heads / group, keys),
+            v: rows(heads / group, keys),
+            out: rows(heads, queries),
+            score,
+            block: if queries > 16 { 64 } else { 16 },
+        })
+    }
+
+    fn attends(causal: bool, sizes: [i64; 4]) -> Prediction {
+        let (spec, target) = (attention(causal, sizes), GpuTarget::sm_90a());
+        let forms = emit(&spec, "k", &target).unwrap();
+        predict(&spec, form(&forms, &[]).unwrap(), &[], &target).unwrap()
+    }
+
+    #[test]
+    fn a_causal_attention_does_half_of_a_whole_one() {
+        let sizes = [32, 8, 4096, 4096];
+        let (causal, whole) = (attends(true, sizes), attends(false, sizes));
+        assert_eq!(causal.blocks, 1024.0);
+        assert_eq!(2.0 * causal.flops, whole.flops * 2049.0 / 2048.0);
+        assert!(causal.by_arithmetic && whole.by_arithmetic);
+        let share = (causal.seconds - LAUNCH) / (whole.seconds - LAUNCH);
+        assert!((share - 0.5).abs() < 0.01, "{share}");
+    }
+
+    #[test]
+    fn a_step_of_decoding_reads_keys_once_for_heads_that_share_them() {
+        let (shared, own) = (
+            attends(true, [32, 4, 1, 8192]),
+            attends(true, [32, 1, 1, 8192]),
+        );
+        let kept = 2.0 * 2.0 * 128.0 * 8192.0 * 8.0;
+        // The last query sees all keys; scratch is a few percent.
+        assert!(
+            shared.bytes > kept && shared.bytes < 1.15 * kept,
+            "{shared:?}"
+        );
+        assert!(own.bytes > 4.0 * kept && !own.by_arithmetic && !shared.by_arithmetic);
+        assert!(shared.blocks == 256.0 && own.blocks == 1024.0);
     }
 }

@@ -7,10 +7,14 @@
 
 mod apart;
 mod attention;
+mod attention_copies;
+mod attention_few;
 mod attention_groups;
 mod attention_halves;
+mod attention_products;
 mod attention_rows;
 mod attention_split;
+mod attention_tiles;
 mod block;
 mod blocks;
 mod blocks_element;

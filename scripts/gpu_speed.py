@@ -161,19 +161,21 @@ def peers_of_product(kernel, rounds, compiled):
 
 
 def peers_of_attention(kernel, rounds, _):
-    causal, scale = kernel["op"]["mask"] == "Causal", kernel["op"]["scale"]
+    how = {"is_causal": kernel["op"]["mask"] == "Causal", "scale": kernel["op"]["scale"]}
+    if kernel["op"]["group"] > 1:
+        how["enable_gqa"] = True
     peers = {}
     for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
         def call(i, backend=getattr(SDPBackend, name)):
             r = rounds[i]
             with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(r["q"], r["k"], r["v"], is_causal=causal, scale=scale)
+                return F.scaled_dot_product_attention(r["q"], r["k"], r["v"], **how)
 
         try:
             call(0)
             peers[name.lower()] = call
-        except RuntimeError:
-            continue  # PyTorch has no such kernel for this problem.
+        except (RuntimeError, TypeError):
+            continue  # PyTorch has no such kernel for this problem, or knows no such problem.
     return peers
 
 

@@ -250,6 +250,7 @@ pub fn cases() -> Vec<Case> {
         (2048, 64, Mask::None),
         (4096, 128, Mask::None),
         (4096, 128, Mask::Causal),
+        (4096, 256, Mask::Causal),
         (8192, 64, Mask::Causal),
         (16384, 128, Mask::None),
         (16384, 128, Mask::Causal),
@@ -267,5 +268,15 @@ pub fn cases() -> Vec<Case> {
         ..Attention::new(BF16, [1, 16384], 128, Mask::None)
     };
     cases.push(decoded.timed());
+    // Heads that share keys, as in models of text: what they read, and what they write.
+    let text = |batch, [queries, keys]: [i64; 2], mask| Attention {
+        batch,
+        heads: 32,
+        group: 4,
+        seq_first: true,
+        ..Attention::new(BF16, [queries, keys], 128, mask)
+    };
+    cases.push(text(2, [4096, 4096], Mask::Causal).timed());
+    cases.push(text(8, [1, 8192], Mask::None).timed());
     cases
 }

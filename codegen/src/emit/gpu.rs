@@ -459,12 +459,7 @@ impl Gpu {
         let bytes = if elem == Elem::I1 { 8 } else { elem.bits() } / 8;
         let any = match (self.any(base), self.any(index)) {
             (Any::Long(base), Any::Long(index)) => {
-                // `mad` takes an instruction more, as 64 bits are multiplied by halves.
-                let skip = match bytes {
-                    1 => index,
-                    _ => self.kernel.shl(index, bytes.trailing_zeros() as i32),
-                };
-                Any::Long(self.kernel.add(base, skip))
+                Any::Long(self.kernel.mad(index, i64::from(bytes), base))
             }
             (Any::Word(base), Any::Long(index)) => {
                 let index = self.kernel.low(index);

@@ -414,12 +414,13 @@ pub(super) fn summand(e: &mut Emitter, x: Val, t: DType, acc: DType) -> Val {
     }
 }
 
-/// Element `j` of a thread among those of a part, as a fast and a slow coordinate.
+/// Element `j` of a thread among those of a part, as a fast and a slow coordinate. The fast
+/// ones are the same for every `j`, and there are no more of them than threads.
 fn spread(e: &mut Emitter, thread: Val, j: i64, fast: i64) -> (Val, Val) {
-    let skip = e.i64(j * THREADS);
-    let i = e.add(thread, skip);
+    let skip = e.i64(j * THREADS / fast);
     let fast = e.i64(fast);
-    (e.op2("arith.remui", i, fast), e.op2("arith.divui", i, fast))
+    let slow = e.op2("arith.divui", thread, fast);
+    (e.op2("arith.remui", thread, fast), e.add(slow, skip))
 }
 
 /// Coordinates of a row-major position.

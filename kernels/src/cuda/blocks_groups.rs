@@ -225,14 +225,7 @@ impl<'a> Groups<'a> {
     }
 
     fn lane(&self, e: &mut Emitter, cx: &ExprCx, p: &Place) -> Lane {
-        let lane = e.kernel_mut().lane();
-        let lane = long(e, lane);
-        let (four, size, sixteen) = (e.i64(4), e.i64(32), e.i64(16));
-        let of_eight = e.op2("arith.divui", lane, four);
-        let quarter = e.op2("arith.remui", lane, four);
-        let warp = e.op2("arith.divui", p.thread, size);
-        let first = e.mul(warp, sixteen);
-        let first = e.add(first, of_eight);
+        let (first, quarter) = own_column(e, p);
         let columns = [0, 8].map(|skip| {
             let skip = e.i64(skip);
             let at = e.add(first, skip);
@@ -374,14 +367,7 @@ impl<'a> Groups<'a> {
             pitch: self.pitch(),
             elem: Elem::F32,
         };
-        let lane = e.kernel_mut().lane();
-        let lane = long(e, lane);
-        let (four, size, sixteen) = (e.i64(4), e.i64(32), e.i64(16));
-        let of_eight = e.op2("arith.divui", lane, four);
-        let quarter = e.op2("arith.remui", lane, four);
-        let warp = e.op2("arith.divui", p.thread, size);
-        let column = e.mul(warp, sixteen);
-        let column = e.add(column, of_eight);
+        let (column, quarter) = own_column(e, p);
         let apart = e.i64(2 * self.pitch());
         let at = e.mul(quarter, apart);
         let at = e.add(at, column);
@@ -396,4 +382,17 @@ impl<'a> Groups<'a> {
         }
         shown
     }
+}
+
+/// Which of the block's columns is the lane's first, and which of the four lanes that share it
+/// this one is.
+fn own_column(e: &mut Emitter, p: &Place) -> (Val, Val) {
+    let lane = e.kernel_mut().lane();
+    let lane = long(e, lane);
+    let (four, size, sixteen) = (e.i64(4), e.i64(32), e.i64(16));
+    let of_eight = e.op2("arith.divui", lane, four);
+    let quarter = e.op2("arith.remui", lane, four);
+    let warp = e.op2("arith.divui", p.thread, size);
+    let first = e.mul(warp, sixteen);
+    (e.add(first, of_eight), quarter)
 }

@@ -1,7 +1,7 @@
 //! Running reductions along long rows, which GPUs give to blocks.
 
 use crate::gpu::Gpu;
-use crate::support::{Case, Rng, bytes, check, check_on};
+use crate::support::{Case, Rng, bytes, check_form};
 use kiln_ir::DType;
 use kiln_kernels::*;
 
@@ -73,21 +73,6 @@ fn scan(
     }
 }
 
-/// Checks on the CPU and on both kinds of GPU; every case has a form of this name.
-fn check_scans(cases: Vec<Case>, form: &str) {
-    let kernels: Vec<(String, KernelSpec)> = (cases.iter())
-        .map(|c| (c.name.clone(), KernelSpec::Nest(c.nest.clone())))
-        .collect();
-    let mut seen = vec![];
-    let gpu = Gpu::on("sm_90a", &kernels);
-    check_on(&gpu, &cases, &mut |name, _| seen.push(name.to_string()));
-    for case in &cases {
-        let name = format!("{}_{form}", case.name);
-        assert!(seen.contains(&name), "{name} did not run: {seen:?}");
-    }
-    check(cases);
-}
-
 #[test]
 fn blocks_scan_rows_of_every_type() {
     use Reducer::{Max, Min, Prod, Sum};
@@ -130,7 +115,7 @@ fn blocks_scan_rows_of_every_type() {
         (false, false),
         (data(&mut rng, F, (m * k) as usize), vec![m, k]),
     ));
-    check_scans(cases, "scan");
+    check_form(cases, "scan");
 }
 
 #[test]
@@ -158,7 +143,7 @@ fn several_blocks_scan_a_long_row() {
             ),
         ));
     }
-    check_scans(cases, "scan_parts1");
+    check_form(cases, "scan_parts1");
 }
 
 #[test]

@@ -196,6 +196,21 @@ pub fn check(cases: Vec<Case>) {
     check_on(&Gpu::new(&kernels), &cases, &mut |_, _| {});
 }
 
+/// The same with both kinds of GPU; every case has a form of this name on Hopper.
+pub fn check_form(cases: Vec<Case>, form: &str) {
+    let kernels: Vec<(String, KernelSpec)> = (cases.iter())
+        .map(|c| (c.name.clone(), KernelSpec::Nest(c.nest.clone())))
+        .collect();
+    let mut seen = vec![];
+    let gpu = Gpu::on("sm_90a", &kernels);
+    check_on(&gpu, &cases, &mut |name, _| seen.push(name.to_string()));
+    for case in &cases {
+        let name = format!("{}_{form}", case.name);
+        assert!(seen.contains(&name), "{name} did not run: {seen:?}");
+    }
+    check(cases);
+}
+
 /// Runs every form of every case on a GPU and compares every buffer with the reference;
 /// `see` gets each form's name and buffers.
 pub fn check_on(gpu: &Gpu, cases: &[Case], see: &mut dyn FnMut(&str, &[Vec<u8>])) {
